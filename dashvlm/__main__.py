@@ -1,0 +1,23 @@
+"""``python -m dashvlm`` lists the verbs."""
+
+VERBS = {
+    "train": "fit one configuration, or a sweep with -m, and print its table",
+    "evaluate": "score a finished run on other data, or a backbone without training",
+    "predict": "risk over time of one video, from a finished run",
+    "inspect": "dataset card and contact sheet (data=...), or a model's parts (model=...)",
+    "report": "the table of the runs in a folder",
+    "export": "PEFT adapter, merged model and model card of a finished run",
+}
+
+
+def main() -> None:
+    """Print the verbs."""
+    print("python -m dashvlm.VERB [key=value ...]   (--help shows a verb's configuration)\n")
+    for verb, what in VERBS.items():
+        print(f"  {verb:9s} {what}")
+    print("\nfirst command:  python -m dashvlm.train model=smolvlm2 task=crash "
+          "model.checkpoint=tiny data=synthetic -m data.num_frames=5,10,15")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Vision-language models behind one contract: encode, loss, score, pooled, generate."""

@@ -1,0 +1,249 @@
+"""Any Hugging Face image-text-to-text model, described by a YAML file in ``conf/model``.
+
+Frames go in as images, in the place and order the chat says; the processor's own frame sampling,
+image splitting and time printing are switched off by the YAML.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
+
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from dashvlm.backbones.base import IGNORED, Backbone, Batch, Encoder
+from dashvlm.backbones.processors import load_processor
+from dashvlm.data.clip import FrameArray, Messages
+from dashvlm.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+@final
+class HFEncoder(Encoder):
+    """Chat template, tokenizer and image processor of a checkpoint.
+
+    Args:
+        processor: the Hugging Face processor.
+        image_kwargs: fixed arguments of the image processor (pixel budget, no splitting).
+    """
+
+    def __init__(self, processor: Any, image_kwargs: Mapping[str, Any]) -> None:
+        self.processor, self.tokenizer = processor, processor.tokenizer
+        self.image_kwargs = dict(image_kwargs)
+        self._suffixes: dict[str, list[int]] = {}
+
+    def encode(
+        self,
+        chats: Sequence[Messages],
+        frames: Sequence[FrameArray],
+        answers: Sequence[str] | None = None,
+    ) -> Batch:
+        """See :meth:`Encoder.encode`."""
+        if answers is None:
+            texts = [self._render(chat, generation=True) for chat in chats]
+        else:
+            full = [[*c, _assistant(a)] for c, a in zip(chats, answers, strict=True)]
+            texts = [self._render(chat, generation=False) for chat in full]
+        batch: Batch = dict(
+            self.processor(
+                text=texts,
+                images=[[Image.fromarray(f) for f in clip] for clip in frames],
+                return_tensors="pt",
+                padding=True,
+                padding_side="left" if answers is None else "right",
+                images_kwargs=self.image_kwargs,
+            )
+        )
+        if answers is not None:
+            batch["labels"] = self._labels(batch["input_ids"], batch["attention_mask"], answers)
+        return batch
+
+    def choice_tokens(self, choices: Sequence[str]) -> list[int]:
+        """See :meth:`Encoder.choice_tokens`."""
+        first = [self._suffix(choice)[0] for choice in choices]
+        if len(set(first)) != len(first):
+            raise ConfigError(
+                "choices cannot be told apart by their first token",
+                got=", ".join(f"{c!r} -> {self.tokenizer.decode([t])!r}" for c, t in zip(choices, first, strict=True)),
+                do="use answers that begin differently, such as letters",
+            )
+        return first
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """See :meth:`Encoder.decode`."""
+        return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _render(self, chat: Messages, generation: bool) -> str:
+        return str(
+            self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation)
+        )
+
+    def _suffix(self, answer: str) -> list[int]:
+        """Token ids from the end of the prompt to the end token, inclusive."""
+        if answer not in self._suffixes:
+            chat: Messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+            prompt = self._render(chat, generation=True)
+            full = self._render([*chat, _assistant(answer)], generation=False)
+            if not full.startswith(prompt):
+                raise CheckpointError(
+                    "the chat template does not put the answer behind the generation prompt",
+                    got=f"{prompt!r} / {full!r}",
+                    do="set a chat template that does",
+                )
+            ids = self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids
+            end = self.tokenizer.eos_token_id
+            # Templates write a newline after the end token; it is not part of the answer.
+            self._suffixes[answer] = ids[: ids.index(end) + 1] if end in ids else ids
+            self._suffixes[answer + "\x00tail"] = ids
+        return self._suffixes[answer]
+
+    def _labels(self, ids: Tensor, mask: Tensor, answers: Sequence[str]) -> Tensor:
+        labels = torch.full_like(ids, IGNORED)
+        for row, answer in enumerate(answers):
+            suffix = self._suffix(answer)
+            tail = len(self._suffixes[answer + "\x00tail"])
+            start = int(mask[row].sum()) - tail
+            span = slice(start, start + len(suffix))
+            if ids[row, span].tolist() != suffix:
+                raise CheckpointError(
+                    "the answer's tokens are not where the loss mask expects them",
+                    got=f"{self.tokenizer.decode(ids[row, span])!r}, expected {answer!r}",
+                    do="report this with the name of the checkpoint: its template merges tokens",
+                )
+            labels[row, span] = ids[row, span]
+        return labels
+
+
+@final
+class HFBackbone(Backbone):
+    """A Hugging Face ``*ForConditionalGeneration`` network and its encoder.
+
+    Args:
+        net: the network.
+        encoder: its encoder.
+        roles: role -> regular expression of module names.
+    """
+
+    def __init__(self, net: nn.Module, encoder: HFEncoder, roles: Mapping[str, str]) -> None:
+        super().__init__()
+        self.net, self.encoder, self._roles = net, encoder, dict(roles)
+        self.hidden_size = int(self.base().config.get_text_config().hidden_size)
+
+    @property
+    def roles(self) -> Mapping[str, str]:
+        """See :attr:`Backbone.roles`."""
+        return self._roles
+
+    def base(self) -> Any:
+        """The network without the PEFT wrapper (adapters stay injected)."""
+        return self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
+
+    def loss(self, batch: Batch) -> Tensor:
+        """See :meth:`Backbone.loss`. The vocabulary is projected at answer positions only."""
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        hidden = self.base().model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        labels = batch["labels"][:, 1:]
+        kept = labels != IGNORED
+        logits = self.base().get_output_embeddings()(hidden[kept])
+        return nn.functional.cross_entropy(logits.float(), labels[kept])
+
+    def score(self, batch: Batch, choices: Sequence[str]) -> Tensor:
+        """See :meth:`Backbone.score`. One forward pass whatever the number of choices."""
+        hidden = self.base().model(**batch, use_cache=False).last_hidden_state[:, -1]
+        logits = self.base().get_output_embeddings()(hidden).float()
+        return logits[:, self.encoder.choice_tokens(choices)].log_softmax(-1)
+
+    def pooled(self, batch: Batch, how: Literal["last", "mean"] | nn.Module) -> Tensor:
+        """See :meth:`Backbone.pooled`."""
+        hidden = self.base().model(**batch, use_cache=False).last_hidden_state
+        mask = batch["attention_mask"]
+        if how == "last":
+            # The position of the last real token, whatever the padding side.
+            last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
+            return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        if how == "mean":
+            weight = mask.unsqueeze(-1).to(hidden.dtype)
+            return (hidden * weight).sum(1) / weight.sum(1)
+        pooled: Tensor = how(hidden, mask)  # type: ignore[operator]
+        return pooled
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
+        """See :meth:`Backbone.generate`."""
+        ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])
+
+
+def load(
+    checkpoint: str,
+    image_kwargs: Mapping[str, Any],
+    roles: Mapping[str, str],
+    dtype: str = "auto",
+    quantization: str | None = None,
+    attn_implementation: str | None = None,
+) -> HFBackbone:
+    """Load a checkpoint by hub id or folder, without running any of its code.
+
+    Args:
+        checkpoint: hub id or folder with safetensors weights.
+        image_kwargs: see :class:`HFEncoder`.
+        roles: see :class:`HFBackbone`.
+        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
+        quantization: ``nf4`` for 4-bit weights with double quantisation, or None.
+        attn_implementation: passed on; None lets transformers choose.
+
+    Raises:
+        CheckpointError: if the checkpoint is missing, gated, or not of a supported kind.
+    """
+    kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if attn_implementation:
+        kwargs["attn_implementation"] = attn_implementation
+    if quantization == "nf4":
+        kwargs |= {"quantization_config": _nf4(), "dtype": torch.bfloat16}
+    try:
+        net = transformers.AutoModelForImageTextToText.from_pretrained(
+            checkpoint, use_safetensors=True, trust_remote_code=False, **kwargs
+        )
+        encoder = HFEncoder(load_processor(checkpoint), image_kwargs)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"model.checkpoint={checkpoint} cannot be loaded",
+            got=str(error).strip().splitlines()[0],
+            do="check the name and your network or HF_TOKEN, give a local folder, or use "
+            "model.checkpoint=tiny, which needs no download",
+        ) from error
+    if quantization == "nf4":
+        _guard_cpu_4bit(net)
+    # Output embeddings tie, dropout and caches are left as the checkpoint has them.
+    return HFBackbone(net, encoder, roles)
+
+
+def _nf4() -> Any:
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def _guard_cpu_4bit(net: nn.Module) -> None:
+    """Keep 4-bit layers trainable on CPUs with AVX512-BF16.
+
+    bitsandbytes repacks such layers at the first evaluation into a layout without autograd:
+    training then loses gradients, some of them silently.
+    """
+    import bitsandbytes
+
+    for module in net.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _assistant(answer: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}

@@ -1,0 +1,148 @@
+"""Tiny random-weight twins of real checkpoints, described by the ``twin`` part of a model's YAML.
+
+A twin is saved in hub layout and loaded by the very code that loads a hub id, so what runs on a
+laptop in seconds is the path that runs on a GPU. Weights depend on the YAML and torch only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from dashvlm.backbones.processors import image_only, save_processor
+from dashvlm.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# What the tokenizer is trained on: the words of the prompts and answers, in both languages.
+CORPUS = (
+    "0.0 s ago: 0.5 s ago: 1.0 s ago: 1.5 s ago: 2.0 s ago: 10.5 s ago: 3 4 5 6 7 8 9",
+    "Is a vehicle collision likely to happen within 1 to 2 seconds? Answer Yes or No.",
+    "User: Assistant: Yes Assistant: No user assistant system You are a helpful assistant.",
+    "Assistant: A Assistant: B Assistant: C Assistant: D Frame 1: Frame 2: answer choices letter",
+    "car pedestrian sidewalk road left right front center traffic light sign red green yellow",
+    "Câu hỏi lựa chọn đáp án hình ảnh biển báo đèn đỏ xanh vàng đường xe trái phải không có",
+    "The road_type is urban, weather clear, visibility good, risk_factor low medium high { } [ ] \" :",
+)
+VOCABULARY = 640
+
+
+def twin_folder(spec: Mapping[str, Any], cache: Path) -> Path:
+    """Return a folder with the twin's checkpoint, building it on first use.
+
+    Args:
+        spec: the ``twin`` part of a model's YAML, as plain values.
+        cache: folder for all twins; several processes may share it.
+    """
+    text = json.dumps([spec, CORPUS, VOCABULARY, torch.__version__], sort_keys=True)
+    folder = cache / hashlib.sha256(text.encode()).hexdigest()[:16]
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            building = folder.with_suffix(".tmp")
+            shutil.rmtree(building, ignore_errors=True)
+            _build(spec, building)
+            building.rename(folder)
+    return folder
+
+
+def _build(spec: Mapping[str, Any], folder: Path) -> None:
+    tokenizer = _tokenizer(spec)
+    processor = _processor(spec, tokenizer)
+    config = _config(spec, tokenizer)
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(0)
+        net = _class(spec["model"])(config)
+        # Some families start with gates at zero, where pixels have no effect and get no gradient.
+        for pattern, value in (spec.get("fill") or {}).items():
+            for name, parameter in net.named_parameters():
+                if re.search(pattern, name):
+                    parameter.data.fill_(float(value))
+    net.generation_config.pad_token_id = tokenizer.pad_token_id
+    net.generation_config.eos_token_id = tokenizer.eos_token_id
+    net.save_pretrained(folder)
+    save_processor(processor, folder)
+    log.info(
+        "built a tiny %s with %s parameters in %s",
+        spec["model"],
+        f"{sum(p.numel() for p in net.parameters()):,}",
+        folder,
+    )
+
+
+def _tokenizer(spec: Mapping[str, Any]) -> Any:
+    """Train a byte-level BPE; special tokens come first, ``appended`` ones after the vocabulary."""
+    options = dict(spec["tokenizer"])
+    base = Tokenizer(models.BPE())
+    base.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    base.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(options.pop("special")),
+        show_progress=False,
+    )
+    base.train_from_iterator([line for line in CORPUS for _ in range(4)], trainer)
+    base.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in options.pop("appended", ())]
+    )
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=base, padding_side="left", **options
+    )
+
+
+def _processor(spec: Mapping[str, Any], tokenizer: Any) -> Any:
+    """Build the processor; its video half only where torchvision allows it."""
+    options = {k: v for k, v in spec["processor"].items() if k != "class"}
+    name, template = spec["processor"]["class"], spec["chat_template"]
+    if not spec.get("video_processor"):
+        suffix = "" if transformers.utils.is_torchvision_available() else "Pil"
+        images = _make(spec["image_processor"], suffix)
+        return _class(name)(images, tokenizer, chat_template=template, **options)
+    if not transformers.utils.is_torchvision_available():
+        images = _make(spec["image_processor"], "Pil")
+        return image_only(name, images, tokenizer, template, options)
+    parts = _make(spec["image_processor"]), tokenizer, _make(spec["video_processor"])
+    return _class(name)(*parts, chat_template=template, **options)
+
+
+def _config(spec: Mapping[str, Any], tokenizer: Any) -> Any:
+    """Build the model's config, with ``id:<token>`` and ``vocab`` replaced by numbers."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {k: fill(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [fill(v) for v in value]
+        if value == "vocab":
+            appended = len(spec["tokenizer"].get("appended", ()))
+            return len(tokenizer) - appended
+        if isinstance(value, str) and value.startswith("id:"):
+            return tokenizer.convert_tokens_to_ids(value[3:])
+        return value
+
+    return _make(fill(spec["config"]))
+
+
+def _make(spec: Mapping[str, Any], suffix: str = "") -> Any:
+    return _class(spec["class"] + suffix)(**{k: v for k, v in spec.items() if k != "class"})
+
+
+def _class(name: str) -> Any:
+    made = getattr(transformers, name, None)
+    if made is None:
+        raise ConfigError("model.twin names a class that transformers does not have", got=name)
+    return made

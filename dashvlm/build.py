@@ -1,0 +1,243 @@
+"""From a configuration to live objects, one function an object. Imports no Hydra."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpointing, load_trained
+from dashvlm.backbones.base import Backbone
+from dashvlm.backbones.tiny import twin_folder
+from dashvlm.data.clip import SPLITS, Clip, Sample, Split
+from dashvlm.data.datamodule import decode_once
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.load import build_store, load_manifest
+from dashvlm.data.manifest import Manifest, Quarantined
+from dashvlm.data.samples import build_samples, union_of_times
+from dashvlm.errors import CheckpointError, ConfigError, DataError
+from dashvlm.targets import resolve
+from dashvlm.tasks.base import Task
+from dashvlm.training.module import VLMModule
+
+log = logging.getLogger(__name__)
+Config = Mapping[str, Any]
+"""A resolved configuration of plain Python values."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset made ready: manifest, frame store, and the samples of each split."""
+
+    manifest: Manifest
+    store: FrameStore
+    samples: dict[Split, list[Sample]]
+    skipped: list[Clip]
+
+    @property
+    def test_split(self) -> Split:
+        """The split that results come from: test, or val where there is no test split."""
+        return "test" if self.samples["test"] else "val"
+
+
+def prepare_data(cfg: Config, train: bool = True) -> Data:
+    """Manifest, decoded frames and samples.
+
+    Frames are decoded for the whole sweep that this run belongs to (``sweep.grid``).
+
+    Args:
+        cfg: the configuration.
+        train: whether the training and validation splits are needed.
+    """
+    store = build_store(cfg)
+    manifest = load_manifest(cfg, store)
+    options = cfg["data"]
+    grid = [options, *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or [])]
+    eval_horizons = _horizons(options)
+    wanted = [c for c in manifest.clips if train or c.split == "test"]
+    if not train and not wanted:
+        wanted = manifest.split("val")
+    times = {}
+    for split in SPLITS:
+        clips = [c for c in wanted if c.split == split]
+        horizons = eval_horizons if split != "train" else [float(options["horizon_s"])]
+        times |= union_of_times(clips, grid, horizons)
+    failed, bad = decode_once(wanted, times, store, float(options["max_bad_fraction"]))
+    gone = {q.clip_id for q in bad}
+    manifest = Manifest(
+        manifest.name,
+        tuple(_mark(c, failed) for c in manifest.clips if c.clip_id not in gone),
+        (*manifest.quarantine, *bad),
+    )
+    samples: dict[Split, list[Sample]] = {"train": [], "val": [], "test": []}
+    skipped: list[Clip] = []
+    for split in SPLITS:
+        if train or split != "train":
+            # Training learns from labelled clips only; the others are scored, not taught.
+            clips = [c for c in manifest.split(split) if split != "train" or c.label is not None]
+            samples[split], left = build_samples(clips, options)
+            skipped += left
+    for clip in skipped:
+        log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
+    quarantine = tuple(
+        Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped
+    )
+    manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
+    return Data(manifest, store, samples, skipped)
+
+
+def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
+    """Samples of the test split at the training horizon first, then at the other horizons."""
+    clips = data.manifest.split(data.test_split)
+    skipped = {c.clip_id for c in data.skipped}
+    clips = [c for c in clips if c.clip_id not in skipped]
+    horizons = _horizons(cfg["data"])
+    samples: list[Sample] = []
+    for horizon in horizons:
+        lenient = {**cfg["data"], "short_history": "pad_oldest"} if horizon != horizons[0] else cfg["data"]
+        try:
+            samples += build_samples(clips, lenient, [horizon])[0]
+        except DataError as error:
+            if horizon == horizons[0]:
+                raise
+            log.info("no scores at horizon %g s: %s", horizon, error.what)
+    return samples
+
+
+def build_task(cfg: Config) -> Task:
+    """Build the task."""
+    options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name")}
+    task: Task = resolve(cfg["task"]["_target_"])(**options)
+    return task
+
+
+def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
+    """Load the backbone; ``tiny`` builds its random-weight twin on first use.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be loaded.
+    """
+    model = cfg["model"]
+    checkpoint, image_kwargs = str(model["checkpoint"]), model["image_kwargs"]
+    if checkpoint == "tiny":
+        cache = Path(cfg["paths"]["cache_dir"]) / "twins"
+        checkpoint = str(twin_folder(model["twin"], cache))
+        image_kwargs = model["twin"].get("image_kwargs", image_kwargs)
+    checkpoint = str((model.get("sizes") or {}).get(checkpoint, checkpoint))
+    backbone: Backbone = resolve(model["_target_"])(
+        checkpoint,
+        image_kwargs=image_kwargs,
+        roles=model["roles"],
+        dtype=model["dtype"],
+        quantization=quantization,
+        attn_implementation=model["attn_implementation"],
+    )
+    return backbone
+
+
+def build_module(cfg: Config, for_training: bool = True) -> VLMModule:
+    """Build backbone, adapters, task and objective; weights of adapters depend on the seed only."""
+    peft = cfg["peft"]
+    backbone = build_backbone(cfg, peft.get("quantization"))
+    torch.manual_seed(int(cfg["seed"]))
+    attach(backbone, peft)
+    if for_training and cfg["model"]["gradient_checkpointing"]:
+        enable_gradient_checkpointing(backbone)
+    module: VLMModule = resolve(cfg["objective"]["_target_"])(
+        backbone, build_task(cfg), cfg["objective"], cfg["optim"], int(cfg["seed"])
+    )
+    for row in part_census(module):
+        log.info(
+            "%-10s %14s parameters, %12s trainable",
+            row["part"], f"{row['parameters'] + row['adapters']:,}", f"{row['trainable']:,}",
+        )  # fmt: skip
+    return module
+
+
+def part_census(module: VLMModule) -> list[dict[str, Any]]:
+    """Count a module's parameters by role, the objective's own layers included."""
+    own = {n: m for n, m in module.named_children() if n != "backbone"}
+    return census(module.backbone, own)
+
+
+def load_run(folder: Path) -> tuple[dict[str, Any], VLMModule]:
+    """Load a finished run: its configuration and its module with the trained weights.
+
+    Raises:
+        ConfigError: if the folder is not a run's.
+        CheckpointError: if its weights are missing or do not fit.
+    """
+    cfg = read_config(folder)
+    module = build_module(cfg, for_training=False)
+    path = folder / "trained.safetensors"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no trained.safetensors",
+            got="the run is not finished",
+            do="run the command that made it again: it resumes",
+        )
+    load_trained(module, read_safetensors(path), str(path))
+    module.eval()
+    return cfg, module
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the resolved configuration that a run was started with.
+
+    Raises:
+        ConfigError: if the folder holds none.
+    """
+    import yaml
+
+    path = folder / "config.yaml"
+    if not path.is_file():
+        known = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
+        raise ConfigError(
+            "not a run folder",
+            got=str(folder),
+            do=f"name a folder with a config.yaml; beside it are {', '.join(known) or 'none'}",
+        )
+    cfg: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return cfg
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors from a safetensors file.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read", got=str(error)) from error
+
+
+def _horizons(options: Config) -> list[float]:
+    """The training horizon first, then the other horizons that scores are wanted at."""
+    first = float(options["horizon_s"])
+    if options["sampling"] != "anchored" or options["reference"] != "event":
+        return [first]
+    return list(dict.fromkeys([first, *(float(h) for h in options["eval_horizons_s"] or ())]))
+
+
+def _mark(clip: Clip, failed: Mapping[str, str]) -> Clip:
+    from dataclasses import replace
+
+    if clip.clip_id not in failed:
+        return clip
+    return replace(clip, extra={**clip.extra, "failed": failed[clip.clip_id]})
+
+
+def label_balance(samples: Sequence[Sample]) -> str:
+    """Say how many samples of each label there are."""
+    return ", ".join(
+        f"{sum(s.clip.label == v for s in samples)} {n}" for v, n in ((1, "positive"), (0, "negative"))
+    )

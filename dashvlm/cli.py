@@ -1,0 +1,78 @@
+"""How every verb starts: fix the flags, check the command line, compose with Hydra, explain errors."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from hydra import initialize_config_dir
+from hydra import main as hydra_main
+from omegaconf import DictConfig
+
+from dashvlm.config import CONF, check_overrides, flags_first
+from dashvlm.errors import DashVLMError
+
+# Hydra answers these itself; nothing is run, so nothing needs checking.
+HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--package")
+
+
+@contextlib.contextmanager
+def composing() -> Iterator[None]:
+    """A context in which ``hydra.compose`` finds dashvlm's configuration."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def overrides_of(argv: list[str]) -> list[str]:
+    """Return the ``key=value`` words of a command line."""
+    return [a for a in argv if not a.startswith("-")]
+
+
+def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
+    """Compose the configuration ``conf/<name>.yaml`` with a command line and run a function on it.
+
+    Args:
+        name: of the primary configuration.
+        task: receives the composed configuration.
+        argv: the words after the verb.
+
+    Returns:
+        The exit code: 0, or 2 for an error that the user can mend (printed without traceback).
+    """
+    argv = flags_first(argv)
+    asks = any(a.split("=")[0] in HYDRA_FLAGS for a in argv)
+    failure: list[DashVLMError] = []
+
+    def guarded(cfg: DictConfig) -> Any:
+        try:
+            return task(cfg)
+        except DashVLMError as error:
+            failure.append(error)
+            return None
+
+    try:
+        if not asks:
+            with composing():
+                check_overrides(name, overrides_of(argv))
+        sys.argv = [f"dashvlm.{name}", *argv]
+        hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
+    except DashVLMError as error:
+        failure.append(error)
+    for error in failure:
+        explain(error)
+    return 2 if failure else 0
+
+
+def explain(error: DashVLMError) -> None:
+    """Print an error without a traceback."""
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+
+
+def log_to_terminal() -> None:
+    """Show progress lines of verbs that run in this process."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    for noisy in ("httpx", "pytorch_lightning.utilities.rank_zero", "bitsandbytes", "fsspec", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

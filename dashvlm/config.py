@@ -1,0 +1,249 @@
+"""Configuration: where it lives, the rules it must keep, and all its errors at once.
+
+Together with the verbs and ``sweep`` the only place that imports Hydra. Loads no torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from dashvlm.errors import ConfigError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+FLAGS = ("-m", "--multirun")
+
+Rule = tuple[str, Callable[[Any], bool], str]
+
+
+def _whole(low: int, high: int | None = None) -> tuple[Callable[[Any], bool], str]:
+    text = f"a whole number of at least {low}" + (f", at most {high}" if high else "")
+    return (
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low and (high is None or v <= high),
+        text,
+    )
+
+
+def _number(low: float, high: float | None = None, open_low: bool = False) -> tuple[Callable[[Any], bool], str]:
+    text = f"a number {'above' if open_low else 'of at least'} {low:g}" + (f", at most {high:g}" if high is not None else "")
+
+    def ok(v: Any) -> bool:
+        if isinstance(v, bool) or not isinstance(v, int | float) or v != v:
+            return False
+        return (v > low if open_low else v >= low) and (high is None or v <= high)
+
+    return ok, text
+
+
+def _one_of(*allowed: Any) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v in allowed and not isinstance(v, int), "one of " + ", ".join(map(str, allowed))
+
+
+def _optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: v is None or rule[0](v), f"null or {rule[1]}"
+
+
+def _flag() -> tuple[Callable[[Any], bool], str]:
+    return lambda v: isinstance(v, bool), "true or false"
+
+
+def _size(v: Any) -> bool:
+    return v is None or (isinstance(v, list) and len(v) == 2 and all(isinstance(x, int) and 8 <= x <= 8192 for x in v))
+
+
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _whole(0),
+    "data.num_frames": _whole(1, 1024),
+    "data.frame_interval_s": _number(0, open_low=True),
+    "data.horizon_s": _number(0),
+    "data.sample_fps": _number(0, open_low=True),
+    "data.sampling": _one_of("anchored", "uniform", "fps"),
+    "data.reference": _one_of("event", "clip_end"),
+    "data.negative_reference": _one_of("matched", "clip_end"),
+    "data.short_history": _one_of("error", "pad_oldest", "skip"),
+    "data.reader": _one_of("pyav", "decord", "torchcodec"),
+    "data.pixels": _one_of("on", "off"),
+    "data.split_by": _one_of("group", "row"),
+    "data.force_row_split": _flag(),
+    "data.frame_size": (_size, "null or [height, width] in pixels"),
+    "data.batch_size": _whole(1),
+    "data.eval_batch_size": _whole(1),
+    "data.num_workers": _whole(0),
+    "data.store_gb": _number(0, open_low=True),
+    "data.max_bad_fraction": _number(0, 1),
+    "peft.method": _one_of("lora", "full", "frozen"),
+    "peft.rank": _whole(1),
+    "peft.alpha": _number(0, open_low=True),
+    "peft.dropout": _number(0, 0.99),
+    "peft.quantization": _optional(_one_of("nf4")),
+    "optim.name": _one_of("adamw", "adamw8bit", "paged_adamw8bit"),
+    "optim.lr": _number(0, open_low=True),
+    "optim.weight_decay": _number(0),
+    "optim.schedule": _one_of("constant", "linear", "cosine"),
+    "optim.warmup": _number(0),
+    "objective.pooling": _one_of("last", "mean", "attention"),
+    "objective.head": _one_of("linear", "mlp"),
+    "objective.loss": _one_of("bce", "focal"),
+    "objective.generate": _flag(),
+    "trainer.max_epochs": _whole(1),
+    "trainer.max_steps": _optional(_whole(0)),
+    "trainer.accumulate_grad_batches": _whole(1),
+    "trainer.val_every_n_steps": _optional(_whole(1)),
+    "trainer.gradient_clip_val": _optional(_number(0)),
+    "trainer.precision": _one_of("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
+    "callbacks.checkpoint.every_n_steps": _whole(1),
+    "callbacks.checkpoint.mode": _one_of("max", "min"),
+    "logger.name": _one_of("csv", "wandb", "tensorboard"),
+    "logger.mode": _one_of("online", "offline", "disabled"),
+    "model.dtype": _one_of("auto", "float32", "bfloat16", "float16"),
+    "model.gradient_checkpointing": _flag(),
+}
+"""Key -> (test of a value, what is allowed). Keys that a configuration lacks are not checked."""
+
+
+def flags_first(argv: Sequence[str]) -> list[str]:
+    """Move ``-m`` to the front: Hydra 1.3 does not parse flags between overrides.
+
+    Example:
+        >>> flags_first(["model=a", "-m", "data.num_frames=5,10"])
+        ['-m', 'model=a', 'data.num_frames=5,10']
+    """
+    return [a for a in argv if a in FLAGS] + [a for a in argv if a not in FLAGS]
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Resolve a configuration to plain Python values, without Hydra's own node."""
+    node = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(node, dict)
+    return {str(k): v for k, v in node.items() if k != "hydra"}
+
+
+def check(cfg: Mapping[str, Any]) -> list[str]:
+    """Return every error of a resolved configuration: key, value, what is allowed.
+
+    Example:
+        >>> check({"data": {"num_frames": 0, "reader": "decrod"}})  # doctest: +NORMALIZE_WHITESPACE
+        ['data.num_frames=0: must be a whole number of at least 1, at most 1024',
+         'data.reader=decrod: must be one of pyav, decord, torchcodec; did you mean decord?']
+    """
+    flat = flatten(cfg)
+    errors = [f"{key}: no value; set it on the command line" for key, v in flat.items() if v == "???"]
+    for key, (test, allowed) in RULES.items():
+        if key in flat and flat[key] != "???" and not test(flat[key]):
+            value = flat[key]
+            errors.append(f"{key}={_show(value)}: must be {allowed}{_near(str(value), _words(allowed))}")
+    return errors + _cross_rules(flat, cfg)
+
+
+def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
+    errors = []
+    splits = (cfg.get("data") or {}).get("splits")
+    if isinstance(splits, Mapping) and (
+        any(not isinstance(v, int | float) or v < 0 for v in splits.values()) or sum(splits.values()) <= 0
+    ):
+        errors.append(f"data.splits={dict(splits)}: must be shares of at least 0 with a positive sum")
+    if flat.get("peft.quantization") and flat.get("peft.method") == "full":
+        errors.append("peft.quantization=nf4: 4-bit weights cannot train in full; use peft=qlora or drop it")
+    for key in ("task._target_", "objective._target_", "model._target_", "data.importer"):
+        if key in flat and not str(flat[key]).startswith("dashvlm."):
+            errors.append(f"{key}={flat[key]}: only objects of dashvlm may be named here")
+    if flat.get("objective.name") == "pooled" and flat.get("task.name") not in (None, "crash"):
+        errors.append(f"objective=pooled: needs a task with two answers, got task={flat.get('task.name')}")
+    return errors
+
+
+def check_overrides(name: str, overrides: Sequence[str]) -> None:
+    """Check group choices and keys of a command line before Hydra does, to report all at once.
+
+    Raises:
+        ConfigError: listing every unknown group option and key with near names.
+    """
+    from hydra import compose
+
+    errors: list[str] = []
+    kept: list[str] = []
+    keys: list[tuple[str, str]] = []
+    groups = {p.relative_to(CONF).as_posix() for p in CONF.rglob("*") if p.is_dir()}
+    for override in overrides:
+        match = re.match(r"^([~+]*)([\w./@-]+)(?:=(.*))?$", override, re.DOTALL)
+        if not match:
+            continue
+        prefix, key, value = match.groups()
+        group = key.split("@")[0]
+        if group in groups and value is not None:
+            known = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+            plugged = group in ("hydra/launcher", "hydra/sweeper")
+            options = [v.strip() for v in re.split(r",(?![^\[({]*[\])}])", value)]
+            wrong = [v for v in options if v not in known and v != "null" and not v.startswith(("glob(", "choice("))]
+            if wrong and not plugged and "[" not in value:
+                near = _near(wrong[0], known)
+                errors.append(f"{key}={wrong[0]}: unknown; the choices are {', '.join(known)}{near}")
+            elif not plugged and "(" not in value:
+                kept.append(f"{prefix}{key}={options[0]}")
+        elif not prefix.startswith("+") and not key.startswith("hydra"):
+            keys.append((override, key))
+    if not errors or keys:
+        try:
+            flat = flatten(plain_nodes(compose(name, overrides=kept)))
+        except Exception:
+            flat = {}  # Hydra's own message will say why
+        nodes = {k.rsplit(".", i)[0] for k in flat for i in range(k.count(".") + 1)}
+        for override, key in keys:
+            if flat and key not in nodes:
+                near = _near(key, sorted(nodes))
+                errors.append(f"{override}: there is no key {key}{near}; a new key needs a leading +")
+    if errors:
+        raise ConfigError(
+            f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the command line",
+            got="\n       ".join(errors),
+            do=f"see `python -m dashvlm.{Path(name).stem} --help`",
+        )
+
+
+def plain_nodes(cfg: DictConfig) -> dict[str, Any]:
+    """Return a configuration's nodes without resolving them."""
+    node = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(node, dict)
+    return {str(k): v for k, v in node.items()}
+
+
+def refuse(errors: Iterable[str]) -> None:
+    """Raise one ConfigError with all errors, if there are any."""
+    found = list(dict.fromkeys(errors))
+    if found:
+        raise ConfigError(
+            f"{len(found)} error{'s' if len(found) > 1 else ''} in the configuration",
+            got="\n       ".join(found),
+            do="change these values; `--cfg job` prints the whole configuration",
+        )
+
+
+def flatten(node: Any, path: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys; lists and empty mappings are values."""
+    if isinstance(node, Mapping) and node:
+        flat: dict[str, Any] = {}
+        for key, value in node.items():
+            flat |= flatten(value, f"{path}.{key}" if path else str(key))
+        return flat
+    return {path: node}
+
+
+def _near(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not found and "." not in word:
+        tails = [k for k in known if k.rsplit(".", 1)[-1] == word]
+        found = tails[:1]
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _words(allowed: str) -> list[str]:
+    return allowed.replace("one of ", "").split(", ") if "one of" in allowed else []
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)

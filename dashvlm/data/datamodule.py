@@ -1,0 +1,277 @@
+"""Loaders of samples: decode once, encode in workers, the same order whatever the machine.
+
+The order of training samples is a pure function of the seed and the step: a stream of
+permutations cut into batches. A resumed run starts at its step, and two processes together see
+what one would have seen.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dashvlm.data.augment import augment
+from dashvlm.data.clip import Clip, FrameArray, Sample, Split
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.manifest import Quarantined
+from dashvlm.data.sampling import Times
+from dashvlm.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+Collate = Callable[[list["Item"]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample with its frames; ``frames`` is None when the video cannot be read."""
+
+    index: int
+    sample: Sample
+    frames: FrameArray | None
+    frame_times_s: Times | None
+    problem: str | None = None
+
+
+class SampleDataset(Dataset[Item]):
+    """Samples with their frames, from the store.
+
+    Args:
+        samples: what to serve.
+        store: where frames come from.
+        blank: replace all pixels by mid-grey (the pixels-off control).
+        augmentation: options of :func:`augment`, for training only.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        store: FrameStore,
+        blank: bool = False,
+        augmentation: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.samples, self.store, self.blank = list(samples), store, blank
+        self.augmentation = augmentation
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Item:
+        index, draw = key if isinstance(key, tuple) else (key, 0)
+        sample = self.samples[index]
+        if "failed" in sample.clip.extra:
+            return Item(index, sample, None, None, str(sample.clip.extra["failed"]))
+        try:
+            frames, times = self.store.frames(Path(sample.clip.path), sample.times_s)
+        except DataError as error:
+            return Item(index, sample, None, None, str(error).splitlines()[0])
+        if self.blank:
+            frames = np.full_like(frames, 127)
+        elif self.augmentation:
+            frames = augment(frames, self.augmentation, (draw, index))
+        return Item(index, sample, frames, times)
+
+
+class StreamSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of (index, pass number) cut from an endless stream of permutations.
+
+    Batches cross the borders of permutations, so every batch is full and every sample comes up
+    equally often. The whole training run is one iteration: epochs are a matter of counting.
+
+    Args:
+        num_samples: size of the dataset.
+        batch_size: of all processes together.
+        num_batches: length of the whole run.
+        seed: of the permutations.
+        rank: this process.
+        world_size: number of processes; each gets every ``world_size``-th sample of a batch.
+        start: first batch to give out, for a resumed run.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start: int = 0,
+    ) -> None:
+        if batch_size % world_size:
+            raise ConfigError(
+                "data.batch_size is shared by all processes and must divide evenly",
+                got=f"{batch_size} over {world_size}",
+                do=f"use a multiple of {world_size}",
+            )
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.num_batches, self.start = num_batches, start
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def batch(self, number: int) -> list[tuple[int, int]]:
+        """Return the whole batch ``number`` of the stream, of all processes together."""
+        first = number * self.batch_size
+        return [
+            (int(self._order(p // self.num_samples)[p % self.num_samples]), p // self.num_samples)
+            for p in range(first, first + self.batch_size)
+        ]
+
+    def _order(self, turn: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+        return torch.randperm(self.num_samples, generator=generator)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for number in range(self.start, self.num_batches):
+            yield self.batch(number)[self.rank :: self.world_size]
+
+
+class ShardSampler(Sampler[int]):
+    """Every ``world_size``-th sample in order; short shards repeat their first sample."""
+
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = list(range(rank, num_samples, world_size))
+        length = -(-num_samples // world_size)
+        self.indices += [rank % max(num_samples, 1)] * (length - len(self.indices))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class ClipDataModule(pl.LightningDataModule):
+    """Loaders for the three splits.
+
+    Args:
+        samples: split -> samples.
+        store: the frame store, already filled.
+        train_collate: encodes training items (with answers where the objective has them).
+        eval_collate: encodes items without any access to targets' text.
+        options: ``batch_size, eval_batch_size, num_workers, pixels, augmentation`` of ``data``.
+        seed: of the training order.
+        num_batches: training batches of the whole run.
+    """
+
+    def __init__(
+        self,
+        samples: Mapping[Split, Sequence[Sample]],
+        store: FrameStore,
+        train_collate: Collate,
+        eval_collate: Collate,
+        options: Mapping[str, Any],
+        seed: int,
+        num_batches: int = 0,
+    ) -> None:
+        super().__init__()
+        self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
+        self.train_collate, self.eval_collate = train_collate, eval_collate
+        self.num_batches = num_batches
+        self.start = 0  # first batch of the training loader; a resumed run sets it
+
+    def train_dataloader(self) -> DataLoader[Item]:
+        """Batches of the training stream."""
+        sampler = StreamSampler(
+            len(self.samples["train"]),
+            int(self.options["batch_size"]),
+            self.num_batches,
+            self.seed,
+            *self._place(),
+            self.start,
+        )
+        dataset = SampleDataset(
+            self.samples["train"], self.store, self._blank(), self.options.get("augmentation")
+        )
+        return DataLoader(
+            dataset, batch_sampler=sampler, collate_fn=self.train_collate, **self._workers()
+        )
+
+    def val_dataloader(self) -> DataLoader[Item]:
+        """The validation split in order."""
+        return self.eval_dataloader(self.samples["val"])
+
+    def eval_dataloader(self, samples: Sequence[Sample], blank: bool = False) -> DataLoader[Item]:
+        """Samples in order, none dropped; ``blank`` switches all pixels off."""
+        dataset = SampleDataset(samples, self.store, blank or self._blank())
+        return DataLoader(
+            dataset,
+            batch_size=int(self.options["eval_batch_size"]),
+            sampler=ShardSampler(len(dataset), *self._place()),
+            collate_fn=self.eval_collate,
+            **self._workers(),
+        )
+
+    def _blank(self) -> bool:
+        return self.options.get("pixels", "on") == "off"
+
+    def _place(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+    def _workers(self) -> dict[str, Any]:
+        workers = int(self.options["num_workers"])
+        # A decoder or tokenizer must not be forked while a thread of the parent holds a lock.
+        return {"num_workers": workers} | (
+            {"multiprocessing_context": "forkserver", "persistent_workers": True} if workers else {}
+        )
+
+
+def decode_once(
+    clips: Sequence[Clip], times: Mapping[str, Times], store: FrameStore, max_bad_fraction: float
+) -> tuple[dict[str, str], list[Quarantined]]:
+    """Fill the store with all frames that a sweep needs, in one pass over the clips.
+
+    Args:
+        clips: of all splits.
+        times: clip_id -> ascending times, see :func:`union_of_times`.
+        store: the store.
+        max_bad_fraction: largest share of training clips that may be damaged.
+
+    Returns:
+        clip_id -> problem of damaged validation and test clips (they are scored as failed), and
+        the quarantine entries of damaged training clips.
+
+    Raises:
+        DataError: if too many training clips are damaged.
+    """
+
+    def fill(clip: Clip) -> str | None:
+        if "failed" in clip.extra or not len(times[clip.clip_id]):
+            return None
+        try:
+            store.fill(Path(clip.path), times[clip.clip_id])
+        except DataError as error:
+            return str(error).replace("\n  got:", ":").splitlines()[0]
+        except OSError as error:
+            log.warning("frame store: %s; frames of %s are decoded anew each time", error, clip.clip_id)
+        return None
+
+    # FFmpeg runs outside the interpreter lock, so threads are enough.
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        problems = dict(zip((c.clip_id for c in clips), pool.map(fill, clips), strict=True))
+    bad = {clip_id: why for clip_id, why in problems.items() if why}
+    split = {c.clip_id: c.split for c in clips}
+    quarantine = [Quarantined(i, "train", why) for i, why in bad.items() if split[i] == "train"]
+    for clip_id, why in bad.items():
+        log.warning("%s clip %s: %s", split[clip_id], clip_id, why)
+    total = sum(c.split == "train" for c in clips)
+    if len(quarantine) > max_bad_fraction * max(total, 1):
+        raise DataError(
+            f"{len(quarantine)} of {total} training clips cannot be decoded, more than "
+            f"data.max_bad_fraction={max_bad_fraction:g} allows",
+            got="; ".join(f"{q.clip_id}: {q.reason}" for q in quarantine[:3]),
+            do="replace the files or raise data.max_bad_fraction",
+        )
+    return {i: why for i, why in bad.items() if split[i] != "train"}, quarantine

@@ -1,0 +1,70 @@
+"""The embedded dataset: renders the synthetic world once, then reads it like any other."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import fcntl
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dashvlm.data.manifest import Row
+from dashvlm.data.synthetic.encode import write_scene
+from dashvlm.data.synthetic.scene import Scene, draw_scenes
+
+log = logging.getLogger(__name__)
+
+
+def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield a row a scene, rendering the videos first if they are not there.
+
+    Args:
+        root: folder for the videos and ``scenes.jsonl``; several processes may share it.
+        options: ``num_drives, seed, horizon_s, duration_s, fps, width, height``.
+    """
+    scenes = list(
+        draw_scenes(
+            int(options["num_drives"]),
+            int(options["seed"]),
+            float(options["horizon_s"]),
+            float(options["duration_s"]),
+        )
+    )
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "scenes.jsonl").exists():
+            _render(root, scenes, options)
+    for scene in scenes:
+        yield {
+            "clip_id": scene.scene_id,
+            "video": f"videos/{scene.scene_id}.mp4",
+            "group": scene.drive.group,
+            "label": scene.label,
+            "event_time_s": scene.event_time_s,
+            "alert_time_s": None,
+            "extra": {"scene": scene.to_dict()},
+        }
+
+
+def _render(root: Path, scenes: list[Scene], options: Mapping[str, Any]) -> None:
+    log.info("rendering %d synthetic clips to %s (once)", len(scenes), root)
+    size = int(options["width"]), int(options["height"]), float(options["fps"])
+    # A spawned process imports nothing of the caller's torch or Lightning state.
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    workers = min(os.cpu_count() or 1, 8)
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs = [
+            pool.submit(write_scene, root / "videos" / f"{s.scene_id}.mp4", s, *size) for s in scenes
+        ]
+        for job in jobs:
+            job.result()
+    text = "".join(json.dumps(s.to_dict()) + "\n" for s in scenes)
+    temporary = root / ".scenes.jsonl.tmp"
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(root / "scenes.jsonl")  # its presence says that all videos are there

@@ -1,0 +1,310 @@
+"""The manifest: the validated table of clips, their groups and splits, and what was left out.
+
+An importer (``dashvlm.data.formats``) yields rows; everything after it is the same for every
+dataset. A row that cannot be used is kept in the quarantine with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+
+from dashvlm.data.clip import SPLITS, Clip, Split
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.sampling import stable_uniform
+from dashvlm.data.video import confined
+from dashvlm.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+"""What an importer yields: ``clip_id, video`` and optionally ``group, split, label,
+event_time_s, alert_time_s, question, choices, extra``; ``problem`` marks a row as unusable."""
+
+SCHEMA = pa.DataFrameSchema(
+    {
+        "clip_id": pa.Column(str, unique=True),
+        "path": pa.Column(str),
+        "group": pa.Column(str),
+        "split": pa.Column(str, pa.Check.isin(SPLITS)),
+        "label": pa.Column("Int64", pa.Check.isin([0, 1]), nullable=True),
+        "event_time_s": pa.Column(float, pa.Check.ge(0), nullable=True),
+        "alert_time_s": pa.Column(float, pa.Check.ge(0), nullable=True),
+        "duration_s": pa.Column(float, pa.Check.gt(0)),
+        "fps": pa.Column(float, pa.Check.gt(0)),
+    },
+    coerce=True,
+)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row or clip that is not used, and why."""
+
+    clip_id: str
+    split: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The clips of a dataset.
+
+    Attributes:
+        name: the dataset's name.
+        clips: usable clips; those of val and test whose video is damaged are here too, with
+            ``extra["failed"]`` holding the reason, because such rows are scored as failed.
+        quarantine: rows that are not used, with the reason.
+    """
+
+    name: str
+    clips: tuple[Clip, ...]
+    quarantine: tuple[Quarantined, ...] = field(default=())
+
+    def split(self, name: Split) -> list[Clip]:
+        """Return the clips of one split, in a fixed order."""
+        return [clip for clip in self.clips if clip.split == name]
+
+    def table(self) -> pd.DataFrame:
+        """Return the manifest as a validated table, one row a clip."""
+        frame = pd.DataFrame([_table_row(clip) for clip in self.clips], columns=list(SCHEMA.columns))
+        return SCHEMA.validate(frame, lazy=True)
+
+
+def build_manifest(
+    name: str,
+    rows: Iterable[Row],
+    root: Path,
+    store: FrameStore,
+    splits: Mapping[str, float],
+    seed: int,
+    split_by: str = "group",
+    force_row_split: bool = False,
+    max_bad_fraction: float = 0.02,
+) -> Manifest:
+    """Turn an importer's rows into a manifest: check, probe the videos, split by group.
+
+    Args:
+        name: the dataset's name.
+        rows: what the importer yields.
+        root: folder that all videos must lie in.
+        store: remembers the videos' indices.
+        splits: fraction of clips per split, used for rows that bring no split.
+        seed: of the split.
+        split_by: ``group``, or ``row`` (which needs ``force_row_split``).
+        force_row_split: accept that one group straddles splits.
+        max_bad_fraction: largest fraction of rows that may be quarantined.
+
+    Raises:
+        DataError: if no row is usable, too many are not, ids repeat, or groups straddle splits.
+    """
+    if split_by == "row" and not force_row_split:
+        raise ConfigError(
+            "data.split_by=row puts clips of one recording on both sides of the split",
+            do="use data.split_by=group, or add data.force_row_split=true to accept the leak",
+        )
+    clips: list[Clip] = []
+    bad: list[Quarantined] = []
+    seen: dict[str, int] = defaultdict(int)
+    for row in rows:
+        seen[str(row["clip_id"])] += 1
+        if seen[str(row["clip_id"])] > 1:
+            row = {**row, "problem": "duplicate id; the first row is used"}
+        made = _clip(row, root, store)
+        if isinstance(made, Clip):
+            clips.append(made)
+        else:
+            bad.append(made)
+    total = len(clips) + len(bad)
+    if not clips:
+        reasons = "; ".join(f"{q.clip_id}: {q.reason}" for q in bad[:3]) or "the file has no rows"
+        raise DataError(f"data={name}: no usable clip of {total}", got=reasons, do=_inspect(name))
+    clips = _assign_splits(clips, splits, seed, by_group=split_by == "group")
+    # Which split a damaged clip would have had is unknown only if its row did not say.
+    failed = [clip for clip in clips if "failed" in clip.extra and clip.split == "train"]
+    bad += [Quarantined(c.clip_id, "train", str(c.extra["failed"])) for c in failed]
+    gone = {clip.clip_id for clip in failed}
+    clips = [clip for clip in clips if clip.clip_id not in gone]
+    if len(bad) > max_bad_fraction * total:
+        raise DataError(
+            f"data={name}: {len(bad)} of {total} rows are unusable, "
+            f"more than data.max_bad_fraction={max_bad_fraction:g} allows",
+            got="; ".join(f"{q.clip_id}: {q.reason}" for q in bad[:3]),
+            do=f"mend them, or raise data.max_bad_fraction; {_inspect(name)}",
+        )
+    if not force_row_split:
+        _refuse_straddling(name, clips)
+    return Manifest(name, tuple(clips), tuple(bad))
+
+
+def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
+    """Say what the splits share, and what a split by row would have shared.
+
+    Returns:
+        Counts of clips, groups and positives a split; groups in several splits; and the fraction
+        of test clips whose group a row split of the same sizes would have put into training too.
+    """
+    groups: dict[str, set[str]] = {s: {c.group for c in manifest.split(s)} for s in SPLITS}
+    sizes = {s: len(manifest.split(s)) for s in SPLITS}
+    shuffled = sorted(manifest.clips, key=lambda c: stable_uniform(seed, "row split", c.clip_id))
+    train = {c.group for c in shuffled[: sizes["train"]]}
+    test = shuffled[len(shuffled) - sizes["test"] :]
+    return {
+        "clips": sizes,
+        "groups": {s: len(g) for s, g in groups.items()},
+        "positives": {s: sum(c.label == 1 for c in manifest.split(s)) for s in SPLITS},
+        "groups_in_several_splits": sorted(
+            set().union(*(groups[a] & groups[b] for a in SPLITS for b in SPLITS if a < b))
+        ),
+        "row_split_would_share": sum(c.group in train for c in test) / len(test) if test else 0.0,
+    }
+
+
+def parse_seconds(value: object) -> tuple[float | None, str | None]:
+    """Read a time cell: (seconds, None), (None, None) if empty, or (None, what is wrong).
+
+    Example:
+        >>> parse_seconds("19.5"), parse_seconds(float("nan")), parse_seconds("-2")
+        ((19.5, None), (None, None), (None, "negative time '-2'"))
+        >>> parse_seconds("00:12")
+        (None, "not a number of seconds: '00:12'")
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None, None
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        return None, f"not a number of seconds: {value!r}"
+    if not math.isfinite(seconds):
+        return (None, None) if math.isnan(seconds) else (None, f"not finite: {value!r}")
+    return (seconds, None) if seconds >= 0 else (None, f"negative time {value!r}")
+
+
+def parse_label(value: object) -> tuple[int | None, str | None]:
+    """Read a 0/1 label cell: (label, None), (None, None) if empty, or (None, what is wrong).
+
+    Example:
+        >>> parse_label("1.0"), parse_label(0), parse_label(""), parse_label("maybe")[1]
+        ((1, None), (0, None), (None, None), "label is neither 0 nor 1: 'maybe'")
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None, None
+    known = {"1": 1, "1.0": 1, "true": 1, "yes": 1, "0": 0, "0.0": 0, "false": 0, "no": 0}
+    text = str(value).strip().lower()
+    if text in known:
+        return known[text], None
+    return None, f"label is neither 0 nor 1: {value!r}"
+
+
+def group_of(name: str, pattern: str | None) -> str:
+    """Derive a group from a file name by the first group of a regular expression."""
+    found = re.search(pattern, name) if pattern else None
+    return found.group(1) if found and found.groups() else Path(name).stem
+
+
+def write_ledgers(manifest: Manifest, report: Mapping[str, Any], folder: Path) -> None:
+    """Write ``quarantine.csv`` and ``leakage.json`` into a run's folder."""
+    frame = pd.DataFrame([vars(q) for q in manifest.quarantine], columns=["clip_id", "split", "reason"])
+    frame.to_csv(folder / "quarantine.csv", index=False)
+    (folder / "leakage.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
+    clip_id, given = str(row["clip_id"]), row.get("split")
+    if given is not None and given not in SPLITS:
+        return Quarantined(clip_id, str(given), f"unknown split {given!r}")
+    if row.get("problem"):
+        return Quarantined(clip_id, str(given or ""), str(row["problem"]))
+    label, wrong_label = parse_label(row.get("label"))
+    event, wrong_event = parse_seconds(row.get("event_time_s"))
+    alert, wrong_alert = parse_seconds(row.get("alert_time_s"))
+    wrong = wrong_label or wrong_event or (wrong_alert and f"alert time: {wrong_alert}")
+    if wrong:
+        return Quarantined(clip_id, str(given or ""), wrong)
+    extra = dict(row.get("extra") or {})
+    extra |= {k: row[k] for k in ("question", "choices") if row.get(k)}
+    path, duration, fps = "", 1.0, 1.0
+    try:
+        path = str(confined(root, str(row["video"])))
+        index = store.index(Path(path))
+        duration, fps = index.duration_s, index.fps
+    except DataError as error:
+        extra["failed"] = str(error).splitlines()[0]
+    if "failed" not in extra and event is not None and event > duration + 1.0 / fps:
+        return Quarantined(
+            clip_id, str(given or ""), f"event at {event:g} s, but the clip ends at {duration:g} s"
+        )
+    # A placeholder split for rows without one: _assign_splits replaces it.
+    group = str(row.get("group") or clip_id)
+    clip = Clip(clip_id, path, group, "train", label, event, alert, duration, fps, extra)
+    return replace(clip, split=given) if given else replace(clip, extra={**extra, "_unsplit": True})
+
+
+def _assign_splits(
+    clips: list[Clip], fractions: Mapping[str, float], seed: int, by_group: bool
+) -> list[Clip]:
+    """Split by group, balancing the classes, in an order that depends on seed and names only."""
+    units: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        if clip.extra.get("_unsplit"):
+            units[clip.group if by_group else clip.clip_id].append(clip)
+    total = sum(len(members) for members in units.values())
+    wanted = {s: fractions.get(s, 0.0) * total for s in SPLITS}
+    count = dict.fromkeys(SPLITS, 0.0)
+    positives = dict.fromkeys(SPLITS, 0.0)
+    rate = sum(c.label == 1 for m in units.values() for c in m) / max(total, 1)
+    order = sorted(units, key=lambda unit: stable_uniform(seed, "split", unit))
+    chosen: dict[str, Split] = {}
+    for unit in sorted(order, key=lambda unit: -len(units[unit])):
+        size, ones = len(units[unit]), sum(c.label == 1 for c in units[unit])
+
+        def cost(split: Split, size: int = size, ones: int = ones) -> float:
+            if wanted[split] <= 0:
+                return math.inf
+            full = (count[split] + size) / wanted[split]
+            skew = abs(positives[split] + ones - rate * (count[split] + size)) / wanted[split]
+            return full + skew
+
+        best = min(SPLITS, key=cost)
+        chosen[unit] = best
+        count[best] += size
+        positives[best] += ones
+    out = []
+    for clip in clips:
+        if clip.extra.get("_unsplit"):
+            extra = {k: v for k, v in clip.extra.items() if k != "_unsplit"}
+            unit = clip.group if by_group else clip.clip_id
+            clip = replace(clip, split=chosen[unit], extra=extra)
+        out.append(clip)
+    return out
+
+
+def _refuse_straddling(name: str, clips: Sequence[Clip]) -> None:
+    seen: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        seen[clip.group].add(clip.split)
+    shared = sorted(group for group, splits in seen.items() if len(splits) > 1)
+    if shared:
+        raise DataError(
+            f"data={name}: {len(shared)} groups have clips in more than one split",
+            got=", ".join(shared[:5]),
+            do="move each group to one split, or add data.force_row_split=true to accept the leak",
+        )
+
+
+def _table_row(clip: Clip) -> dict[str, Any]:
+    return {key: getattr(clip, key) for key in SCHEMA.columns}
+
+
+def _inspect(name: str) -> str:
+    return f"`python -m dashvlm.inspect data={name}` lists every row"

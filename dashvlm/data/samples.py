@@ -1,0 +1,143 @@
+"""From clips to samples: which times of each clip a sweep point looks at, and what is feasible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dashvlm.data.clip import Clip, Sample
+from dashvlm.data.sampling import (
+    Times,
+    anchored_times,
+    fit_history,
+    fps_times,
+    is_feasible,
+    reference_times,
+    uniform_times,
+)
+from dashvlm.errors import DataError
+
+Options = Mapping[str, Any]
+"""The sampling part of the ``data`` group: ``sampling, num_frames, frame_interval_s, sample_fps,
+horizon_s, reference, negative_reference, short_history, sampling_seed``."""
+
+
+def build_samples(
+    clips: Sequence[Clip], options: Options, horizons: Iterable[float] | None = None
+) -> tuple[list[Sample], list[Clip]]:
+    """Decide the frame times of every clip.
+
+    Args:
+        clips: of one split.
+        options: see :data:`Options`.
+        horizons: seconds before the reference time; ``data.horizon_s`` if None. More than one
+            only makes sense for anchored sampling of clips with event times.
+
+    Returns:
+        Samples, horizon by horizon in the order of the clips, and the clips that
+        ``short_history=skip`` left out.
+
+    Raises:
+        DataError: if ``short_history=error`` and a clip has too little history.
+    """
+    references = references_of(clips, options)
+    chosen = list(horizons) if horizons is not None else [float(options["horizon_s"])]
+    samples, skipped = [], []
+    for horizon in chosen:
+        for clip in clips:
+            reference = references[clip.clip_id]
+            try:
+                fitted = _times(clip, reference - horizon, options)
+            except DataError as error:
+                raise DataError(f"clip {clip.clip_id}: {error.what}", error.got, error.do) from None
+            if fitted is None:
+                skipped.append(clip)
+                continue
+            times, padded = fitted
+            samples.append(
+                Sample(
+                    f"{clip.clip_id}@{horizon:g}", clip, horizon, reference,
+                    tuple(float(t) for t in times), padded,
+                )
+            )  # fmt: skip
+    return samples, skipped
+
+
+def references_of(clips: Sequence[Clip], options: Options) -> dict[str, float]:
+    """Give every clip the time its horizon is counted from (see :func:`reference_times`).
+
+    A negative's draw uses the positives of the same split only.
+    """
+    if options["reference"] == "clip_end":
+        return {c.clip_id: _last_time(c) for c in clips}
+    events = {c.clip_id: (c.event_time_s, _last_time(c)) for c in clips}
+    return reference_times(events, int(options["sampling_seed"]), options["negative_reference"])
+
+
+def feasibility(
+    clips: Sequence[Clip], options: Options, points: Iterable[tuple[int, float]]
+) -> list[dict[str, Any]]:
+    """Count for each (num_frames, frame_interval_s) the clips with enough history.
+
+    Returns:
+        Rows with ``num_frames, frame_interval_s, needs_s, feasible, clips``.
+    """
+    references = references_of(clips, options)
+    anchors = [references[c.clip_id] - float(options["horizon_s"]) for c in clips]
+    return [
+        {
+            "num_frames": n,
+            "frame_interval_s": dt,
+            "needs_s": (n - 1) * dt,
+            "feasible": sum(is_feasible(a, n, dt) for a in anchors),
+            "clips": len(clips),
+        }
+        for n, dt in points
+    ]
+
+
+def union_of_times(
+    clips: Sequence[Clip], grid: Sequence[Options], horizons: Sequence[float]
+) -> dict[str, Times]:
+    """Collect the distinct times that a whole sweep will ask of each clip, ascending.
+
+    Points of the grid that are infeasible for a clip under ``error`` contribute nothing here;
+    the job they belong to reports them.
+    """
+    times: dict[str, set[float]] = {c.clip_id: set() for c in clips}
+    for options in grid:
+        lenient = {**options, "short_history": "pad_oldest"}
+        references = references_of(clips, lenient)
+        for horizon in {*horizons, float(options["horizon_s"])}:
+            for clip in clips:
+                try:
+                    fitted = _times(clip, references[clip.clip_id] - horizon, lenient)
+                except DataError:
+                    continue
+                if fitted is not None:
+                    times[clip.clip_id].update(fitted[0].tolist())
+    return {clip_id: np.array(sorted(found)) for clip_id, found in times.items()}
+
+
+def _times(clip: Clip, anchor_s: float, options: Options) -> tuple[Times, int] | None:
+    kind, num_frames = options["sampling"], int(options["num_frames"])
+    if kind == "uniform":
+        times = uniform_times(clip.duration_s, num_frames)
+    elif kind == "fps":
+        times = fps_times(clip.duration_s, float(options["sample_fps"]), num_frames)
+    elif kind == "anchored":
+        times = anchored_times(anchor_s, num_frames, float(options["frame_interval_s"]))
+    else:
+        raise DataError("unknown data.sampling", got=str(kind), do="use anchored, uniform or fps")
+    fitted = fit_history(times, options["short_history"])
+    if fitted is None:
+        return None
+    # The last frame is shown until one period after its time: a time in there means that frame.
+    return np.minimum(fitted[0], _last_time(clip)), fitted[1]
+
+
+def _last_time(clip: Clip) -> float:
+    """Presentation time of the clip's last frame, in seconds."""
+    return max(clip.duration_s - 1.0 / clip.fps, 0.0)

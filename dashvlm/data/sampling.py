@@ -1,0 +1,199 @@
+"""Which times of a clip to look at. Pure functions of numbers; knows no files.
+
+Contract: the times run oldest to newest, there are exactly as many as asked for, and positives
+and negatives go through the same function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dashvlm.errors import DataError
+
+ShortHistory = Literal["error", "pad_oldest", "skip"]
+Times = NDArray[np.float64]
+
+
+def anchored_times(anchor_s: float, num_frames: int, frame_interval_s: float) -> Times:
+    """Return ``num_frames`` times ending at the anchor, ``frame_interval_s`` apart.
+
+    Times before the start of the clip are negative; see :func:`fit_history`.
+
+    Args:
+        anchor_s: the newest time, in seconds.
+        num_frames: how many times, at least 1.
+        frame_interval_s: distance between neighbours in seconds, above 0.
+
+    Raises:
+        DataError: if an argument is out of range.
+
+    Example:
+        >>> anchored_times(4.0, 3, 0.5).tolist()
+        [3.0, 3.5, 4.0]
+    """
+    _check_num_frames(num_frames)
+    if not frame_interval_s > 0:
+        raise DataError(
+            "data.frame_interval_s must be above 0",
+            got=f"{frame_interval_s}",
+            do="use for example 0.5",
+        )
+    # Anchor minus multiples, not a running sum: grid points that share a time share it bit for bit.
+    return anchor_s - frame_interval_s * np.arange(num_frames - 1, -1, -1, dtype=np.float64)
+
+
+def required_history_s(num_frames: int, frame_interval_s: float) -> float:
+    """Seconds of video before the anchor that a sweep point needs (20 x 1.5 s needs 28.5 s)."""
+    return (num_frames - 1) * frame_interval_s
+
+
+def is_feasible(anchor_s: float, num_frames: int, frame_interval_s: float) -> bool:
+    """Whether a clip has enough history before the anchor for a sweep point."""
+    return anchor_s >= 0 and anchor_s - required_history_s(num_frames, frame_interval_s) >= -1e-6
+
+
+def fit_history(times: Times, policy: ShortHistory) -> tuple[Times, int] | None:
+    """Apply the explicit policy for a history that is too short.
+
+    Args:
+        times: ascending times, possibly negative.
+        policy: ``error`` raises, ``skip`` returns None, ``pad_oldest`` repeats the oldest time
+            that exists.
+
+    Returns:
+        The times, all at least 0, and how many of them are repeats; or None for ``skip``.
+
+    Raises:
+        DataError: under ``error``, or if even the anchor lies before the clip.
+
+    Example:
+        >>> times, padded = fit_history(np.array([-0.5, 0.5, 1.5]), "pad_oldest")
+        >>> times.tolist(), padded
+        ([0.5, 0.5, 1.5], 1)
+    """
+    times = np.where((times < 0) & (times > -1e-6), 0.0, times)
+    short = int((times < 0).sum())
+    if not short:
+        return times, 0
+    if policy == "skip":
+        return None
+    if policy == "error" or short == len(times):
+        raise DataError(
+            f"history too short: {short} of {len(times)} frame times lie before the clip",
+            got=f"oldest {times[0]:.2f} s, anchor {times[-1]:.2f} s",
+            do="lower data.num_frames, data.frame_interval_s or data.horizon_s, or set "
+            "data.short_history=pad_oldest (repeats the oldest frame, counted)",
+        )
+    return np.where(times < 0, times[short], times), short
+
+
+def uniform_times(duration_s: float, num_frames: int) -> Times:
+    """Return the midpoints of ``num_frames`` equal segments of the clip.
+
+    Example:
+        >>> uniform_times(8.0, 4).tolist()
+        [1.0, 3.0, 5.0, 7.0]
+    """
+    _check_num_frames(num_frames)
+    return (np.arange(num_frames) + 0.5) * (duration_s / num_frames)
+
+
+def fps_times(duration_s: float, sample_fps: float, num_frames: int) -> Times:
+    """Return the newest ``num_frames`` times of a regular grid of ``sample_fps`` from 0.
+
+    Times before the clip are negative when the clip has fewer; see :func:`fit_history`.
+
+    Example:
+        >>> fps_times(2.0, 2.0, 3).tolist()
+        [0.5, 1.0, 1.5]
+    """
+    _check_num_frames(num_frames)
+    newest = max(int(np.ceil(duration_s * sample_fps - 1e-9)) - 1, 0) / sample_fps
+    return anchored_times(newest, num_frames, 1.0 / sample_fps)
+
+
+def reference_times(
+    events: Mapping[str, tuple[float | None, float]], seed: int, negatives: str = "matched"
+) -> dict[str, float]:
+    """Give every clip the time that its horizon is counted back from.
+
+    A clip with an event has the event time. A clip without one draws from the event times of the
+    others that it is long enough for, so that the anchor's time tells nothing about the class.
+    The draw depends on the seed and the clip's id only, not on the order or the sweep point.
+
+    Args:
+        events: clip_id -> (event time or None, duration), in seconds.
+        seed: draws differ between seeds.
+        negatives: ``matched``, or ``clip_end`` as published for the Nexar baseline
+            (frankafan/dashcam-collisions), which gives the class away through the time.
+
+    Returns:
+        clip_id -> reference time in seconds.
+    """
+    pool = np.sort([event for event, _ in events.values() if event is not None])
+    out: dict[str, float] = {}
+    for clip_id, (event, duration) in events.items():
+        if event is not None:
+            out[clip_id] = float(event)
+        elif negatives == "clip_end":
+            out[clip_id] = duration
+        else:
+            draw = stable_uniform(seed, "reference", clip_id)
+            fits = pool[pool <= duration]
+            out[clip_id] = (
+                float(fits[int(draw * len(fits))]) if len(fits) else duration * (0.5 + 0.5 * draw)
+            )
+    return out
+
+
+def nearest_frames(frame_times: Times, requested: Sequence[float] | Times) -> NDArray[np.int64]:
+    """Return the index of the frame nearest to each requested time.
+
+    Raises:
+        DataError: if the nearest frame is more than half a frame period away, which means that
+            the clip has no frame at that time.
+
+    Example:
+        >>> nearest_frames(np.array([0.0, 0.1, 0.2]), [0.04, 0.2]).tolist()
+        [0, 2]
+    """
+    wanted = np.asarray(requested, dtype=np.float64)
+    right = np.searchsorted(frame_times, wanted).clip(1, max(len(frame_times) - 1, 1))
+    left = right - 1
+    right = right.clip(max=len(frame_times) - 1)
+    index = np.where(wanted - frame_times[left] <= frame_times[right] - wanted, left, right)
+    gap = np.abs(frame_times[index] - wanted)
+    allowed = local_period(frame_times)[index] / 2 + 1e-6
+    if (gap > allowed).any():
+        worst = int(np.argmax(gap - allowed))
+        raise DataError(
+            f"no frame within half a frame period of {wanted[worst]:.3f} s",
+            got=f"nearest is at {frame_times[index[worst]]:.3f} s; the clip's frames run from "
+            f"{frame_times[0]:.3f} to {frame_times[-1]:.3f} s",
+            do="choose times inside the clip",
+        )
+    return index.astype(np.int64)
+
+
+def local_period(frame_times: Times) -> Times:
+    """Return for each frame the longer of the gaps to its neighbours, in seconds."""
+    if len(frame_times) < 2:
+        return np.full(len(frame_times), 1.0)
+    gaps = np.diff(frame_times)
+    return np.maximum(np.append(gaps, gaps[-1]), np.insert(gaps, 0, gaps[0]))
+
+
+def stable_uniform(seed: int, *names: str) -> float:
+    """Return a number in [0, 1) that depends on the seed and the names only."""
+    digest = hashlib.sha256("\x00".join([str(seed), *names]).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _check_num_frames(num_frames: int) -> None:
+    if num_frames < 1:
+        raise DataError("data.num_frames must be at least 1", got=f"{num_frames}", do="use 5")

@@ -1,0 +1,76 @@
+"""run_id: a stable name for what decides a result.
+
+Two configurations that can only give the same result have the same run_id, so a sweep can be
+launched again and skips what is done. The idea is Dora's signature (audiocraft's grids).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+# Where things are written, how they are shown and how fast they are computed do not decide a
+# result. Everything else does, so a key that is new is part of the identity by default.
+EXCLUDED = (
+    "paths",
+    "logger",
+    "sweep",
+    "hydra",
+    "data.root",
+    "data.num_workers",
+    "data.store_gb",
+    "trainer.progress",
+    "trainer.log_every_n_steps",
+    "callbacks.checkpoint.every_n_steps",
+)
+
+
+def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flattened part of a resolved configuration that decides its result."""
+    flat: dict[str, Any] = {}
+
+    def walk(node: Any, path: str) -> None:
+        if any(path == key or path.startswith(key + ".") for key in EXCLUDED):
+            return
+        if isinstance(node, Mapping) and node:
+            for key, value in node.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+        else:
+            flat[path] = node
+
+    walk(cfg, "")
+    # The data root decides the result only through the dataset's name and what lies there.
+    root = cfg.get("data", {}).get("root") if isinstance(cfg.get("data"), Mapping) else None
+    if root:
+        flat["data.root_name"] = str(root).rstrip("/").rsplit("/", 1)[-1]
+    return flat
+
+
+def run_id(cfg: Mapping[str, Any]) -> str:
+    """Name a run: ``<task>-<model>-<objective>-<8 hex digits of the identity's SHA-256>``.
+
+    Args:
+        cfg: a resolved configuration of plain Python values.
+
+    Returns:
+        The name of the run's folder and of its W&B run.
+
+    Example:
+        >>> a = {"task": {"name": "crash"}, "seed": 1, "paths": {"output_dir": "x"}}
+        >>> b = {"seed": 1, "paths": {"output_dir": "y"}, "task": {"name": "crash"}}
+        >>> run_id(a) == run_id(b)
+        True
+        >>> run_id(a) == run_id({**a, "seed": 2})
+        False
+    """
+    text = json.dumps(identity_of(cfg), sort_keys=True, default=str)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    names = [_name(cfg, "task"), _name(cfg, "model"), _name(cfg, "objective")]
+    return "-".join([n for n in names if n] + [digest])
+
+
+def _name(cfg: Mapping[str, Any], group: str) -> str:
+    node = cfg.get(group)
+    return str(node.get("name", "")) if isinstance(node, Mapping) else ""

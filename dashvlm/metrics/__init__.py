@@ -1,0 +1,1 @@
+"""Numbers about predictions: pure functions of arrays, and their intervals."""

@@ -1,0 +1,202 @@
+"""Binary metrics of scores, as pure functions that take weights.
+
+Every function takes ``target`` [N] of 0/1, ``score`` [N] in [0, 1] and ``weight`` [..., N]. A
+bootstrap is a batch of weights, so 1,000 resamples are one call. A metric that is not defined
+(one class only, nothing predicted positive) is nan, never 0. Definitions are scikit-learn's
+unless said otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Metric = Callable[[ArrayLike, ArrayLike, ArrayLike], Array]
+THRESHOLD = 0.5
+
+
+def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Return weighted counts [..., 4] of true negatives, false positives, false negatives, true positives.
+
+    Example:
+        >>> confusion([0, 0, 1, 1], [0.1, 0.9, 0.2, 0.8]).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    y, s, w = _arrays(target, score, weight)
+    said = s >= THRESHOLD
+    cells = [(y == 0) & ~said, (y == 0) & said, (y == 1) & ~said, (y == 1) & said]
+    return np.stack([(w * cell).sum(-1) for cell in cells], axis=-1)
+
+
+def accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Share of rows on the right side of 0.5."""
+    tn, fp, fn, tp = np.moveaxis(confusion(target, score, weight), -1, 0)
+    return _divide(tn + tp, tn + fp + fn + tp)
+
+
+def balanced_accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Mean of the recalls of both classes."""
+    tn, fp, fn, tp = np.moveaxis(confusion(target, score, weight), -1, 0)
+    return (_divide(tp, tp + fn) + _divide(tn, tn + fp)) / 2
+
+
+def precision(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Share of positives among rows said to be positive; nan if none is."""
+    _, fp, _, tp = np.moveaxis(confusion(target, score, weight), -1, 0)
+    return _divide(tp, tp + fp)
+
+
+def recall(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Share of positives that are said to be positive."""
+    _, _, fn, tp = np.moveaxis(confusion(target, score, weight), -1, 0)
+    return _divide(tp, tp + fn)
+
+
+def f1(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Harmonic mean of precision and recall of the positive class."""
+    _, fp, fn, tp = np.moveaxis(confusion(target, score, weight), -1, 0)
+    return _divide(2 * tp, 2 * tp + fp + fn)
+
+
+def mcc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Matthews correlation coefficient; 0 for a predictor that says one class only."""
+    tn, fp, fn, tp = np.moveaxis(confusion(target, score, weight), -1, 0)
+    scale = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return np.where(scale > 0, (tp * tn - fp * fn) / np.where(scale > 0, scale, 1.0), 0.0)
+
+
+def roc_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Probability that a positive scores above a negative, ties counting half.
+
+    Example:
+        >>> float(roc_auc([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]))
+        0.75
+    """
+    pos, neg, _ = _by_score(target, score, weight)
+    below = np.cumsum(neg, -1) - neg
+    total = pos.sum(-1) * neg.sum(-1)
+    return _divide((pos * (below + neg / 2)).sum(-1), total)
+
+
+def average_precision(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Area under the precision-recall steps, without interpolation.
+
+    Example:
+        >>> round(float(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8])), 4)
+        0.8333
+    """
+    pos, neg, _ = _by_score(target, score, weight)
+    pos, neg = pos[..., ::-1], neg[..., ::-1]
+    tp, fp = np.cumsum(pos, -1), np.cumsum(neg, -1)
+    steps = np.where(tp + fp > 0, tp / np.where(tp + fp > 0, tp + fp, 1.0), 0.0)
+    return _divide((pos * steps).sum(-1), pos.sum(-1))
+
+
+def brier(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Mean squared distance of the score from the label."""
+    y, s, w = _arrays(target, score, weight)
+    return _divide((w * (s - y) ** 2).sum(-1), w.sum(-1))
+
+
+def ece(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0, num_bins: int = 10) -> Array:
+    """Expected calibration error of P(positive): bins of equal width, weighted by their mass.
+
+    Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
+    """
+    y, s, w = _arrays(target, score, weight)
+    bins = np.minimum((s * num_bins).astype(int), num_bins - 1)
+    gaps = [np.abs((w * (s - y) * (bins == b)).sum(-1)) for b in range(num_bins)]
+    return _divide(np.sum(gaps, axis=0), w.sum(-1))
+
+
+def mean_time_to_accident(scores: ArrayLike, horizons_s: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Mean warning time before the event, averaged over all thresholds that detect something.
+
+    At one threshold a clip's warning time is the longest horizon whose score reaches it; clips
+    that never reach it do not count, as in Chan et al., ACCV 2016. Resolution is that of the
+    horizons at which the clips were scored.
+
+    Args:
+        scores: [P, H], positives only, a column a horizon.
+        horizons_s: [H] in seconds.
+        weight: [..., P].
+
+    Example:
+        >>> float(mean_time_to_accident([[0.9, 0.2]], [0.5, 1.0]))
+        0.75
+    """
+    matrix, h = np.asarray(scores, np.float64), np.asarray(horizons_s, np.float64)
+    w = np.broadcast_to(np.asarray(weight, np.float64), (*np.shape(weight)[:-1], len(matrix)))
+    means = []
+    for threshold in np.unique(matrix):
+        warned = np.where(matrix >= threshold, h, -np.inf).max(axis=1)
+        hit = np.isfinite(warned)
+        means.append(_divide((w * np.where(hit, warned, 0.0)).sum(-1), (w * hit).sum(-1)))
+    if not means:
+        return np.full(w.shape[:-1], np.nan)
+    stacked = np.stack(means)
+    defined = np.isfinite(stacked)
+    return _divide(np.where(defined, stacked, 0.0).sum(0), defined.sum(0).astype(np.float64))
+
+
+def roc_curve(target: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
+    """False and true positive rates from the highest threshold down, beginning at (0, 0)."""
+    pos, neg, _ = _by_score(target, score, 1.0)
+    tp, fp = np.cumsum(pos[::-1]), np.cumsum(neg[::-1])
+    return np.append(0.0, _divide(fp, fp[-1])), np.append(0.0, _divide(tp, tp[-1]))
+
+
+def pr_curve(target: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
+    """Recall and precision from the highest threshold down."""
+    pos, neg, _ = _by_score(target, score, 1.0)
+    tp, fp = np.cumsum(pos[::-1]), np.cumsum(neg[::-1])
+    return _divide(tp, tp[-1]), _divide(tp, tp + fp)
+
+
+METRICS: dict[str, Metric] = {
+    "roc_auc": roc_auc,
+    "ap": average_precision,
+    "accuracy": accuracy,
+    "balanced_accuracy": balanced_accuracy,
+    "mcc": mcc,
+    "precision": precision,
+    "recall": recall,
+    "f1": f1,
+    "brier": brier,
+    "ece": ece,
+}
+"""Name -> function of (target, score, weight)."""
+
+
+def _arrays(target: ArrayLike, score: ArrayLike, weight: ArrayLike) -> tuple[Array, Array, Array]:
+    y, s = np.asarray(target, np.float64), np.asarray(score, np.float64)
+    if y.shape != s.shape or y.ndim != 1:
+        raise ValueError(f"target and score must be equally long vectors, got {y.shape} and {s.shape}")
+    if len(s) and not (np.isfinite(s).all() and s.min() >= 0 and s.max() <= 1):
+        raise ValueError("scores must be finite and within [0, 1]")
+    w = np.asarray(weight, np.float64)
+    return y, s, np.broadcast_to(w, (*w.shape[:-1], len(y)))
+
+
+def _by_score(
+    target: ArrayLike, score: ArrayLike, weight: ArrayLike
+) -> tuple[Array, Array, Array]:
+    """Weight of positives and negatives [..., U] at each distinct score, ascending, and the scores."""
+    y, s, w = _arrays(target, score, weight)
+    order = np.argsort(s, kind="stable")
+    y, s, w = y[order], s[order], w[..., order]
+    first = np.flatnonzero(np.append(True, np.diff(s) > 0)) if len(s) else np.array([], int)
+    if not len(first):
+        empty = np.zeros((*w.shape[:-1], 0))
+        return empty, empty, s
+    pos = np.add.reduceat(w * (y == 1), first, axis=-1)
+    neg = np.add.reduceat(w * (y == 0), first, axis=-1)
+    return pos, neg, s[first]
+
+
+def _divide(a: ArrayLike, b: ArrayLike) -> Array:
+    top, bottom = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1.0), np.nan)

@@ -1,0 +1,43 @@
+"""Confidence intervals by resampling whole groups: clips of one recording are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; nan where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if not np.isfinite(self.value):
+            return "n/a"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def group_weights(groups: Sequence[str], num_resamples: int, seed: int) -> NDArray[np.float64]:
+    """Draw bootstrap weights [R, N]: groups with replacement, all rows of a group together.
+
+    Field and Welsh, "Bootstrapping clustered data", JRSS B 2007 (the cluster bootstrap).
+    """
+    names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), num_resamples)
+    return counts[:, member].astype(np.float64)
+
+
+def estimate(value: float, resampled: NDArray[np.float64], level: float = 0.95) -> Estimate:
+    """Combine a value with the percentiles of its resamples (undefined ones left out)."""
+    defined = resampled[np.isfinite(resampled)]
+    if not len(defined):
+        return Estimate(float(value), float("nan"), float("nan"))
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(float(value), float(low), float(high))

@@ -1,0 +1,1 @@
+"""What is minimised: one Lightning module an objective."""

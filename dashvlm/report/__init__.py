@@ -1,0 +1,1 @@
+"""Tables and plots of runs. Reads files; loads no torch."""

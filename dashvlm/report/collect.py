@@ -1,0 +1,79 @@
+"""Run folders to one tidy table: a row a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dashvlm.identity import identity_of
+
+STATUSES = ("done", "failed", "broken", "missing")
+
+
+def run_status(folder: Path) -> str:
+    """Say how a run stands: done, failed, broken (started, not ended) or missing."""
+    if (folder / "result.json").is_file():
+        return "done"
+    if (folder / "failed.json").is_file():
+        return "failed"
+    return "broken" if (folder / "config.yaml").is_file() else "missing"
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read ``result.json``, or what is known of a run without one."""
+    status = run_status(folder)
+    if status == "done":
+        return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    known: dict[str, Any] = {"run_id": folder.name, "status": status}
+    if status == "failed":
+        known |= json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+    return known
+
+
+def collect(folders: Iterable[Path]) -> pd.DataFrame:
+    """Make a table of runs.
+
+    Returns:
+        ``run_id, status``, the configuration's identity (dotted keys), for each metric and
+        baseline ``name, name.low, name.high``, ``alarms`` and ``message``.
+    """
+    import yaml
+
+    rows = []
+    for folder in folders:
+        result = read_result(folder)
+        row: dict[str, Any] = {"run_id": folder.name, "status": result["status"]}
+        config = folder / "config.yaml"
+        if config.is_file():
+            row |= identity_of(yaml.safe_load(config.read_text(encoding="utf-8")))
+        for kind in ("metrics", "baselines"):
+            for name, value in (result.get(kind) or {}).items():
+                row |= _columns(name, value)
+        row["alarms"] = "; ".join(result.get("alarms") or [])
+        row["message"] = str(result.get("message") or "").splitlines()[0] if result.get("message") else ""
+        row["seconds"] = (result.get("seconds") or {}).get("all")
+        points = result.get("feasibility") or []
+        row["feasible"] = f"{points[0]['feasible']}/{points[0]['clips']}" if points else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:
+    """Return the configuration keys that differ between the runs of a table.
+
+    Args:
+        table: from :func:`collect`.
+        wanted: keys that are swept over; if given, only these count.
+    """
+    keys = [k for k in wanted if k in table] or [
+        c for c in table if "." in c and not c.endswith((".low", ".high")) and not c.startswith("model.twin")
+    ]
+    return [k for k in keys if table[k].map(str).nunique() > 1]
+
+
+def _columns(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value["value"], f"{name}.low": value["low"], f"{name}.high": value["high"]}

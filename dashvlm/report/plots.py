@@ -1,0 +1,233 @@
+"""Plots in one style: ROC, PR, reliability, confusion, filmstrips of a run; curves of a sweep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from dashvlm.data.frames import FrameStore
+from dashvlm.errors import DataError
+from dashvlm.metrics import functional as F
+
+log = logging.getLogger(__name__)
+STYLE = {
+    "figure.dpi": 130, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.alpha": 0.3, "axes.titlesize": 10, "savefig.bbox": "tight",
+}  # fmt: skip
+BLUE, ORANGE, GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
+
+
+def plot_run(
+    rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore
+) -> dict[str, Path]:
+    """Draw the plots of one run.
+
+    Args:
+        rows: the predictions table.
+        results: metrics computed from it.
+        folder: where the PNG files go.
+        store: for the filmstrips.
+
+    Returns:
+        Name -> file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    main = rows[rows["primary"] & rows["target"].notna() & rows["score"].notna()]
+    made: dict[str, Path] = {}
+    if main["target"].nunique() < 2:
+        log.info("no curves: only one class among the evaluated clips")
+        return made
+    target, score = main["target"].to_numpy(float), main["score"].to_numpy(float)
+    with mpl.rc_context(STYLE):
+        for name, draw in (("roc", _roc), ("pr", _pr), ("reliability", _reliability)):
+            figure, axes = plt.subplots(figsize=(3.6, 3.4))
+            draw(axes, target, score, results["metrics"])
+            made[name] = _save(figure, folder / f"{name}.png")
+        figure, axes = plt.subplots(figsize=(3.2, 3.0))
+        _confusion(axes, results["confusion"])
+        made["confusion"] = _save(figure, folder / "confusion.png")
+        figure = _worst(main, store)
+        if figure is not None:
+            made["worst_errors"] = _save(figure, folder / "worst_errors.png")
+    return made
+
+
+def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metric: str = "roc_auc") -> Path | None:
+    """Draw a metric over a sweep: a line over one axis, a heatmap over two.
+
+    Args:
+        table: from :func:`dashvlm.report.collect.collect`.
+        axes_names: the swept keys.
+        path: the PNG file.
+        metric: the column.
+
+    Returns:
+        The file, or None if there is nothing to draw.
+    """
+    if metric not in table:
+        return None
+    done = table[(table["status"] == "done") & table[metric].notna()]
+    if done.empty or not axes_names:
+        return None
+    with mpl.rc_context(STYLE):
+        if len(axes_names) == 2:
+            figure = _heatmap(done, axes_names[0], axes_names[1], metric)
+        else:
+            figure = _line(done, axes_names, metric)
+        return _save(figure, path)
+
+
+def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
+    key = names[0]
+    label = done[list(names)].astype(str).agg(", ".join, axis=1) if len(names) > 1 else done[key]
+    numeric = len(names) == 1 and pd.to_numeric(label, errors="coerce").notna().all()
+    x = pd.to_numeric(label) if numeric else pd.Series(range(len(done)), index=done.index)
+    done = done.assign(_x=x).sort_values("_x")
+    figure, axes = plt.subplots(figsize=(5.0, 3.4))
+    y, low, high = (done[c].to_numpy(float) for c in (metric, f"{metric}.low", f"{metric}.high"))
+    spread = np.clip(np.nan_to_num(np.stack([y - low, high - y])), 0, None)
+    axes.errorbar(done["_x"], y, yerr=spread, marker="o", capsize=3, color=BLUE, label="test, 95 % interval")
+    if f"pixels_off_{metric}" in done and done[f"pixels_off_{metric}"].notna().any():
+        axes.plot(done["_x"], done[f"pixels_off_{metric}"], "s--", color=GREY, ms=4, label="same model, pixels off")
+    if metric == "roc_auc":
+        axes.axhline(0.5, color=ORANGE, lw=1, ls=":", label="chance")
+        axes.set_ylim(min(0.35, float(np.nanmin(low)) - 0.03), 1.02)
+    axes.set_xticks(done["_x"], [str(v) for v in label.loc[done.index]], rotation=0 if numeric else 20)
+    axes.set_xlabel(", ".join(n.rsplit(".", 1)[-1] for n in names))
+    axes.set_ylabel(_title(metric))
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
+    grid = done.pivot_table(index=row, columns=column, values=metric)
+    figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(grid.columns), 1.4 + 0.6 * len(grid)))
+    axes.grid(False)
+    image = axes.imshow(grid.to_numpy(), cmap="viridis", aspect="auto", vmin=min(0.5, float(np.nanmin(grid))), vmax=1.0)
+    axes.set_xticks(range(len(grid.columns)), [str(c) for c in grid.columns])
+    axes.set_yticks(range(len(grid)), [str(i) for i in grid.index])
+    axes.set_xlabel(column.rsplit(".", 1)[-1])
+    axes.set_ylabel(row.rsplit(".", 1)[-1])
+    for i in range(len(grid)):
+        for j in range(len(grid.columns)):
+            value = grid.iloc[i, j]
+            if np.isfinite(value):
+                colour = "white" if value < 0.8 else "black"
+                axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour)
+    figure.colorbar(image, label=_title(metric))
+    return figure
+
+
+def plot_risk(times_s: Sequence[float], risk: Sequence[float], path: Path, title: str) -> Path:
+    """Draw risk over time."""
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(6.0, 2.6))
+        axes.plot(times_s, risk, color=BLUE, marker="o", ms=3)
+        axes.axhline(F.THRESHOLD, color=ORANGE, lw=1, ls=":")
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("time in the video (s)")
+        axes.set_ylabel("risk, P(Yes)")
+        axes.set_title(title, loc="left")
+        return _save(figure, path)
+
+
+def _roc(axes: Any, target: F.Array, score: F.Array, metrics: Mapping[str, Any]) -> None:
+    fpr, tpr = F.roc_curve(target, score)
+    axes.plot(fpr, tpr, color=BLUE, drawstyle="steps-post")
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_title(f"ROC AUC {_value(metrics['roc_auc'])}", loc="left")
+
+
+def _pr(axes: Any, target: F.Array, score: F.Array, metrics: Mapping[str, Any]) -> None:
+    rec, prec = F.pr_curve(target, score)
+    axes.plot(rec, prec, color=BLUE, drawstyle="steps-post")
+    axes.axhline(target.mean(), color=GREY, lw=1, ls=":")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(-0.02, 1.02), ylim=(0, 1.02))
+    axes.set_title(f"AP {_value(metrics['ap'])}", loc="left")
+
+
+def _reliability(axes: Any, target: F.Array, score: F.Array, metrics: Mapping[str, Any]) -> None:
+    bins = np.minimum((score * 10).astype(int), 9)
+    used = [b for b in range(10) if (bins == b).any()]
+    said = [score[bins == b].mean() for b in used]
+    was = [target[bins == b].mean() for b in used]
+    axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
+    axes.plot(said, was, "o-", color=BLUE)
+    for x, y, b in zip(said, was, used, strict=True):
+        axes.annotate(str(int((bins == b).sum())), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
+    axes.set(xlabel="score", ylabel="share of positives", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set_title(f"ECE {_value(metrics['ece'])}", loc="left")
+
+
+def _confusion(axes: Any, counts: Mapping[str, float]) -> None:
+    grid = np.array([[counts["tn"], counts["fp"]], [counts["fn"], counts["tp"]]])
+    axes.grid(False)
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=max(grid.sum() / 2, 1))
+    for i in range(2):
+        for j in range(2):
+            dark = grid[i, j] > grid.sum() / 4
+            axes.text(j, i, f"{grid[i, j]:g}", ha="center", va="center", color="white" if dark else "black")
+    axes.set_xticks([0, 1], ["No", "Yes"])
+    axes.set_yticks([0, 1], ["No", "Yes"])
+    axes.set(xlabel="said (score at 0.5)", ylabel="label")
+
+
+def _worst(main: pd.DataFrame, store: FrameStore, count: int = 6) -> Any:
+    """Filmstrips of the errors with the most confident score."""
+    if "path" not in main:
+        return None
+    gap = (main["score"] - main["target"].astype(float)).abs()
+    worst = main[gap >= 0.5].assign(_gap=gap).sort_values("_gap", ascending=False).head(count)
+    if worst.empty:
+        return None
+    strips = []
+    for _, row in worst.iterrows():
+        try:
+            frames, times = store.frames(Path(row["path"]), row["frame_times_s"])
+        except DataError:
+            continue
+        pick = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), 6)).round().astype(int))
+        strips.append((row, frames[pick], times[pick]))
+    if not strips:
+        return None
+    columns = max(len(f) for _, f, _ in strips)
+    figure, axes = plt.subplots(len(strips), columns, figsize=(1.5 * columns, 1.35 * len(strips)), squeeze=False)
+    for line, (row, frames, times) in zip(axes, strips, strict=True):
+        for place, axis in enumerate(line):
+            axis.axis("off")
+            if place < len(frames):
+                axis.imshow(frames[place])
+                axis.set_title(f"{times[place]:.2f} s", fontsize=7, pad=2)
+        kind = "missed" if row["target"] == 1 else "false alarm"
+        line[0].text(
+            0, -0.06, f"{kind}: {row['clip_id']}, score {row['score']:.2f}", transform=line[0].transAxes,
+            fontsize=7, va="top",
+        )  # fmt: skip
+    return figure
+
+
+def _value(node: Mapping[str, Any]) -> str:
+    if node["value"] is None or not np.isfinite(node["value"]):
+        return "n/a"
+    return f"{node['value']:.3f} [{node['low']:.2f}, {node['high']:.2f}]"
+
+
+def _title(metric: str) -> str:
+    return {"roc_auc": "ROC AUC", "ap": "average precision"}.get(metric, metric)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+    return path

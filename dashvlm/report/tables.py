@@ -1,0 +1,100 @@
+"""Tables of runs for the terminal, Markdown and CSV: one value with its interval a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+# What a reader compares first; the CSV has everything.
+SHOWN = {
+    "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP over horizons", "accuracy": "accuracy",
+    "parse_rate": "parsed", "pixels_off_roc_auc": "AUC, pixels off",
+    "majority_accuracy": "majority accuracy",
+}  # fmt: skip
+
+
+def cell(row: Any, name: str) -> str:
+    """Format one value with its interval."""
+    value = row.get(name)
+    if value is None or pd.isna(value):
+        return "–"
+    low, high = row.get(f"{name}.low"), row.get(f"{name}.high")
+    if low is None or pd.isna(low) or low == high:
+        return f"{value:.3f}"
+    return f"{value:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of a sweep's table."""
+    shown = [m for m in SHOWN if m in table and table[m].notna().any()]
+    header = [*[a.rsplit(".", 1)[-1] for a in axes], "run", *[SHOWN[m] for m in shown], "feasible", "status"]
+    body = []
+    for _, row in table.iterrows():
+        status = str(row["status"])
+        if row.get("message"):
+            status += f": {row['message']}"
+        body.append(
+            [str(row.get(a)) for a in axes]
+            + [str(row["run_id"])]
+            + [cell(row, m) for m in shown]
+            + [str(row.get("feasible") or "–"), status]
+        )
+    return header, body
+
+
+def to_markdown(header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """Format a Markdown table with notes below."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in body]
+    return "\n".join([*lines, "", *(f"- {n}" for n in notes)]).rstrip() + "\n"
+
+
+def print_table(
+    title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()
+) -> None:
+    """Print a table to the terminal."""
+    console = Console(soft_wrap=False)
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in header:
+        table.add_column(name, overflow="fold", no_wrap=name in ("run",))
+    for row in body:
+        table.add_row(*row)
+    console.print(table)
+    for note in notes:
+        console.print(f"  ! {note}", style="yellow", highlight=False)
+
+
+def notes_of(table: pd.DataFrame) -> list[str]:
+    """Collect the alarms of all runs, each with the runs it belongs to."""
+    by_alarm: dict[str, list[str]] = {}
+    for _, row in table.iterrows():
+        for alarm in filter(None, str(row.get("alarms") or "").split("; ")):
+            by_alarm.setdefault(alarm, []).append(str(row["run_id"]))
+    return [f"{alarm} ({', '.join(runs)})" for alarm, runs in by_alarm.items()]
+
+
+def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of one run's numbers with the baselines beside them."""
+
+    def text(node: dict[str, Any] | None) -> str:
+        if not node or node["value"] is None or pd.isna(node["value"]):
+            return "–"
+        if node["low"] is None or node["low"] == node["high"]:
+            return f"{node['value']:.3f}"
+        return f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
+
+    base = result["baselines"]
+    beside = {
+        "roc_auc": [None, "prior_random_roc_auc", "pixels_off_roc_auc"],
+        "ap": [None, "prior_random_ap", "pixels_off_ap"],
+        "accuracy": ["majority_accuracy", "prior_random_accuracy", "pixels_off_accuracy"],
+    }
+    body = [
+        [name, text(value), *[text(base.get(b)) if b else "–" for b in beside.get(name, [None] * 3)]]
+        for name, value in result["metrics"].items()
+    ]
+    return ["metric", "value [95 %]", "majority", "prior random", "pixels off"], body

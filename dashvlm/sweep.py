@@ -1,0 +1,276 @@
+"""Sweeps: plan the grid, run each job in a fresh process, skip what is done, print one table.
+
+A job is a folder with a ``config.yaml``; it runs as ``python -m dashvlm.run FOLDER``, whatever
+launcher or sweeper started it. So jobs share no state, ``ddp`` re-launches one job and not the
+sweep, and any job can be run again by hand.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from dashvlm.cli import composing, explain, overrides_of
+from dashvlm.config import check, check_overrides, flags_first, plain, refuse
+from dashvlm.errors import DashVLMError
+from dashvlm.identity import run_id
+from dashvlm.report.collect import axes_of, collect, read_result, run_status
+
+PLAN = "DASHVLM_SWEEP_PLAN"
+POINT = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "reference",
+         "negative_reference", "sampling_seed")  # fmt: skip
+"""Keys of ``data`` that decide which times a job looks at."""
+
+
+@dataclass
+class Plan:
+    """What is known of a sweep before it starts.
+
+    Attributes:
+        sweep_id: hash of the command line, so that the same sweep has the same folder.
+        folder: where its job list and summary go.
+        axes: the swept keys.
+        grid: the distinct sampling points of all jobs.
+        configs: configuration of each job; empty if a sweeper decides as it goes.
+    """
+
+    sweep_id: str
+    folder: Path
+    axes: list[str]
+    grid: list[dict[str, Any]] = field(default_factory=list)
+    configs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def make_plan(overrides: Sequence[str]) -> Plan:
+    """Compose and check every job of a sweep.
+
+    Raises:
+        ConfigError: with the errors of all jobs at once.
+    """
+    from hydra import compose
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    with composing():
+        check_overrides("train", overrides)
+        parser = OverridesParser.create()
+        parsed = parser.parse_overrides(list(overrides))
+        swept = [o for o in parsed if o.is_sweep_override()]
+        adaptive = any(o.key_or_group == "hydra/sweeper" for o in parsed)
+        jobs = [] if adaptive else _jobs(overrides)
+        configs = [plain(compose("train", overrides=[o for o in job if not o.startswith("hydra")])) for job in jobs]
+        base = configs[0] if configs else plain(
+            compose("train", overrides=[o.input_line for o in parsed if not o.is_sweep_override() and "hydra" not in (o.input_line or "")])
+        )
+    refuse(error for cfg in configs or [base] for error in check(cfg))
+    digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
+    folder = Path(base["paths"]["output_dir"]) / "sweeps" / digest
+    grid = {json.dumps({k: c["data"].get(k) for k in POINT}, sort_keys=True) for c in configs}
+    return Plan(digest, folder, [o.key_or_group for o in swept], [json.loads(g) for g in sorted(grid)], configs)
+
+
+def launch(argv: list[str]) -> int:
+    """Run ``dashvlm.train``: one job or a sweep.
+
+    Returns:
+        The exit code: 0 if everything finished, 1 if a job failed, 2 for a wrong configuration.
+    """
+    from dashvlm.cli import HYDRA_FLAGS, start
+
+    argv = flags_first(argv)
+    multi = any(a in ("-m", "--multirun") for a in argv)
+    if any(a.split("=")[0] in HYDRA_FLAGS for a in argv):
+        return start("train", lambda cfg: None, argv)
+    try:
+        plan = make_plan(overrides_of(argv)) if multi else None
+        if plan is not None:
+            plan.folder.mkdir(parents=True, exist_ok=True)
+            (plan.folder / "jobs.jsonl").unlink(missing_ok=True)
+            note = {"id": plan.sweep_id, "grid": plan.grid, "axes": plan.axes}
+            (plan.folder / "plan.json").write_text(json.dumps(note), encoding="utf-8")
+            os.environ[PLAN] = str(plan.folder / "plan.json")
+            _print_feasibility(plan)
+    except DashVLMError as error:
+        explain(error)
+        return 2
+    code = start("train", job, argv)
+    if plan is None:
+        return code or _SINGLE.get("code", 0)
+    return code or summarise(plan)
+
+
+_SINGLE: dict[str, int] = {}
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Run one configuration in a fresh process, unless it is done; Hydra's task function.
+
+    Returns:
+        The best validation value, for sweepers that optimise; None if the job failed.
+    """
+    config = plain(cfg)
+    refuse(check(config))
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    # An optimising sweeper's points are known only now.
+    overrides = [o for o in hydra.overrides.task if not o.startswith("hydra")]
+    plan_file = os.environ.get(PLAN)
+    sweep = json.loads(Path(plan_file).read_text(encoding="utf-8")) if plan_file else {}
+    config["sweep"] = {"id": sweep.get("id"), "grid": sweep.get("grid") or [], "overrides": overrides}
+    name = run_id(config)
+    folder = Path(config["paths"]["output_dir"]) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if plan_file:
+        with (Path(plan_file).parent / "jobs.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"run_id": name, "folder": str(folder), "overrides": overrides}) + "\n")
+    code = run_in_fresh_process(config, folder)
+    if not plan_file:
+        _SINGLE["code"] = code
+        if code == 0:
+            _print_run(folder)
+    if code == 130:
+        raise KeyboardInterrupt
+    best = (read_result(folder).get("validation") or {}).get("best")
+    return float(best) if best is not None else None
+
+
+def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
+    """Run a configuration in its folder: skip a finished one, resume a broken one.
+
+    The child has the terminal to itself, so that progress bars stay live; it writes its own log.
+
+    Returns:
+        The child's exit code; 0 if the run was finished before.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(folder, "is running in another process; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        status = run_status(folder)
+        if status == "done":
+            _say(folder, "done before, skipped")
+            return 0
+        if status == "failed" and not read_result(folder).get("resumable"):
+            _say(folder, "failed before, running again")
+            for name in ("last.ckpt", "best.ckpt"):
+                (folder / "checkpoints" / name).unlink(missing_ok=True)
+        elif (folder / "checkpoints" / "last.ckpt").exists():
+            _say(folder, "was interrupted, resuming")
+        else:
+            _say(folder, "starting")
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        command = [sys.executable, "-m", "dashvlm.run", str(folder)]
+        code = _wait(subprocess.Popen(command))
+        if code < 0:
+            reason = signal.Signals(-code).name
+            with (folder / "job.log").open("a", encoding="utf-8") as log:
+                log.write(f"the process was ended by {reason}; the same command resumes it\n")
+        if code:
+            _say(folder, f"failed (exit code {code}); see {folder / 'job.log'}")
+        return code
+
+
+def summarise(plan: Plan) -> int:
+    """Print and write the table and plot of a sweep; return 1 if any job is not done."""
+    from dashvlm.report.plots import plot_sweep
+    from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_markdown
+
+    jobs = plan.folder / "jobs.jsonl"
+    lines = jobs.read_text(encoding="utf-8").splitlines() if jobs.exists() else []
+    folders = list(dict.fromkeys(Path(json.loads(line)["folder"]) for line in lines))
+    if not folders:
+        return 1
+    table = collect(folders)
+    axes = axes_of(table, plan.axes) or axes_of(table)[:3]
+    header, body = sweep_rows(table, axes)
+    notes = notes_of(table)
+    print()
+    print_table(f"sweep {plan.sweep_id}: {len(folders)} runs", header, body, notes)
+    output = plan.folder.parent.parent
+    for target in (plan.folder, output):
+        table.to_csv(target / "summary.csv", index=False)
+        (target / "summary.md").write_text(to_markdown(header, body, notes), encoding="utf-8")
+        plot_sweep(table, axes, target / "summary.png")
+    print(f"written: {output}/summary.csv, summary.md, summary.png (kept in {plan.folder})")
+    return 0 if (table["status"] == "done").all() else 1
+
+
+def _jobs(overrides: Sequence[str]) -> list[list[str]]:
+    """Expand a command line's sweep into the overrides of each job, as Hydra's sweeper will."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return [list(j) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for j in batch]
+
+
+def _print_feasibility(plan: Plan) -> None:
+    """Say before anything trains for how many clips each sweep point has enough history."""
+    from pathlib import Path as _Path
+
+    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.data.samples import feasibility
+    from dashvlm.report.tables import print_table
+
+    shown: dict[str, list[list[str]]] = {}
+    manifests: dict[str, Any] = {}
+    for cfg in plan.configs:
+        data = cfg["data"]
+        if data["sampling"] != "anchored":
+            continue
+        key = json.dumps({k: v for k, v in data.items() if k not in POINT}, sort_keys=True, default=str)
+        if key not in manifests:
+            manifests[key] = load_manifest(cfg, build_store(cfg))
+        point = (int(data["num_frames"]), float(data["frame_interval_s"]))
+        row = feasibility(manifests[key].clips, data, [point])[0]
+        cells = [str(row["num_frames"]), f"{row['frame_interval_s']:g}", f"{row['needs_s']:g} s",
+                 f"{row['feasible']}/{row['clips']}", data["short_history"]]  # fmt: skip
+        rows = shown.setdefault(f"{data['name']} in {_Path(data['root'])}, horizon {data['horizon_s']:g} s", [])
+        if cells not in rows:
+            rows.append(cells)
+    for title, rows in shown.items():
+        header = ["num_frames", "frame_interval_s", "history needed", "clips that have it", "otherwise"]
+        print_table(f"feasibility: {title}", header, rows)
+
+
+def _print_run(folder: Path) -> None:
+    from dashvlm.report.tables import print_table, result_table
+
+    result = read_result(folder)
+    header, body = result_table(result)
+    counts = result["counts"]
+    title = f"{folder.name}: {counts['test_clips']} {result['split']} clips in {counts['groups']} groups"
+    print_table(title, header, body, result["alarms"])
+    print(f"written: {folder}/")
+
+
+def _wait(child: subprocess.Popen[bytes]) -> int:
+    """Wait for a child; a Ctrl-C reaches it through the terminal, so let it end by itself."""
+    while True:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            try:
+                child.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                child.kill()
+            return 130
+
+
+def _say(folder: Path, what: str) -> None:
+    print(f"[{folder.name}] {what}", flush=True)

@@ -1,0 +1,1 @@
+"""What is asked and how an answer is read: prompts, targets, parsing. Knows no model."""

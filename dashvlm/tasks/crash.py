@@ -1,0 +1,32 @@
+"""Crash anticipation: is a collision about to happen? (seeds: frankafan/dashcam-collisions,
+yunzhong1105/crash-risk-detection-vlm)."""
+
+from __future__ import annotations
+
+from typing import final
+
+from dashvlm.data.clip import Sample
+from dashvlm.tasks.base import Task
+from dashvlm.tasks.parsing import Status, parse_yes_no
+
+QUESTION = "Is a vehicle collision likely to happen within 1 to 2 seconds?"
+
+
+@final
+class CrashTask(Task):
+    """Yes/no question about a clip; the score is P(Yes) against P(No)."""
+
+    name = "crash"
+    choices = ("No", "Yes")  # the number of a choice is the label
+
+    def default_question(self) -> str:
+        """The question of the SmolVLM2 crash-risk classifier, without its answer key."""
+        return QUESTION
+
+    def target(self, sample: Sample) -> int | None:
+        """The clip's label."""
+        return sample.clip.label
+
+    def parse(self, text: str | None) -> tuple[int | None, Status]:
+        """Read yes or no, strictly."""
+        return parse_yes_no(text)

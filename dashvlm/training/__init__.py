@@ -1,0 +1,1 @@
+"""What all objectives share: the Lightning module, optimisers, callbacks, loggers."""

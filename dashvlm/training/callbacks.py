@@ -1,0 +1,148 @@
+"""Checkpoints that resume to the bit, and early stopping."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+
+from dashvlm.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+class Checkpoint(pl.Callback):
+    """Writes ``last.ckpt`` every few steps and ``best.ckpt`` when validation improves.
+
+    Lightning's own ModelCheckpoint would also save between a step and the validation that belongs
+    to it; a run resumed from there skips that validation and may end with another best. Here the
+    checkpoint of such a step is written after its validation. Files are replaced atomically.
+
+    Args:
+        folder: where to write.
+        every_n_steps: optimiser steps between two ``last.ckpt``.
+        monitor: metric that decides what is best.
+        mode: ``max`` or ``min``.
+        val_every: batches between validations, 0 if there are none.
+        num_batches: batches of the whole run.
+        accumulate: batches an optimiser step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int,
+        monitor: str,
+        mode: str,
+        val_every: int,
+        num_batches: int,
+        accumulate: int,
+    ) -> None:
+        self.folder, self.every, self.monitor = folder, every_n_steps * accumulate, monitor
+        self.sign = 1.0 if mode == "max" else -1.0
+        self.val_every, self.num_batches, self.accumulate = val_every, num_batches, accumulate
+        self.best: float | None = None
+        self.best_step = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save, unless the validation of this very step comes next."""
+        done = batch_idx + 1
+        validates = self.val_every and (done % self.val_every == 0 or done == self.num_batches)
+        if done % self.every == 0 and done % self.accumulate == 0 and not validates:
+            self._save(trainer, "last")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the best, then the last, which remembers the best's value."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is not None:
+            now = self.sign * float(value)
+            if self.best is None or now > self.best:
+                self.best, self.best_step = now, trainer.global_step
+                self._save(trainer, "best")
+        self._save(trainer, "last")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run must know."""
+        return {"best": self.best, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+
+    def _save(self, trainer: pl.Trainer, name: str) -> None:
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only=name == "best")
+
+
+def resume_point(path: Path) -> int | None:
+    """Return the number of batches that a checkpoint has behind it; None without a usable one."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+        return int(progress["processed"])
+    except Exception as error:
+        log.warning("%s cannot be read (%s); training starts over", path, type(error).__name__)
+        path.rename(path.with_suffix(".unreadable"))
+        return None
+
+
+def load_weights(path: Path) -> Mapping[str, torch.Tensor]:
+    """Read the trained parameters of a checkpoint without running anything in it.
+
+    Raises:
+        CheckpointError: if it cannot be read safely.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read",
+            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
+            do="a checkpoint with code in it is refused; train again or name another file",
+        ) from error
+    return dict(state)
+
+
+def build_callbacks(
+    options: Mapping[str, Any],
+    folder: Path,
+    val_every: int,
+    num_batches: int,
+    accumulate: int,
+    progress: bool,
+) -> list[pl.Callback]:
+    """Build the callbacks of a training run; the checkpoint comes last, to save the others' state."""
+    made: list[pl.Callback] = []
+    stop = options.get("early_stopping")
+    if stop and val_every:
+        made.append(
+            EarlyStopping(
+                stop["monitor"], mode=stop["mode"], patience=int(stop["patience"]),
+                min_delta=float(stop["min_delta"]), check_on_train_epoch_end=False,
+            )
+        )  # fmt: skip
+    if progress:
+        made.append(TQDMProgressBar(refresh_rate=5))
+    point = options["checkpoint"]
+    made.append(
+        Checkpoint(
+            folder,
+            int(point["every_n_steps"]),
+            point["monitor"],
+            point["mode"],
+            val_every,
+            num_batches,
+            accumulate,
+        )
+    )
+    return made

@@ -1,0 +1,103 @@
+"""Where numbers go: CSV always, W&B and TensorBoard on request. The only wandb import of training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pytorch_lightning.loggers import CSVLogger, Logger
+
+from dashvlm.errors import ConfigError
+
+_SECRET = re.compile(r"(api_?key|token|secret|password|credential)", re.IGNORECASE)
+
+
+def redact(node: Any, name: str = "") -> Any:
+    """Return a copy of a configuration with the values of secret-looking keys replaced.
+
+    Example:
+        >>> redact({"api_key": "abc", "lr": 0.1})
+        {'api_key': '<redacted>', 'lr': 0.1}
+    """
+    if isinstance(node, Mapping):
+        return {k: redact(v, str(k)) for k, v in node.items()}
+    if isinstance(node, list):
+        return [redact(v, name) for v in node]
+    return "<redacted>" if isinstance(node, str) and node and _SECRET.search(name) else node
+
+
+def build_loggers(cfg: Mapping[str, Any], run_id: str, folder: Path) -> list[Logger]:
+    """Build the loggers of a run.
+
+    Args:
+        cfg: the whole resolved configuration; ``logger.name`` is csv, wandb or tensorboard.
+        run_id: also the W&B run's id, so that a resumed run continues its curves.
+        folder: the run's folder.
+    """
+    options = cfg["logger"]
+    loggers: list[Logger] = [CSVLogger(folder, name="", version="metrics")]
+    if options["name"] == "wandb":
+        loggers.append(_wandb(cfg, run_id, folder))
+    elif options["name"] == "tensorboard":
+        try:
+            from pytorch_lightning.loggers import TensorBoardLogger
+
+            loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "logger=tensorboard is not installed", do="pip install 'dashvlm[tensorboard]'"
+            ) from error
+    return loggers
+
+
+def finish(loggers: list[Logger], results: Mapping[str, Any] | None, rows: pd.DataFrame | None, images: Mapping[str, Path]) -> None:
+    """Send the final numbers, predictions and plots, and end the W&B run with the right state.
+
+    Args:
+        loggers: of the run.
+        results: the content of ``result.json``; None if the run failed.
+        rows: predictions.
+        images: name -> PNG file.
+    """
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            import wandb
+
+            run: Any = logger.experiment
+            if results is not None:
+                run.summary.update(
+                    {f"test/{k}": v["value"] for k, v in results["metrics"].items()}
+                    | {f"baseline/{k}": v["value"] for k, v in results["baselines"].items()}
+                )
+                run.summary["alarms"] = results["alarms"]
+                for name, path in images.items():
+                    run.log({f"plots/{name}": wandb.Image(str(path))})
+                if rows is not None:
+                    shown = rows.drop(columns=[c for c in rows if c.endswith("times_s")])
+                    run.log({"predictions": wandb.Table(dataframe=shown.astype(object).where(shown.notna(), None))})
+            wandb.finish(exit_code=0 if results is not None else 1)
+        elif results is not None:
+            logger.log_metrics({f"test/{k}": v["value"] for k, v in results["metrics"].items()})
+        logger.finalize("success" if results is not None else "failed")
+
+
+def _wandb(cfg: Mapping[str, Any], run_id: str, folder: Path) -> Logger:
+    from pytorch_lightning.loggers import WandbLogger
+
+    options = cfg["logger"]
+    return WandbLogger(
+        project=options["project"],
+        entity=options.get("entity"),
+        id=run_id,
+        name=run_id,
+        save_dir=folder,
+        group=options.get("group") or (cfg.get("sweep") or {}).get("id"),
+        job_type="train",
+        tags=[cfg["model"]["name"], cfg["task"]["name"], cfg["data"]["name"], *options.get("tags", [])],
+        mode=options["mode"],
+        resume="allow",
+        config=redact(cfg),
+    )

@@ -1,0 +1,240 @@
+"""The Lightning module that all objectives extend.
+
+It owns the training step's bookkeeping: randomness as a function of the step, the check that the
+loss is finite, optimisers by role, checkpoints of trained parameters only, scores for validation
+and rows for ``predictions.parquet``. What is minimised and how a score is made is the objective's.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from dashvlm.backbones.adapters import load_trained, role_of
+from dashvlm.backbones.base import Backbone
+from dashvlm.data.clip import Sample
+from dashvlm.data.datamodule import Item
+from dashvlm.errors import TrainingError
+from dashvlm.metrics import functional as F
+from dashvlm.tasks.base import Task, observe
+from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
+
+Row = dict[str, Any]
+
+
+class VLMModule(pl.LightningModule, ABC):
+    """A backbone, a task and an optimiser.
+
+    Args:
+        backbone: with adapters attached.
+        task: what is asked.
+        options: the ``objective`` group.
+        optim: the ``optim`` group.
+        seed: of dropout and sampling; each step seeds itself from it.
+    """
+
+    teaches_answers = True
+    """Whether training batches carry the answer as text."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        options: Mapping[str, Any],
+        optim: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.task = backbone, task
+        self.options, self.optim, self.seed = dict(options), dict(optim), seed
+        self.strict_loading = False  # checkpoints hold trained parameters; load_trained is strict
+        self._seen: list[tuple[int, float, int]] = []
+        self.rows: list[Row] = []
+
+    # -- what an objective defines ------------------------------------------------------------
+
+    @abstractmethod
+    def compute_loss(self, batch: dict[str, Any]) -> Tensor:
+        """The scalar to minimise, from a training batch."""
+
+    @abstractmethod
+    def compute_scores(self, batch: dict[str, Any]) -> Tensor:
+        """P(positive) [B] in [0, 1], from an evaluation batch."""
+
+    def generate(self, batch: dict[str, Any]) -> list[str] | None:
+        """Texts for an evaluation batch, or None if the objective writes none."""
+        return None
+
+    # -- batches -------------------------------------------------------------------------------
+
+    def collate_train(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Encode training items, with answers where the objective teaches them."""
+        for item in items:
+            if item.problem:
+                raise TrainingError(
+                    f"training clip {item.sample.clip.clip_id} became unreadable",
+                    got=item.problem,
+                    do="restore the file and run the same command again: the run resumes",
+                )
+        return self._collate(items, [self.task.answer(i.sample) for i in items])
+
+    def collate_eval(self, items: Sequence[Item]) -> dict[str, Any]:
+        """Encode evaluation items; no target is within reach of the encoder."""
+        return self._collate(items, None)
+
+    def _collate(self, items: Sequence[Item], answers: list[str] | None) -> dict[str, Any]:
+        good = [i for i in items if i.frames is not None and i.frame_times_s is not None]
+        chats = [self.task.messages(observe(i.sample, i.frame_times_s)) for i in good]  # type: ignore[arg-type]
+        frames = [i.frames for i in good if i.frames is not None]
+        taught = answers if self.teaches_answers else None
+        targets = [self.task.target(i.sample) for i in good]
+        return {
+            "inputs": self.backbone.encoder.encode(chats, frames, taught) if good else {},
+            "labels": torch.tensor([-1 if t is None else t for t in targets]),
+            "index": torch.tensor([i.index for i in good], dtype=torch.long),
+            "clip_ids": [i.sample.clip.clip_id for i in items],
+            "frame_times_s": [i.frame_times_s.tolist() for i in good if i.frame_times_s is not None],
+            "failed": [i.index for i in items if i.frames is None],
+        }
+
+    # -- training ------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Make randomness a function of (seed, step, process), so that a resume needs no state."""
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4099 + self.global_rank)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step; stops with the clips' names if the loss is not finite."""
+        loss = self.compute_loss(batch)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {self.global_step}",
+                got=f"clips {', '.join(batch['clip_ids'])}",
+                do="lower optim.lr, use trainer.precision=32-true, or look at these clips with "
+                "`python -m dashvlm.inspect`",
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["clip_ids"]))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW (or an 8-bit one) with learning rates by role, stepped by the schedule."""
+        groups = parameter_groups(
+            self.named_parameters(), lambda n: role_of(self.backbone, n), self.optim
+        )
+        if not groups:
+            return None
+        optimizer = build_optimizer(groups, self.optim)
+        factor = schedule(
+            self.optim["schedule"],
+            int(self.trainer.estimated_stepping_batches),
+            float(self.optim["warmup"]),
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- validation and rows -------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the scores of the last validation."""
+        self._seen = []
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Score a batch."""
+        if len(batch["index"]):
+            scores = self.compute_scores(batch).double().cpu()
+            self._seen += list(
+                zip(batch["index"].tolist(), scores.tolist(), batch["labels"].tolist(), strict=True)
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        """Log metrics over the whole split, each sample once whatever the number of processes."""
+        seen = {i: (s, y) for i, s, y in _gather(self._seen) if y >= 0}
+        if not seen:
+            return
+        score, target = (np.array(v, np.float64) for v in zip(*seen.values(), strict=True))
+        for name in ("roc_auc", "ap", "accuracy", "brier"):
+            value = float(F.METRICS[name](target, score, np.ones(len(score))))
+            # An undefined metric (one class) must not make early stopping believe in progress.
+            value = value if np.isfinite(value) else 0.0
+            self.log(f"val/{name}", value, prog_bar=name == "roc_auc", rank_zero_only=False)
+
+    def on_predict_epoch_start(self) -> None:
+        """Start a new table."""
+        self.rows = []
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Make a row a sample; a sample that cannot be read becomes a failed row."""
+        self.rows += [{"index": i, "score": np.nan, "status": "failed"} for i in batch["failed"]]
+        if not len(batch["index"]):
+            return
+        start = time.perf_counter()
+        scores = self.compute_scores(batch).double().cpu().tolist()
+        texts = self.generate(batch)
+        took = (time.perf_counter() - start) / len(scores)
+        for row, index in enumerate(batch["index"].tolist()):
+            answer, status = self.task.parse(texts[row]) if texts is not None else (None, None)
+            self.rows.append(
+                {
+                    "index": index,
+                    "frame_times_s": batch["frame_times_s"][row],
+                    "score": scores[row],
+                    "text": texts[row] if texts is not None else None,
+                    "answer": answer,
+                    "status": status,
+                    "latency_s": took,
+                }
+            )
+
+    def on_predict_epoch_end(self) -> None:
+        """Bring the rows of all processes together, each sample once, in order."""
+        self.rows = sorted(
+            {row["index"]: row for row in _gather(self.rows)}.values(), key=lambda r: r["index"]
+        )
+
+    # -- checkpoints ---------------------------------------------------------------------------
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """Everything that was trained, by name."""
+        return {n: p.detach() for n, p in self.named_parameters() if p.requires_grad}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what was trained."""
+        trained = set(self.trained_state())
+        checkpoint["state_dict"] = {
+            k: v for k, v in checkpoint["state_dict"].items() if k in trained
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load it strictly, before Lightning's own lenient loading."""
+        load_trained(self, checkpoint["state_dict"], "checkpoint")
+
+
+def sample_row(sample: Sample) -> Row:
+    """The part of a prediction row that is known before any model runs."""
+    return {
+        "sample_id": sample.sample_id,
+        "clip_id": sample.clip.clip_id,
+        "group": sample.clip.group,
+        "split": sample.clip.split,
+        "path": sample.clip.path,
+        "horizon_s": sample.horizon_s,
+        "reference_s": sample.reference_s,
+        "requested_times_s": list(sample.times_s),
+        "num_padded": sample.num_padded,
+    }
+
+
+def _gather(rows: list[Any]) -> list[Any]:
+    """Concatenate lists over all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return rows
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]
