@@ -43,7 +43,7 @@ from dashvlm.data.samples import feasibility
 from dashvlm.errors import ConfigError, DashVLMError, DataError, TrainingError
 from dashvlm.metrics.evaluate import evaluate
 from dashvlm.report.plots import plot_run
-from dashvlm.training.callbacks import build_callbacks, load_weights, resume_point
+from dashvlm.training.callbacks import Checkpoint, build_callbacks, load_weights, resume_point
 from dashvlm.training.loggers import build_loggers, finish
 from dashvlm.training.module import VLMModule, sample_row
 
@@ -81,6 +81,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             results = write_results(cfg, data, rows, folder, module)
             results |= {
                 "leakage": report,
+                "validation": _best(trainer, cfg),
                 "seconds": {"data": decode_s, "fit": fit_s, "all": time.perf_counter() - started},
                 "steps": int(trainer.global_step),
                 "peak_memory_gb": _peak_memory_gb(),
@@ -229,12 +230,9 @@ def _fit(
         log.info("resuming at batch %d of %d", done, batches)
     log.info("training on %s; %d steps", label_balance(train), steps)
     started = time.perf_counter()
-    with warnings.catch_warnings():
-        # The sampler begins at the right batch by itself.
-        warnings.filterwarnings("ignore", ".*dataloader is not resumable.*")
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        resume = str(last) if done is not None else None
-        trainer.fit(module, datamodule=loaders, ckpt_path=resume, weights_only=True)
+    module.train()  # from_pretrained hands out networks in evaluation mode
+    resume = str(last) if done is not None else None
+    trainer.fit(module, datamodule=loaders, ckpt_path=resume, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     best = checkpoints / "best.ckpt"
@@ -243,12 +241,21 @@ def _fit(
     return trainer, time.perf_counter() - started
 
 
+def _best(trainer: pl.Trainer, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The best validation value; what an optimising sweeper may look at (never the test split)."""
+    point = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
+    best = None if point is None or point.best is None else point.sign * point.best
+    return {
+        "monitor": cfg["callbacks"]["checkpoint"]["monitor"],
+        "best": best,
+        "step": point.best_step if point else 0,
+    }
+
+
 def _predict(
     trainer: pl.Trainer, module: VLMModule, loaders: ClipDataModule, samples: list[Sample], blank: bool = False
 ) -> list[dict[str, Any]]:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        trainer.predict(module, loaders.eval_dataloader(samples, blank), return_predictions=False)
+    trainer.predict(module, loaders.eval_dataloader(samples, blank), return_predictions=False)
     return module.rows
 
 
@@ -311,6 +318,18 @@ def _plain(node: Any) -> Any:
     return None if isinstance(node, float) and not np.isfinite(node) else node
 
 
+def quiet_libraries() -> None:
+    """Silence messages of libraries about themselves; what concerns the user is ours to say."""
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    for text in (
+        ".*is_gradient_checkpointing.*", ".*treespec.*", ".*predict returned None.*", ".*in eval mode at the start.*",
+        ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*`_get_pg_default_device` will be deprecated.*",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", text)
+
+
 def main(folder: Path) -> int:
     """Run a folder's configuration; log to its ``job.log``; return the exit code."""
     rank = int(os.environ.get("LOCAL_RANK", 0))
@@ -323,8 +342,9 @@ def main(folder: Path) -> int:
         force=True,
     )
     logging.captureWarnings(True)
-    for noisy in ("httpx", "pytorch_lightning.utilities.rank_zero", "bitsandbytes", "fsspec"):
+    for noisy in ("httpx", "pytorch_lightning.utilities.rank_zero", "fsspec", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet_libraries()
     import faulthandler
 
     faulthandler.enable(handler.stream)

@@ -93,21 +93,19 @@ def launch(argv: list[str]) -> int:
     if any(a.split("=")[0] in HYDRA_FLAGS for a in argv):
         return start("train", lambda cfg: None, argv)
     try:
-        plan = make_plan(overrides_of(argv)) if multi else None
-        if plan is not None:
+        plan = make_plan(overrides_of(argv))
+        if multi:
             plan.folder.mkdir(parents=True, exist_ok=True)
             (plan.folder / "jobs.jsonl").unlink(missing_ok=True)
             note = {"id": plan.sweep_id, "grid": plan.grid, "axes": plan.axes}
             (plan.folder / "plan.json").write_text(json.dumps(note), encoding="utf-8")
             os.environ[PLAN] = str(plan.folder / "plan.json")
-            _print_feasibility(plan)
+        _print_feasibility(plan)
     except DashVLMError as error:
         explain(error)
         return 2
     code = start("train", job, argv)
-    if plan is None:
-        return code or _SINGLE.get("code", 0)
-    return code or summarise(plan)
+    return code or (summarise(plan) if multi else _SINGLE.get("code", 0))
 
 
 _SINGLE: dict[str, int] = {}
@@ -221,8 +219,6 @@ def _jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 def _print_feasibility(plan: Plan) -> None:
     """Say before anything trains for how many clips each sweep point has enough history."""
-    from pathlib import Path as _Path
-
     from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.samples import feasibility
     from dashvlm.report.tables import print_table
@@ -240,7 +236,7 @@ def _print_feasibility(plan: Plan) -> None:
         row = feasibility(manifests[key].clips, data, [point])[0]
         cells = [str(row["num_frames"]), f"{row['frame_interval_s']:g}", f"{row['needs_s']:g} s",
                  f"{row['feasible']}/{row['clips']}", data["short_history"]]  # fmt: skip
-        rows = shown.setdefault(f"{data['name']} in {_Path(data['root'])}, horizon {data['horizon_s']:g} s", [])
+        rows = shown.setdefault(f"{data['name']} in {Path(data['root'])}, horizon {data['horizon_s']:g} s", [])
         if cells not in rows:
             rows.append(cells)
     for title, rows in shown.items():

@@ -57,7 +57,9 @@ def print_table(
     title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()
 ) -> None:
     """Print a table to the terminal."""
-    console = Console(soft_wrap=False)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)  # a file or a pipe has no width of its own
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in header:
         table.add_column(name, overflow="fold", no_wrap=name in ("run",))

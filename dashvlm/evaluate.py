@@ -1,0 +1,75 @@
+"""Score a finished run on other data, or a backbone as it is.
+
+    python -m dashvlm.evaluate run=runs/RUN data=nexar data.root=FOLDER
+    python -m dashvlm.evaluate model=smolvlm2 task=crash data=nexar        (zero-shot)
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+
+def evaluate(cfg: DictConfig) -> None:
+    """Write predictions and ``result.json`` into a folder of their own and print the table."""
+    from dashvlm.build import build_module, load_run, prepare_data
+    from dashvlm.cli import log_to_terminal
+    from dashvlm.config import check, plain, refuse
+    from dashvlm.identity import run_id
+    from dashvlm.report.plots import plot_run
+    from dashvlm.report.tables import print_table, result_table
+    from dashvlm.run import quiet_libraries, score, write_json, write_results
+
+    log_to_terminal()
+    quiet_libraries()
+    config = plain(cfg)
+    source = config.pop("run")
+    if source:
+        trained, module = load_run(Path(source))
+        config = _merged(trained, config)
+    refuse(check(config))
+    if not source:
+        module = build_module(config, for_training=False)
+        module.eval()
+    name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")
+    folder = Path(config["paths"]["output_dir"]) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    data = prepare_data(config, train=False)
+    rows = score(config, data, module)
+    results = write_results(config, data, rows, folder, module)
+    plot_run(rows, results, folder / "plots", data.store)
+    write_json(folder / "result.json", results)
+    header, body = result_table(results)
+    print_table(f"{name}: {results['counts']['test_clips']} {results['split']} clips", header, body, results["alarms"])
+    print(f"written: {folder}/")
+
+
+def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+    """The run's own model and task; data and hardware as asked now.
+
+    How frames are sampled belongs to what was trained, so it stays unless the command line says
+    otherwise.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    from dashvlm.config import flatten
+
+    said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
+    data = dict(trained["data"])
+    if "data" in said:
+        sampling = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "frame_size")
+        data = {**asked["data"], **{k: trained["data"][k] for k in sampling}}
+    for key in flatten(asked["data"]):
+        if f"data.{key}" in said:
+            data[key.split(".")[0]] = asked["data"][key.split(".")[0]]
+    return {**trained, "data": data, "paths": asked["paths"], "trainer": asked["trainer"],
+            "logger": asked["logger"], "sweep": asked["sweep"]}  # fmt: skip
+
+
+if __name__ == "__main__":
+    from dashvlm.cli import start
+
+    sys.exit(start("evaluate", evaluate, sys.argv[1:]))

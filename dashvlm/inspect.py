@@ -1,0 +1,126 @@
+"""Look before training: a dataset's card and contact sheet, or a model's parts and targets.
+
+    python -m dashvlm.inspect data=nexar data.root=FOLDER
+    python -m dashvlm.inspect model=smolvlm2 model.checkpoint=tiny
+    python -m dashvlm.inspect data=jsonl data.root=FOLDER write_jsonl=true
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+
+def inspect(cfg: DictConfig) -> None:
+    """Dispatch on what the command line names."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dashvlm.cli import log_to_terminal
+    from dashvlm.config import check, plain, refuse
+
+    log_to_terminal()
+    said = HydraConfig.get().overrides.task
+    config = plain(cfg)
+    write = config.pop("write_jsonl")
+    refuse(check(config))
+    if write:
+        from dashvlm.data.formats.jsonl import write_from_folders
+        from dashvlm.tasks.crash import QUESTION
+
+        counts = write_from_folders(Path(config["data"]["root"]), f"{QUESTION}(0: No, 1: Yes)")
+        print("\n".join(f"{split}.jsonl: {n} clips" for split, n in counts.items()))
+        return
+    asks_model = any(o.startswith(("model", "peft")) for o in said)
+    if asks_model:
+        inspect_model(config)
+    if not asks_model or any(o.startswith("data") for o in said):
+        inspect_data(config)
+
+
+def inspect_data(config: dict[str, Any]) -> None:
+    """Print the dataset card; write it as JSON with the contact sheet."""
+    from dashvlm.data.card import contact_sheet, dataset_card
+    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.data.samples import build_samples
+    from dashvlm.report.tables import print_table
+    from dashvlm.targets import resolve
+
+    options = config["data"]
+    lenient = {**options, "max_bad_fraction": 1.0}  # the card shows what is wrong, it does not refuse
+    store = build_store(config)
+    manifest = load_manifest({**config, "data": lenient}, store)
+    card = dataset_card(manifest, options)
+    _print_rows(f"{card['name']} in {options['root']}", card["splits"])
+    for name, spread in card["numbers"].items():
+        if spread:
+            print(f"  {name:13s} " + ", ".join(f"{k} {v:g}" for k, v in spread.items()))
+    if card["feasibility"]:
+        print()
+        _print_rows(f"clips with enough history before the anchor (horizon {options['horizon_s']:g} s)", card["feasibility"])
+    leak = card["leakage"]
+    print(f"  groups in several splits: {len(leak['groups_in_several_splits'])}; a split by row would put the "
+          f"group of {leak['row_split_would_share']:.0%} of the test clips into training")  # fmt: skip
+    print(f"  the anchor's time alone reaches ROC AUC {_estimate(card['anchor_auc'])} (0.5 tells nothing)")
+    print(f"  files with the same content: {card['duplicates'] or 'none'}")
+    if card["problems"]:
+        print_table(f"{len(card['problems'])} rows with problems", ["clip", "split", "reason"],
+                    [[p["clip_id"], p["split"], p["reason"]] for p in card["problems"][:30]])  # fmt: skip
+    else:
+        print("  rows with problems: none")
+    folder = Path(config["paths"]["output_dir"]) / f"inspect-{card['name']}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    task = resolve(config["task"]["_target_"])(
+        **{k: v for k, v in config["task"].items() if k not in ("_target_", "name")}
+    )
+    usable = [c for c in manifest.clips if "failed" not in c.extra]
+    samples, _ = build_samples(usable, {**options, "short_history": "pad_oldest"})
+    contact_sheet(samples, store, task, folder / "contact_sheet.png")
+    print(f"written: {folder}/card.json, contact_sheet.png")
+
+
+def inspect_model(config: dict[str, Any]) -> None:
+    """Print what a model is made of, what trains, and which layers adapters could target."""
+    from collections import Counter
+
+    from dashvlm.backbones.adapters import census, linear_targets
+    from dashvlm.build import build_backbone, build_module, part_census
+    from dashvlm.errors import ConfigError
+    from dashvlm.run import quiet_libraries
+
+    quiet_libraries()
+    backbone = build_backbone(config)
+    _print_rows(f"{config['model']['name']}, checkpoint {config['model']['checkpoint']}", census(backbone))
+    rows = []
+    for role in backbone.roles:
+        leaves = Counter(n.rsplit(".", 1)[-1] for n in linear_targets(backbone, [role]))
+        names = ", ".join(f"{leaf} x{count}" for leaf, count in sorted(leaves.items()))
+        rows.append({"role": role, "linear layers (peft.targets)": names or "none"})
+    _print_rows("adapter targets by role (peft.roles)", rows)
+    try:
+        module = build_module(config)
+    except ConfigError as error:
+        print(f"\nwith this peft group: {error}")
+        return
+    _print_rows(f"what trains with peft.method={config['peft']['method']}", part_census(module))
+
+
+def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    from dashvlm.report.tables import print_table
+
+    header = list(rows[0])
+    print_table(title, header, [[f"{v:,}" if isinstance(v, int) else f"{v:g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows])
+
+
+def _estimate(node: dict[str, Any]) -> str:
+    return "n/a" if node["value"] != node["value"] else f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
+
+
+if __name__ == "__main__":
+    from dashvlm.cli import start
+
+    sys.exit(start("inspect", inspect, sys.argv[1:]))

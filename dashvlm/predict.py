@@ -1,0 +1,144 @@
+"""Risk over time of one video: a sliding anchor, from a finished run.
+
+    python -m dashvlm.predict run=runs/RUN video=clip.mp4 [stride_s=0.2] [overlay=true]
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig
+
+
+def predict(cfg: DictConfig) -> None:
+    """Write ``risk.csv`` and ``risk.png``, and on request the video with the curve drawn in."""
+    import pandas as pd
+    import torch
+
+    from dashvlm.build import load_run
+    from dashvlm.cli import log_to_terminal
+    from dashvlm.data.video import index_video
+    from dashvlm.errors import ConfigError
+    from dashvlm.report.plots import plot_risk
+    from dashvlm.run import quiet_libraries
+
+    log_to_terminal()
+    quiet_libraries()
+    if not cfg.run or not cfg.video:
+        raise ConfigError(
+            "predict needs a run and a video", got=f"run={cfg.run}, video={cfg.video}",
+            do="python -m dashvlm.predict run=runs/RUN video=clip.mp4",
+        )  # fmt: skip
+    if not cfg.stride_s > 0:
+        raise ConfigError("stride_s must be above 0", got=str(cfg.stride_s), do="use 0.2")
+    video, source = Path(cfg.video), Path(cfg.run)
+    index = index_video(video)  # a bad video is an error before the model is loaded
+    config, module = load_run(source)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module.to(device)
+    anchors = np.arange(0.0, float(index.times_s[-1]) + 1e-9, float(cfg.stride_s))
+    rows = risk_over_time(config, module, video, anchors)
+    folder = Path(cfg.output or f"{cfg.paths.output_dir}/predict-{source.name}-{video.stem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "risk.csv", index=False)
+    plot_risk(table["time_s"], table["risk"], folder / "risk.png", f"{video.name}, {source.name}")
+    print(f"{len(table)} anchors, highest risk {table['risk'].max():.3f} at "
+          f"{table['time_s'][table['risk'].idxmax()]:.2f} s; "
+          f"{int((table['repeated_frames'] > 0).sum())} anchors repeat their oldest frame")  # fmt: skip
+    if cfg.overlay:
+        draw_overlay(video, index, rows, folder / "risk.mp4")
+    print(f"written: {folder}/")
+
+
+def risk_over_time(
+    config: dict[str, Any], module: Any, video: Path, anchors: Sequence[float] | Any
+) -> list[dict[str, Any]]:
+    """Score a video at each anchor with the sampling the run was trained with.
+
+    Returns:
+        Rows with ``time_s, risk, oldest_frame_s, repeated_frames``.
+    """
+    import torch
+
+    from dashvlm.backbones.base import Batch
+    from dashvlm.data.clip import Clip, Sample
+    from dashvlm.data.datamodule import Item
+    from dashvlm.data.load import build_store
+    from dashvlm.data.sampling import anchored_times, fit_history
+
+    options, store = config["data"], build_store(config)
+    index = store.index(video)
+    clip = Clip(video.stem, str(video), video.stem, "test", None, None, None, index.duration_s, index.fps)
+    interval = float(options["frame_interval_s"] if options["sampling"] == "anchored" else 1 / options["sample_fps"])
+    items: list[Item] = []
+    wanted = []
+    for number, anchor in enumerate(anchors):
+        fitted = fit_history(anchored_times(float(anchor), int(options["num_frames"]), interval), "pad_oldest")
+        assert fitted is not None
+        times, padded = fitted
+        sample = Sample(f"{clip.clip_id}@{anchor:.3f}", clip, 0.0, float(anchor), tuple(times), padded)
+        items.append(Item(number, sample, None, None))
+        wanted += list(times)
+    store.fill(video, sorted(set(wanted)))
+    rows = []
+    size = int(options["eval_batch_size"])
+    device = module.backbone.device()
+    for first in range(0, len(items), size):
+        part = []
+        for item in items[first : first + size]:
+            frames, times = store.frames(video, item.sample.times_s)
+            part.append(Item(item.index, item.sample, frames, times))
+        batch = module.collate_eval(part)
+        inputs: Batch = {k: v.to(device) for k, v in batch["inputs"].items()}
+        with torch.no_grad():
+            scores = module.compute_scores({**batch, "inputs": inputs}).double().cpu().tolist()
+        rows += [
+            {"time_s": round(i.sample.anchor_s, 6), "risk": s, "oldest_frame_s": i.sample.times_s[0],
+             "repeated_frames": i.sample.num_padded}
+            for i, s in zip(part, scores, strict=True)
+        ]  # fmt: skip
+    return rows
+
+
+def draw_overlay(video: Path, index: Any, rows: list[dict[str, Any]], target: Path) -> None:
+    """Write the video with the risk so far as a curve along its lower edge."""
+    from PIL import Image, ImageDraw
+
+    from dashvlm.data.synthetic.encode import write_video
+    from dashvlm.data.video import decode
+
+    times = np.array([r["time_s"] for r in rows])
+    risk = np.array([r["risk"] for r in rows])
+    total = float(index.times_s[-1]) or 1.0
+
+    def drawn() -> Any:
+        for first in range(0, len(index.times_s), 32):  # a long video does not fit in memory
+            numbers = range(first, min(first + 32, len(index.times_s)))
+            for number, frame in zip(numbers, decode(video, index, list(numbers)), strict=True):
+                now = float(index.times_s[number])
+                image = Image.fromarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
+                draw = ImageDraw.Draw(image, "RGBA")
+                width, height = image.size
+                top, tall = int(height * 0.78), int(height * 0.2)
+                draw.rectangle((0, top, width, top + tall), fill=(0, 0, 0, 120))
+                draw.line((0, top + tall // 2, width, top + tall // 2), fill=(255, 255, 255, 90))
+                seen = times <= now + 1e-9
+                points = [(width * t / total, top + tall * (1 - r)) for t, r in zip(times[seen], risk[seen], strict=True)]
+                if len(points) > 1:
+                    draw.line(points, fill=(255, 120, 30, 255), width=max(width // 300, 2))
+                if len(points):
+                    draw.text((8, top + 4), f"risk {risk[seen][-1]:.2f}", fill=(255, 255, 255, 255))
+                yield np.asarray(image)
+
+    write_video(target, drawn(), index.times_s.tolist())
+
+
+if __name__ == "__main__":
+    from dashvlm.cli import start
+
+    sys.exit(start("predict", predict, sys.argv[1:]))
