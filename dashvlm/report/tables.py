@@ -11,9 +11,8 @@ from rich.table import Table
 
 # What a reader compares first; the CSV has everything.
 SHOWN = {
-    "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP over horizons", "accuracy": "accuracy",
-    "parse_rate": "parsed", "pixels_off_roc_auc": "AUC, pixels off",
-    "majority_accuracy": "majority accuracy",
+    "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP", "accuracy": "accuracy",
+    "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
 }  # fmt: skip
 
 
@@ -25,7 +24,7 @@ def cell(row: Any, name: str) -> str:
     low, high = row.get(f"{name}.low"), row.get(f"{name}.high")
     if low is None or pd.isna(low) or low == high:
         return f"{value:.3f}"
-    return f"{value:.3f} [{low:.2f}, {high:.2f}]"
+    return f"{value:.3f} [{low:.2f},{high:.2f}]"
 
 
 def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
@@ -59,10 +58,10 @@ def print_table(
     """Print a table to the terminal."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=150)  # a file or a pipe has no width of its own
+        console = Console(width=170)  # a file or a pipe has no width of its own
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name in ("run",))
+        table.add_column(name, overflow="fold", no_wrap=name != "status")
     for row in body:
         table.add_row(*row)
     console.print(table)

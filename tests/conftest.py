@@ -1,0 +1,80 @@
+"""Shared fixtures: small real videos, small configurations, runs in fresh processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+ROOT = Path(__file__).resolve().parent.parent
+REAL = ROOT.parent / "shared" / "data"
+
+SMALL_WORLD = [
+    "data=synthetic", "data.options.num_drives=10", "data.options.duration_s=4.0",
+    "data.options.fps=5", "data.num_frames=3", "data.batch_size=4",
+]  # fmt: skip
+SMALL = ["model=smolvlm2", "model.checkpoint=tiny", "task=crash", *SMALL_WORLD, "trainer.accelerator=cpu"]
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    """One cache (frames, twins, rendered world) for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def dashvlm(cache, tmp_path):
+    """Run a verb in a process of its own: ``dashvlm("train", *words) -> CompletedProcess``."""
+
+    def call(verb, *words, output=None, check=True, env=None, timeout=300):
+        place = [f"paths.output_dir={output or tmp_path / 'runs'}", f"paths.cache_dir={cache}"]
+        done = subprocess.run(
+            [sys.executable, "-m", f"dashvlm.{verb}", *words, *place],
+            capture_output=True, text=True, timeout=timeout, cwd=ROOT, env={**os.environ, **(env or {})},
+        )  # fmt: skip
+        if check and done.returncode:
+            raise AssertionError(f"{words}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return done
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def config(cache):
+    """Compose a configuration in this process: ``config(*overrides) -> dict``."""
+
+    def compose(*overrides, output="unused"):
+        from dashvlm.sweep import make_plan
+
+        place = [f"paths.output_dir={output}", f"paths.cache_dir={cache}"]
+        return make_plan([*overrides, *place]).configs[0]
+
+    return compose
+
+
+@pytest.fixture(scope="session")
+def counter_video(tmp_path_factory):
+    """Write a video with a burnt-in frame counter: ``counter_video(**options) -> (path, times)``."""
+    import numpy as np
+
+    from dashvlm.data.synthetic.encode import counter_frame, set_rotation, write_video
+
+    folder = tmp_path_factory.mktemp("counter")
+
+    def make(name, num_frames=200, fps=20.0, b_frames=2, gop=30, variable=False, rotation=0):
+        times = np.arange(num_frames) / fps
+        if variable:
+            times = np.cumsum(np.random.default_rng(0).uniform(0.4, 2.2, num_frames)) / fps
+            times -= times[0]
+        times = np.round(times * 90_000) / 90_000
+        path = folder / f"{name}.mp4"
+        turned = (np.ascontiguousarray(np.rot90(counter_frame(i), rotation // 90)) for i in range(num_frames))
+        write_video(path, turned, times.tolist(), gop, b_frames)
+        if rotation:
+            set_rotation(path, rotation)
+        return path, times
+
+    return make
