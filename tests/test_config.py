@@ -1,0 +1,166 @@
+"""Every YAML composes; every wrong word on the command line is named with what was meant."""
+
+import ast
+import itertools
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dashvlm.cli import composing
+from dashvlm.config import CONF, check, check_overrides, flags_first, plain
+from dashvlm.errors import ConfigError
+from dashvlm.identity import run_id
+from dashvlm.targets import resolve
+
+from .conftest import ROOT
+
+GROUPS = ("model", "task", "data", "objective", "peft", "optim", "trainer", "callbacks", "logger", "experiment", "debug")
+OPTIONS = [f"{g}={p.stem}" for g in GROUPS for p in sorted((CONF / g).glob("*.yaml")) if p.stem != "base"]
+
+
+def composed(*overrides):
+    from hydra import compose
+
+    with composing():
+        return plain(compose("train", overrides=list(overrides)))
+
+
+def test_there_are_as_many_options_as_expected():
+    assert len(OPTIONS) >= 25
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_composes_and_passes_the_check(option):
+    cfg = composed(option)
+    assert check(cfg) == []
+    assert resolve(cfg["objective"]["_target_"])
+    assert resolve(cfg["data"]["importer"])
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
+def test_every_file_says_what_it_is_for(path):
+    assert any(line.startswith("# ") and "@package" not in line for line in path.read_text().splitlines()[:3])
+
+
+def test_a_task_brings_its_data_and_the_command_line_wins():
+    assert composed()["data"]["name"] == "nexar"
+    assert composed("task=crash", "data=synthetic")["data"]["name"] == "synthetic"
+    assert composed("data=synthetic", "task=crash")["data"]["name"] == "synthetic"
+    assert composed("experiment=crash_demo")["data"]["name"] == "synthetic"
+    assert composed("experiment=crash_demo", "data=jsonl")["data"]["name"] == "jsonl"
+
+
+def test_all_wrong_words_are_reported_at_once():
+    with composing(), pytest.raises(ConfigError) as error:
+        check_overrides("train", ["model=smolvlm3", "data.nmu_frames=5", "num_frames=3", "data=synthetic"])
+    text = str(error.value)
+    assert "3 errors" in text
+    assert "did you mean smolvlm2?" in text
+    assert text.count("did you mean data.num_frames?") == 2
+
+
+def test_all_wrong_values_are_reported_at_once_without_torch():
+    code = (
+        "import sys; from dashvlm.sweep import launch; "
+        "rc = launch(['data=synthetic', '-m', 'data.num_frames=5,0', 'data.reader=decrod', 'optim.lr=-1']); "
+        "assert rc == 2, rc; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    for part in ("data.num_frames=0", "did you mean decord?", "optim.lr=-1: must be a number above 0", "3 errors"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--help", "--cfg"])
+def test_help_and_cfg_answer_fast_without_torch(flag):
+    words = [flag] if flag == "--help" else ["--cfg", "job"]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "dashvlm.train", *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0
+    assert "data" in done.stdout
+    assert "| torch" not in done.stderr
+    assert time.perf_counter() - started < 10  # two seconds alone; tests may share the machine
+
+
+def test_flags_may_stand_in_the_middle():
+    assert flags_first(["a=1", "-m", "b=2,3"]) == ["-m", "a=1", "b=2,3"]
+
+
+def test_run_id_ignores_where_and_how_fast_but_not_what():
+    base = composed("data=synthetic")
+    same = composed("data=synthetic", "paths.output_dir=/x", "data.num_workers=3", "logger=wandb", "data.root=/y/" + base["data"]["root"].rsplit("/", 1)[-1])
+    assert run_id(base) == run_id(same)
+    changed = ["data.num_frames=6", "seed=1", "optim.lr=0.1", "peft.rank=4", "objective=pooled", "task.print_times=false"]
+    ids = [run_id(composed("data=synthetic", c)) for c in changed] + [run_id(base)]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os.system", "builtins.exec", "dashvlm.run.subprocess.run", "dashvlm.run.os.system", "dashvlm.sweep.subprocess",
+     "dashvlm.targets.importlib.import_module", "torch.load", "dashvlm.errors", "dashvlm.run.build_module",
+     "dashvlm.nope.x", "dashvlm.run.yaml.load", "functools.partial"],
+)  # fmt: skip
+def test_nothing_foreign_can_be_named_as_target(name):
+    with pytest.raises(ConfigError):
+        resolve(name)
+
+
+# -- layering -----------------------------------------------------------------------------------
+
+PACKAGE = sorted((ROOT / "dashvlm").rglob("*.py"))
+
+
+def imports(path, top_level_only=False):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else list(ast.walk(tree))
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+def module(path):
+    return path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__")
+
+
+FORBIDDEN = [
+    ("dashvlm.tasks", ("dashvlm.backbones", "dashvlm.objectives", "dashvlm.training", "torch", "transformers", "hydra")),
+    ("dashvlm.backbones", ("dashvlm.tasks", "dashvlm.objectives", "dashvlm.training", "hydra", "pytorch_lightning")),
+    ("dashvlm.data.clip", ("torch", "dashvlm.tasks", "hydra")),
+    ("dashvlm.data.sampling", ("torch", "hydra", "av", "pandas")),
+    ("dashvlm.metrics", ("torch", "hydra", "dashvlm.data", "dashvlm.backbones")),
+    ("dashvlm.report", ("torch", "dashvlm.backbones", "dashvlm.training", "dashvlm.run", "dashvlm.build")),
+    ("dashvlm.data", ("dashvlm.backbones", "dashvlm.training", "dashvlm.objectives", "hydra")),
+    ("dashvlm.run", ("hydra",)),
+    ("dashvlm.build", ("hydra",)),
+]
+
+
+@pytest.mark.parametrize(("layer", "forbidden"), FORBIDDEN, ids=[f[0] for f in FORBIDDEN])
+def test_imports_run_one_way(layer, forbidden):
+    mine = [p for p in PACKAGE if module(p) == layer or module(p).startswith(layer + ".")]
+    assert mine
+    for path, name in itertools.chain.from_iterable(((p, n) for n in imports(p, top_level_only=True)) for p in mine):
+        assert not any(name == f or name.startswith(f + ".") for f in forbidden), f"{module(path)} imports {name}"
+
+
+def test_wandb_and_hydra_stay_where_they_belong():
+    for path in PACKAGE:
+        for name in imports(path):
+            if name.split(".")[0] == "wandb":
+                assert module(path).startswith(("dashvlm.training.loggers", "dashvlm.report"))
+            if name.split(".")[0] == "hydra":
+                verbs = ("dashvlm.config", "dashvlm.cli", "dashvlm.sweep", "dashvlm.evaluate", "dashvlm.inspect")
+                assert module(path) in verbs
+            assert name.split(".")[0] != "lightning"
+
+
+def test_no_drawers():
+    assert not [p for p in PACKAGE if p.stem in ("utils", "helpers", "common", "misc")]

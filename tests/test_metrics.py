@@ -1,0 +1,111 @@
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from dashvlm.metrics import functional as F
+from dashvlm.metrics.evaluate import evaluate
+from dashvlm.metrics.intervals import group_weights
+
+cases = st.integers(0, 10_000)
+PAIRS = {
+    "roc_auc": lambda y, s, w: sk.roc_auc_score(y, s, sample_weight=w),
+    "ap": lambda y, s, w: sk.average_precision_score(y, s, sample_weight=w),
+    "accuracy": lambda y, s, w: sk.accuracy_score(y, s >= 0.5, sample_weight=w),
+    "balanced_accuracy": lambda y, s, w: sk.balanced_accuracy_score(y, s >= 0.5, sample_weight=w),
+    "mcc": lambda y, s, w: sk.matthews_corrcoef(y, s >= 0.5, sample_weight=w),
+    "precision": lambda y, s, w: sk.precision_score(y, s >= 0.5, sample_weight=w, zero_division=np.nan),
+    "recall": lambda y, s, w: sk.recall_score(y, s >= 0.5, sample_weight=w),
+    "f1": lambda y, s, w: sk.f1_score(y, s >= 0.5, sample_weight=w),
+    "brier": lambda y, s, w: sk.brier_score_loss(y, s, sample_weight=w),
+}
+
+
+@given(cases)
+def test_metrics_equal_scikit_learn_with_weights_and_ties(seed):
+    rng = np.random.default_rng(seed)
+    y = np.append([0, 1], rng.integers(0, 2, 38))
+    s = np.round(rng.random(40), rng.integers(1, 4))
+    w = rng.integers(0, 4, (3, 40)).astype(float)
+    w[:, :2] = 1
+    for name, reference in PAIRS.items():
+        ours = F.METRICS[name](y, s, w)
+        for row in range(3):
+            assert ours[row] == pytest.approx(reference(y, s, w[row]), abs=1e-12, nan_ok=True), name
+
+
+def test_ece_equals_torchmetrics():
+    import torch
+    from torchmetrics.functional.classification import binary_calibration_error
+
+    rng = np.random.default_rng(0)
+    y, s = rng.integers(0, 2, 500), rng.random(500)
+    theirs = binary_calibration_error(torch.tensor(s), torch.tensor(y), n_bins=10, norm="l1")
+    # torchmetrics compares the confidence of "positive" in the binary case, as we do
+    assert float(F.ece(y, s)) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_undefined_is_nan_and_scores_out_of_range_are_refused():
+    assert np.isnan(F.roc_auc([1, 1], [0.2, 0.3]))
+    assert np.isnan(F.precision([0, 1], [0.1, 0.2]))
+    with pytest.raises(ValueError, match="within"):
+        F.accuracy([0], [1.5])
+
+
+def test_mean_time_to_accident():
+    # at thresholds .2 and .4 both warn (.2: 1.0 and 1.0; .4: 1.0 and 0.5), at .6 and .8 one does
+    scores = [[0.8, 0.4], [0.6, 0.2]]
+    assert float(F.mean_time_to_accident(scores, [0.5, 1.0])) == pytest.approx((1.0 + 0.75 + 0.5 + 0.5) / 4)
+
+
+def test_bootstrap_keeps_groups_together_and_covers():
+    groups = np.repeat([f"g{i}" for i in range(30)], 4)
+    weights = group_weights(groups.tolist(), 200, 0)
+    assert (weights.reshape(200, 30, 4) == weights.reshape(200, 30, 4)[..., :1]).all()
+    assert (weights.sum(1) == 120).all()
+
+
+def table(target, score, **more):
+    n = len(target)
+    return pd.DataFrame(
+        {
+            "clip_id": [f"c{i}" for i in range(n)], "group": [f"g{i // 2}" for i in range(n)],
+            "horizon_s": 0.5, "primary": True, "target": target, "score": score, "num_padded": 0,
+            "status": None, "answer": None, "pixels_off_score": 0.5, **more,
+        }
+    )  # fmt: skip
+
+
+def test_degenerate_predictors_raise_an_alarm():
+    y = [0, 1] * 20
+    assert any("every score is" in a for a in evaluate(table(y, [0.7] * 40))["alarms"])
+    spread = np.linspace(0.6, 0.9, 40)
+    assert any("every clip is called positive" in a for a in evaluate(table(y, spread))["alarms"])
+    rng = np.random.default_rng(0)
+    assert any("not better than chance" in a for a in evaluate(table(y, rng.random(40)))["alarms"])
+    good = np.where(y, 0.9, 0.1) + rng.normal(0, 0.01, 40)
+    assert evaluate(table(y, good))["alarms"] == []
+    leaky = evaluate(table(y, good, pixels_off_score=good))["alarms"]
+    assert any("shortcut" in a for a in leaky)
+
+
+def test_a_failed_row_counts_as_wrong_and_stays_in_the_count():
+    y = [0, 1] * 20
+    score = np.where(y, 0.9, 0.1).astype(float)
+    score[[0, 1]] = np.nan
+    found = evaluate(table(y, score))
+    assert found["counts"]["test_clips"] == 40
+    assert found["counts"]["failed_rows"] == 2
+    assert found["metrics"]["accuracy"]["value"] == pytest.approx(38 / 40)
+    assert any("2 rows could not be computed" in a for a in found["alarms"])
+
+
+def test_parse_rate_stands_beside_the_answers():
+    y = [0, 1] * 20
+    status = ["parsed"] * 30 + ["unparsed"] * 10
+    answer = pd.array([*y[:30], *[None] * 10], dtype="Int64")
+    found = evaluate(table(y, np.where(y, 0.9, 0.1), status=status, answer=answer))
+    assert found["metrics"]["parse_rate"]["value"] == pytest.approx(0.75)
+    assert found["metrics"]["answer_accuracy"]["value"] == pytest.approx(0.75)
