@@ -19,6 +19,7 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.data.load import build_store, load_manifest
 from dashvlm.data.manifest import Manifest, Quarantined
 from dashvlm.data.samples import build_samples, union_of_times
+from dashvlm.data.sampling import Times
 from dashvlm.errors import CheckpointError, ConfigError, DataError
 from dashvlm.targets import resolve
 from dashvlm.tasks.base import Task
@@ -56,12 +57,15 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
     store = build_store(cfg)
     manifest = load_manifest(cfg, store)
     options = cfg["data"]
-    grid = [options, *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or [])]
+    grid = [
+        options,
+        *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or []),
+    ]
     eval_horizons = _horizons(options)
     wanted = [c for c in manifest.clips if train or c.split == "test"]
     if not train and not wanted:
         wanted = manifest.split("val")
-    times = {}
+    times: dict[str, Times] = {}
     for split in SPLITS:
         clips = [c for c in wanted if c.split == split]
         horizons = eval_horizons if split != "train" else [float(options["horizon_s"])]
@@ -83,9 +87,7 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
             skipped += left
     for clip in skipped:
         log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
-    quarantine = tuple(
-        Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped
-    )
+    quarantine = tuple(Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped)
     manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
     return Data(manifest, store, samples, skipped)
 
@@ -238,6 +240,4 @@ def _mark(clip: Clip, failed: Mapping[str, str]) -> Clip:
 
 def label_balance(samples: Sequence[Sample]) -> str:
     """Say how many samples of each label there are."""
-    return ", ".join(
-        f"{sum(s.clip.label == v for s in samples)} {n}" for v, n in ((1, "positive"), (0, "negative"))
-    )
+    return ", ".join(f"{sum(s.clip.label == v for s in samples)} {n}" for v, n in ((1, "positive"), (0, "negative")))

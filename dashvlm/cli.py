@@ -16,7 +16,17 @@ from dashvlm.config import CONF, check_overrides, flags_first
 from dashvlm.errors import DashVLMError
 
 # Hydra answers these itself; nothing is run, so nothing needs checking.
-HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i", "--package")
+HYDRA_FLAGS = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--package",
+)
 
 
 @contextlib.contextmanager
@@ -61,8 +71,8 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
     except DashVLMError as error:
         failure.append(error)
-    for error in failure:
-        explain(error)
+    for found in failure:
+        explain(found)
     return 2 if failure else 0
 
 
@@ -74,5 +84,11 @@ def explain(error: DashVLMError) -> None:
 def log_to_terminal() -> None:
     """Show progress lines of verbs that run in this process."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
-    for noisy in ("httpx", "pytorch_lightning.utilities.rank_zero", "bitsandbytes", "fsspec", "matplotlib"):
+    for noisy in (
+        "httpx",
+        "pytorch_lightning.utilities.rank_zero",
+        "bitsandbytes",
+        "fsspec",
+        "matplotlib",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -30,7 +30,9 @@ def _whole(low: int, high: int | None = None) -> tuple[Callable[[Any], bool], st
 
 
 def _number(low: float, high: float | None = None, open_low: bool = False) -> tuple[Callable[[Any], bool], str]:
-    text = f"a number {'above' if open_low else 'of at least'} {low:g}" + (f", at most {high:g}" if high is not None else "")
+    text = f"a number {'above' if open_low else 'of at least'} {low:g}" + (
+        f", at most {high:g}" if high is not None else ""
+    )
 
     def ok(v: Any) -> bool:
         if isinstance(v, bool) or not isinstance(v, int | float) or v != v:
@@ -150,8 +152,8 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     if flat.get("peft.quantization") and flat.get("peft.method") == "full":
         errors.append("peft.quantization=nf4: 4-bit weights cannot train in full; use peft=qlora or drop it")
     for key in ("task._target_", "objective._target_", "model._target_", "data.importer"):
-        if key in flat and not str(flat[key]).startswith("dashvlm."):
-            errors.append(f"{key}={flat[key]}: only objects of dashvlm may be named here")
+        if not str(flat.get(key, "dashvlm.")).startswith("dashvlm."):
+            errors += [f"{key}={flat[key]}: only objects of dashvlm may be named here"]
     if flat.get("objective.name") == "pooled" and flat.get("task.name") not in (None, "crash"):
         errors.append(f"objective=pooled: needs a task with two answers, got task={flat.get('task.name')}")
     return errors

@@ -1,7 +1,7 @@
 """Score a finished run on other data, or a backbone as it is.
 
-    python -m dashvlm.evaluate run=runs/RUN data=nexar data.root=FOLDER
-    python -m dashvlm.evaluate model=smolvlm2 task=crash data=nexar        (zero-shot)
+python -m dashvlm.evaluate run=runs/RUN data=nexar data.root=FOLDER
+python -m dashvlm.evaluate model=smolvlm2 task=crash data=nexar        (zero-shot)
 """
 
 from __future__ import annotations
@@ -43,7 +43,12 @@ def evaluate(cfg: DictConfig) -> None:
     plot_run(rows, results, folder / "plots", data.store)
     write_json(folder / "result.json", results)
     header, body = result_table(results)
-    print_table(f"{name}: {results['counts']['test_clips']} {results['split']} clips", header, body, results["alarms"])
+    print_table(
+        f"{name}: {results['counts']['test_clips']} {results['split']} clips",
+        header,
+        body,
+        results["alarms"],
+    )
     print(f"written: {folder}/")
 
 
@@ -60,7 +65,14 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
     data = dict(trained["data"])
     if "data" in said:
-        sampling = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "frame_size")
+        sampling = (
+            "num_frames",
+            "frame_interval_s",
+            "horizon_s",
+            "sampling",
+            "sample_fps",
+            "frame_size",
+        )
         data = {**asked["data"], **{k: trained["data"][k] for k in sampling}}
     for key in flatten(asked["data"]):
         if f"data.{key}" in said:

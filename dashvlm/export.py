@@ -1,6 +1,6 @@
 """Hand a run over: PEFT adapter, merged model, processor and model card, with a parity check.
 
-    python -m dashvlm.export run=runs/RUN
+python -m dashvlm.export run=runs/RUN
 """
 
 from __future__ import annotations
@@ -84,7 +84,8 @@ def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
         f"# {source.name}\n\n"
         f"{config['model']['name']} ({config['model']['checkpoint']}) for `{config['task']['name']}`, trained with "
         f"`objective={config['objective']['name']}` and `peft={config['peft']['method']}` on `{data['name']}`: "
-        f"{data['num_frames']} frames, {data['frame_interval_s']} s apart, ending {data['horizon_s']} s before the event.\n\n"
+        f"{data['num_frames']} frames, {data['frame_interval_s']} s apart, ending "
+        f"{data['horizon_s']} s before the event.\n\n"
         f"Numbers on {counts['test_clips']} {result['split']} clips in {counts['groups']} groups, with 95 % intervals "
         f"clustered by group:\n\n{to_markdown(header, body, alarms)}\n"
         f"Merging moved no logit by more than {difference:.1e}.\n\n"

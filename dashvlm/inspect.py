@@ -1,8 +1,8 @@
 """Look before training: a dataset's card and contact sheet, or a model's parts and targets.
 
-    python -m dashvlm.inspect data=nexar data.root=FOLDER
-    python -m dashvlm.inspect model=smolvlm2 model.checkpoint=tiny
-    python -m dashvlm.inspect data=jsonl data.root=FOLDER write_jsonl=true
+python -m dashvlm.inspect data=nexar data.root=FOLDER
+python -m dashvlm.inspect model=smolvlm2 model.checkpoint=tiny
+python -m dashvlm.inspect data=jsonl data.root=FOLDER write_jsonl=true
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ def inspect_data(config: dict[str, Any]) -> None:
     from dashvlm.targets import resolve
 
     options = config["data"]
-    lenient = {**options, "max_bad_fraction": 1.0}  # the card shows what is wrong, it does not refuse
+    lenient = {
+        **options,
+        "max_bad_fraction": 1.0,
+    }  # the card shows what is wrong, it does not refuse
     store = build_store(config)
     manifest = load_manifest({**config, "data": lenient}, store)
     card = dataset_card(manifest, options)
@@ -60,7 +63,10 @@ def inspect_data(config: dict[str, Any]) -> None:
             print(f"  {name:13s} " + ", ".join(f"{k} {v:g}" for k, v in spread.items()))
     if card["feasibility"]:
         print()
-        _print_rows(f"clips with enough history before the anchor (horizon {options['horizon_s']:g} s)", card["feasibility"])
+        _print_rows(
+            f"clips with enough history before the anchor (horizon {options['horizon_s']:g} s)",
+            card["feasibility"],
+        )
     leak = card["leakage"]
     print(f"  groups in several splits: {len(leak['groups_in_several_splits'])}; a split by row would put the "
           f"group of {leak['row_split_would_share']:.0%} of the test clips into training")  # fmt: skip
@@ -113,7 +119,14 @@ def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
     from dashvlm.report.tables import print_table
 
     header = list(rows[0])
-    print_table(title, header, [[f"{v:,}" if isinstance(v, int) else f"{v:g}" if isinstance(v, float) else str(v) for v in r.values()] for r in rows])
+    print_table(
+        title,
+        header,
+        [
+            [f"{v:,}" if isinstance(v, int) else f"{v:g}" if isinstance(v, float) else str(v) for v in r.values()]
+            for r in rows
+        ],
+    )
 
 
 def _estimate(node: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Risk over time of one video: a sliding anchor, from a finished run.
 
-    python -m dashvlm.predict run=runs/RUN video=clip.mp4 [stride_s=0.2] [overlay=true]
+python -m dashvlm.predict run=runs/RUN video=clip.mp4 [stride_s=0.2] [overlay=true]
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ def draw_overlay(video: Path, index: Any, rows: list[dict[str, Any]], target: Pa
                 draw.rectangle((0, top, width, top + tall), fill=(0, 0, 0, 120))
                 draw.line((0, top + tall // 2, width, top + tall // 2), fill=(255, 255, 255, 90))
                 seen = times <= now + 1e-9
-                points = [(width * t / total, top + tall * (1 - r)) for t, r in zip(times[seen], risk[seen], strict=True)]
+                points = [
+                    (width * t / total, top + tall * (1 - r)) for t, r in zip(times[seen], risk[seen], strict=True)
+                ]
                 if len(points) > 1:
                     draw.line(points, fill=(255, 120, 30, 255), width=max(width // 300, 2))
                 if len(points):

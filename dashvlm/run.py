@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import peft
 import pytorch_lightning as pl
 import torch
 from safetensors.torch import save_file
@@ -111,9 +112,7 @@ def build_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> pl.Trainer:
     )
 
 
-def score(
-    cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Trainer | None = None
-) -> pd.DataFrame:
+def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Trainer | None = None) -> pd.DataFrame:
     """Score the test split at all horizons, and once more with the pixels switched off.
 
     Returns:
@@ -127,9 +126,7 @@ def score(
             got=f"test {len(data.samples['test'])}, val {len(data.samples['val'])}",
             do="give data.splits.test a share, or add clips",
         )
-    loaders = ClipDataModule(
-        {}, data.store, module.collate_train, module.collate_eval, cfg["data"], int(cfg["seed"])
-    )
+    loaders = ClipDataModule({}, data.store, module.collate_train, module.collate_eval, cfg["data"], int(cfg["seed"]))
     loaders.trainer = trainer
     primary = float(cfg["data"]["horizon_s"])
     rows = _predict(trainer, module, loaders, samples)
@@ -205,9 +202,7 @@ def _fit(
     trainer = build_trainer(
         cfg,
         logger=loggers,
-        callbacks=build_callbacks(
-            cfg["callbacks"], checkpoints, val_every, batches, accumulate, _progress(cfg)
-        ),
+        callbacks=build_callbacks(cfg["callbacks"], checkpoints, val_every, batches, accumulate, _progress(cfg)),
         max_epochs=1,
         val_check_interval=val_every or None,
         check_val_every_n_epoch=None,
@@ -253,7 +248,11 @@ def _best(trainer: pl.Trainer, cfg: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _predict(
-    trainer: pl.Trainer, module: VLMModule, loaders: ClipDataModule, samples: list[Sample], blank: bool = False
+    trainer: pl.Trainer,
+    module: VLMModule,
+    loaders: ClipDataModule,
+    samples: list[Sample],
+    blank: bool = False,
 ) -> list[dict[str, Any]]:
     trainer.predict(module, loaders.eval_dataloader(samples, blank), return_predictions=False)
     return module.rows
@@ -273,7 +272,7 @@ def _export(module: VLMModule, folder: Path) -> None:
     temporary = folder / "trained.tmp"
     save_file(state, temporary)
     temporary.replace(folder / "trained.safetensors")
-    if hasattr(module.backbone.net, "peft_config"):
+    if isinstance(module.backbone.net, peft.PeftModel):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about vocabulary sizes that cannot be looked up offline
             module.backbone.net.save_pretrained(str(folder / "adapter"))
@@ -284,7 +283,7 @@ def _ledgers(cfg: Mapping[str, Any], data: Data, folder: Path) -> dict[str, Any]
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         write_ledgers(data.manifest, report, folder)
     log.info(
-        "%s: clips %s, groups %s, %d quarantined; a row split would share the group of %.0f%% of the test clips",
+        "%s: clips %s, groups %s, %d quarantined; a row split would share groups with %.0f%% of the test clips",
         data.manifest.name, report["clips"], report["groups"], len(data.manifest.quarantine),
         100 * report["row_split_would_share"],
     )  # fmt: skip
@@ -325,7 +324,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     for text in (
         ".*is_gradient_checkpointing.*", ".*treespec.*", ".*predict returned None.*", ".*in eval mode at the start.*",
-        ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*`_get_pg_default_device` will be deprecated.*",
+        ".*does not have many workers.*", ".*dataloader is not resumable.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", text)
 
@@ -347,7 +346,7 @@ def main(folder: Path) -> int:
     quiet_libraries()
     import faulthandler
 
-    faulthandler.enable(handler.stream)
+    faulthandler.enable(handler._open())
     (folder / "failed.json").unlink(missing_ok=True)
     try:
         run(read_config(folder), folder)
@@ -356,7 +355,6 @@ def main(folder: Path) -> int:
         return 130
     except Exception as error:
         # What the user can mend needs no traceback on the screen; the log has it anyway.
-        handler.stream.flush()
         mendable = isinstance(error, DashVLMError | OSError)
         logging.getLogger().handlers[-1].setLevel(logging.CRITICAL if mendable else logging.ERROR)
         log.exception("run failed")

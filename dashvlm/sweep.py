@@ -59,7 +59,6 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     Raises:
         ConfigError: with the errors of all jobs at once.
     """
-    from hydra import compose
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     with composing():
@@ -68,16 +67,21 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         parsed = parser.parse_overrides(list(overrides))
         swept = [o for o in parsed if o.is_sweep_override()]
         adaptive = any(o.key_or_group == "hydra/sweeper" for o in parsed)
+        fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         jobs = [] if adaptive else _jobs(overrides)
-        configs = [plain(compose("train", overrides=[o for o in job if not o.startswith("hydra")])) for job in jobs]
-        base = configs[0] if configs else plain(
-            compose("train", overrides=[o.input_line for o in parsed if not o.is_sweep_override() and "hydra" not in (o.input_line or "")])
-        )
+        configs = [_composed(job) for job in jobs]
+        base = configs[0] if configs else _composed(fixed)
     refuse(error for cfg in configs or [base] for error in check(cfg))
     digest = hashlib.sha256("\n".join(sorted(overrides)).encode()).hexdigest()[:8]
     folder = Path(base["paths"]["output_dir"]) / "sweeps" / digest
     grid = {json.dumps({k: c["data"].get(k) for k in POINT}, sort_keys=True) for c in configs}
-    return Plan(digest, folder, [o.key_or_group for o in swept], [json.loads(g) for g in sorted(grid)], configs)
+    return Plan(
+        digest,
+        folder,
+        [o.key_or_group for o in swept],
+        [json.loads(g) for g in sorted(grid)],
+        configs,
+    )
 
 
 def launch(argv: list[str]) -> int:
@@ -126,7 +130,11 @@ def job(cfg: DictConfig) -> float | None:
     overrides = [o for o in hydra.overrides.task if not o.startswith("hydra")]
     plan_file = os.environ.get(PLAN)
     sweep = json.loads(Path(plan_file).read_text(encoding="utf-8")) if plan_file else {}
-    config["sweep"] = {"id": sweep.get("id"), "grid": sweep.get("grid") or [], "overrides": overrides}
+    config["sweep"] = {
+        "id": sweep.get("id"),
+        "grid": sweep.get("grid") or [],
+        "overrides": overrides,
+    }
     name = run_id(config)
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -208,6 +216,12 @@ def summarise(plan: Plan) -> int:
     return 0 if (table["status"] == "done").all() else 1
 
 
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
+    from hydra import compose
+
+    return plain(compose("train", overrides=[o for o in overrides if not o.startswith("hydra")]))
+
+
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     """Expand a command line's sweep into the overrides of each job, as Hydra's sweeper will."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -240,7 +254,13 @@ def _print_feasibility(plan: Plan) -> None:
         if cells not in rows:
             rows.append(cells)
     for title, rows in shown.items():
-        header = ["num_frames", "frame_interval_s", "history needed", "clips that have it", "otherwise"]
+        header = [
+            "num_frames",
+            "frame_interval_s",
+            "history needed",
+            "clips that have it",
+            "otherwise",
+        ]
         print_table(f"feasibility: {title}", header, rows)
 
 

@@ -16,7 +16,13 @@ SMALL_WORLD = [
     "data=synthetic", "data.options.num_drives=10", "data.options.duration_s=4.0",
     "data.options.fps=5", "data.num_frames=3", "data.batch_size=4",
 ]  # fmt: skip
-SMALL = ["model=smolvlm2", "model.checkpoint=tiny", "task=crash", *SMALL_WORLD, "trainer.accelerator=cpu"]
+SMALL = [
+    "model=smolvlm2",
+    "model.checkpoint=tiny",
+    "task=crash",
+    *SMALL_WORLD,
+    "trainer.accelerator=cpu",
+]
 
 
 @pytest.fixture(scope="session")

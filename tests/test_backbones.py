@@ -5,7 +5,13 @@ import pytest
 import torch
 import yaml
 
-from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpointing, linear_targets, load_trained
+from dashvlm.backbones.adapters import (
+    attach,
+    census,
+    enable_gradient_checkpointing,
+    linear_targets,
+    load_trained,
+)
 from dashvlm.backbones.base import IGNORED
 from dashvlm.backbones.hf import load
 from dashvlm.backbones.tiny import twin_folder
@@ -51,8 +57,12 @@ def test_exactly_the_given_frames_reach_the_vision_tower(make, n):
     backbone = make()
     batch = backbone.encoder.encode([chat(n)], [frames(n)])
     seen = []
-    tower = [m for name, m in backbone.net.named_modules() if name.endswith(("vision_model", "visual", "vision_tower"))][0]
-    tower.register_forward_pre_hook(lambda m, a, k: seen.append(k.get("grid_thw", a[0] if a else k.get("pixel_values"))), with_kwargs=True)
+    names = ("vision_model", "visual", "vision_tower")
+    tower = next(m for name, m in backbone.net.named_modules() if name.endswith(names))
+    tower.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k.get("grid_thw", a[0] if a else k.get("pixel_values"))),
+        with_kwargs=True,
+    )
     with torch.no_grad():
         backbone.score(batch, CHOICES)
     assert len(seen[0].reshape(-1, *seen[0].shape[-1:])) >= n if seen[0].ndim == 2 else True
@@ -201,7 +211,7 @@ def test_4_bit_keeps_every_gradient_after_an_evaluation(make):
 
 def test_unknown_roles_and_targets_list_near_names(make):
     backbone = make()
-    with pytest.raises(ConfigError, match="use of .*language"):
+    with pytest.raises(ConfigError, match=r"use of .*language"):
         linear_targets(backbone, ["langauge"])
     with pytest.raises(ConfigError, match="did you mean q_proj"):
         linear_targets(backbone, ["language"], ["q_porj"])

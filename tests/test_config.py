@@ -16,7 +16,19 @@ from dashvlm.targets import resolve
 
 from .conftest import ROOT
 
-GROUPS = ("model", "task", "data", "objective", "peft", "optim", "trainer", "callbacks", "logger", "experiment", "debug")
+GROUPS = (
+    "model",
+    "task",
+    "data",
+    "objective",
+    "peft",
+    "optim",
+    "trainer",
+    "callbacks",
+    "logger",
+    "experiment",
+    "debug",
+)
 OPTIONS = [f"{g}={p.stem}" for g in GROUPS for p in sorted((CONF / g).glob("*.yaml")) if p.stem != "base"]
 
 
@@ -69,7 +81,12 @@ def test_all_wrong_values_are_reported_at_once_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    for part in ("data.num_frames=0", "did you mean decord?", "optim.lr=-1: must be a number above 0", "3 errors"):
+    for part in (
+        "data.num_frames=0",
+        "did you mean decord?",
+        "optim.lr=-1: must be a number above 0",
+        "3 errors",
+    ):
         assert part in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -79,7 +96,10 @@ def test_help_and_cfg_answer_fast_without_torch(flag):
     words = [flag] if flag == "--help" else ["--cfg", "job"]
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "dashvlm.train", *words], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-X", "importtime", "-m", "dashvlm.train", *words],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert done.returncode == 0
     assert "data" in done.stdout
@@ -93,9 +113,22 @@ def test_flags_may_stand_in_the_middle():
 
 def test_run_id_ignores_where_and_how_fast_but_not_what():
     base = composed("data=synthetic")
-    same = composed("data=synthetic", "paths.output_dir=/x", "data.num_workers=3", "logger=wandb", "data.root=/y/" + base["data"]["root"].rsplit("/", 1)[-1])
+    same = composed(
+        "data=synthetic",
+        "paths.output_dir=/x",
+        "data.num_workers=3",
+        "logger=wandb",
+        "data.root=/y/" + base["data"]["root"].rsplit("/", 1)[-1],
+    )
     assert run_id(base) == run_id(same)
-    changed = ["data.num_frames=6", "seed=1", "optim.lr=0.1", "peft.rank=4", "objective=pooled", "task.print_times=false"]
+    changed = [
+        "data.num_frames=6",
+        "seed=1",
+        "optim.lr=0.1",
+        "peft.rank=4",
+        "objective=pooled",
+        "task.print_times=false",
+    ]
     ids = [run_id(composed("data=synthetic", c)) for c in changed] + [run_id(base)]
     assert len(set(ids)) == len(ids)
 
@@ -131,12 +164,28 @@ def module(path):
 
 
 FORBIDDEN = [
-    ("dashvlm.tasks", ("dashvlm.backbones", "dashvlm.objectives", "dashvlm.training", "torch", "transformers", "hydra")),
-    ("dashvlm.backbones", ("dashvlm.tasks", "dashvlm.objectives", "dashvlm.training", "hydra", "pytorch_lightning")),
+    (
+        "dashvlm.tasks",
+        (
+            "dashvlm.backbones",
+            "dashvlm.objectives",
+            "dashvlm.training",
+            "torch",
+            "transformers",
+            "hydra",
+        ),
+    ),
+    (
+        "dashvlm.backbones",
+        ("dashvlm.tasks", "dashvlm.objectives", "dashvlm.training", "hydra", "pytorch_lightning"),
+    ),
     ("dashvlm.data.clip", ("torch", "dashvlm.tasks", "hydra")),
     ("dashvlm.data.sampling", ("torch", "hydra", "av", "pandas")),
     ("dashvlm.metrics", ("torch", "hydra", "dashvlm.data", "dashvlm.backbones")),
-    ("dashvlm.report", ("torch", "dashvlm.backbones", "dashvlm.training", "dashvlm.run", "dashvlm.build")),
+    (
+        "dashvlm.report",
+        ("torch", "dashvlm.backbones", "dashvlm.training", "dashvlm.run", "dashvlm.build"),
+    ),
     ("dashvlm.data", ("dashvlm.backbones", "dashvlm.training", "dashvlm.objectives", "hydra")),
     ("dashvlm.run", ("hydra",)),
     ("dashvlm.build", ("hydra",)),
@@ -157,7 +206,13 @@ def test_wandb_and_hydra_stay_where_they_belong():
             if name.split(".")[0] == "wandb":
                 assert module(path).startswith(("dashvlm.training.loggers", "dashvlm.report"))
             if name.split(".")[0] == "hydra":
-                verbs = ("dashvlm.config", "dashvlm.cli", "dashvlm.sweep", "dashvlm.evaluate", "dashvlm.inspect")
+                verbs = (
+                    "dashvlm.config",
+                    "dashvlm.cli",
+                    "dashvlm.sweep",
+                    "dashvlm.evaluate",
+                    "dashvlm.inspect",
+                )
                 assert module(path) in verbs
             assert name.split(".")[0] != "lightning"
 

@@ -51,7 +51,15 @@ def test_refusals_and_missing_texts_are_told_apart():
 
 def test_a_prompt_cannot_see_the_label():
     fields = {f.name for f in dataclasses.fields(Observation)}
-    assert not fields & {"label", "target", "event_time_s", "alert_time_s", "horizon_s", "clip", "clip_id"}
+    assert not fields & {
+        "label",
+        "target",
+        "event_time_s",
+        "alert_time_s",
+        "horizon_s",
+        "clip",
+        "clip_id",
+    }
     assert list(inspect.signature(Task.messages).parameters) == ["self", "seen"]
     sample = Sample("c@0.5", clip(), 0.5, 5.0, (3.5, 4.0, 4.5), 0)
     other = dataclasses.replace(sample, clip=clip(label=0, event_time_s=None), reference_s=7.0)

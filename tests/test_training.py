@@ -1,5 +1,6 @@
 """Runs in fresh processes: sweep, skip, failure, resume to the bit, two processes as one."""
 
+import contextlib
 import json
 import os
 import random
@@ -20,7 +21,12 @@ from dashvlm.training.optim import schedule
 
 from .conftest import ROOT, SMALL
 
-SHORT = [*SMALL, "trainer.max_steps=6", "trainer.val_every_n_steps=3", "callbacks.checkpoint.every_n_steps=1"]
+SHORT = [
+    *SMALL,
+    "trainer.max_steps=6",
+    "trainer.val_every_n_steps=3",
+    "callbacks.checkpoint.every_n_steps=1",
+]
 
 
 def run_folders(output):
@@ -34,7 +40,15 @@ def test_a_sweep_trains_once_then_skips(dashvlm, tmp_path):
     folders = run_folders(runs)
     assert len(folders) == 3
     for folder in folders:
-        for name in ("result.json", "predictions.parquet", "adapter/adapter_model.safetensors", "job.log", "trained.safetensors", "quarantine.csv", "leakage.json"):
+        for name in (
+            "result.json",
+            "predictions.parquet",
+            "adapter/adapter_model.safetensors",
+            "job.log",
+            "trained.safetensors",
+            "quarantine.csv",
+            "leakage.json",
+        ):
             assert (folder / name).exists(), name
     assert "feasibility" in first.stdout
     assert first.stdout.count("ROC AUC") == 1
@@ -49,7 +63,13 @@ def test_a_sweep_trains_once_then_skips(dashvlm, tmp_path):
 
 
 def test_one_failing_job_stops_no_other_and_its_log_says_why(dashvlm, tmp_path):
-    words = [*SMALL, "-m", "optim.lr=1e-4,1e35", "trainer.max_steps=3", "trainer.gradient_clip_val=null"]
+    words = [
+        *SMALL,
+        "-m",
+        "optim.lr=1e-4,1e35",
+        "trainer.max_steps=3",
+        "trainer.gradient_clip_val=null",
+    ]
     done = dashvlm("train", *words, check=False)
     assert done.returncode == 1
     folders = run_folders(tmp_path / "runs")
@@ -84,7 +104,11 @@ def kill_once(words, output, cache, delay):
 
 def final_state(output):
     folder = run_folders(output)[0]
-    return folder, load_file(folder / "trained.safetensors"), pd.read_parquet(folder / "predictions.parquet")
+    return (
+        folder,
+        load_file(folder / "trained.safetensors"),
+        pd.read_parquet(folder / "predictions.parquet"),
+    )
 
 
 def assert_same_run(one, two):
@@ -117,7 +141,13 @@ def test_a_killed_run_resumes_to_the_bit(dashvlm, tmp_path, cache):
 
 @pytest.mark.exhaustive
 def test_twenty_kills_at_random_moments_all_resume_to_the_bit(dashvlm, tmp_path, cache):
-    words = [*SMALL, "trainer.max_steps=40", "trainer.val_every_n_steps=7", "callbacks.checkpoint.every_n_steps=1", "peft.dropout=0.1"]
+    words = [
+        *SMALL,
+        "trainer.max_steps=40",
+        "trainer.val_every_n_steps=7",
+        "callbacks.checkpoint.every_n_steps=1",
+        "peft.dropout=0.1",
+    ]
     started = time.perf_counter()
     dashvlm("train", *words, output=tmp_path / "whole")
     length = time.perf_counter() - started
@@ -141,7 +171,8 @@ def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_p
     from dashvlm.training.callbacks import Checkpoint
 
     words = [*SMALL, "trainer.max_steps=5", "trainer.accumulate_grad_batches=2", "trainer.val_every_n_steps=2",
-             "callbacks.checkpoint.every_n_steps=1", "peft.dropout=0.1", "objective.generate=false", "data.eval_horizons_s=[]"]  # fmt: skip
+             "callbacks.checkpoint.every_n_steps=1", "peft.dropout=0.1", "objective.generate=false",
+             "data.eval_horizons_s=[]"]  # fmt: skip
     cfg = config(*words)
 
     def run_in(folder):
@@ -161,10 +192,8 @@ def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_p
                 raise RuntimeError("killed here")
 
         monkeypatch.setattr(Checkpoint, "_save", stop)
-        try:
+        with contextlib.suppress(RuntimeError):
             run_in(folder)
-        except RuntimeError:
-            pass
         monkeypatch.setattr(Checkpoint, "_save", save)
         again, _ = run_in(folder)
         assert all(torch.equal(reference[k], again[k]) for k in reference), stop_after
@@ -175,7 +204,10 @@ def test_two_processes_train_on_the_same_samples_to_the_same_metrics(dashvlm, tm
     words = [*SHORT, "peft.dropout=0.0"]
     dashvlm("train", *words, output=tmp_path / "one")
     dashvlm("train", *words, "trainer=ddp", output=tmp_path / "two")
-    (folder, one, rows_one), (_, two, rows_two) = final_state(tmp_path / "one"), final_state(tmp_path / "two")
+    (folder, one, rows_one), (_, two, rows_two) = (
+        final_state(tmp_path / "one"),
+        final_state(tmp_path / "two"),
+    )
     assert rows_one["sample_id"].tolist() == rows_two["sample_id"].tolist()
     assert max(float((one[k] - two[k]).abs().max()) for k in one) < 1e-4
     assert np.allclose(rows_one["score"], rows_two["score"], atol=1e-4)
@@ -192,7 +224,8 @@ def test_ddp_under_multirun_runs_each_job_once(dashvlm, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["objective=pooled"], ["objective=pooled", "objective.pooling=attention", "objective.loss=focal", "peft=freeze_text"],
+    [["objective=pooled"],
+     ["objective=pooled", "objective.pooling=attention", "objective.loss=focal", "peft=freeze_text"],
      ["peft=qlora", "trainer.precision=bf16-mixed"], ["peft=full", "optim.lr_scale.vision=0.1"],
      ["data.augmentation={crop: 0.2, colour: 0.3, weather: 0.5, light: 0.5}", "data.num_workers=1"]],
     ids=["pooled", "focal", "qlora", "full", "augmented"],
@@ -226,7 +259,10 @@ def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    for name, write in (("a.ckpt", lambda p: torch.save({"state_dict": Payload()}, p)), ("b.ckpt", lambda p: p.write_bytes(pickle.dumps(Payload())))):
+    for name, write in (
+        ("a.ckpt", lambda p: torch.save({"state_dict": Payload()}, p)),
+        ("b.ckpt", lambda p: p.write_bytes(pickle.dumps(Payload()))),
+    ):
         write(tmp_path / name)
         with pytest.raises(CheckpointError, match="cannot be read"):
             load_weights(tmp_path / name)
@@ -273,5 +309,11 @@ def test_the_stream_sees_every_sample_equally_often_and_splits_over_processes():
 
 def test_schedules():
     cosine = schedule("cosine", 100, 0.1)
-    assert [cosine(0), cosine(9), cosine(10), round(cosine(55), 6), cosine(100)] == [0.1, 1.0, 1.0, 0.5, 0.0]
+    assert [cosine(0), cosine(9), cosine(10), round(cosine(55), 6), cosine(100)] == [
+        0.1,
+        1.0,
+        1.0,
+        0.5,
+        0.0,
+    ]
     assert schedule("constant", 10, 0)(9) == 1.0

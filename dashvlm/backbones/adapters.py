@@ -49,8 +49,7 @@ def linear_targets(backbone: Backbone, roles: Sequence[str], leaves: Sequence[st
             raise ConfigError(
                 f"peft.targets: {leaf!r} matched no linear layer in roles {', '.join(roles)}",
                 got=leaf,
-                do=f"did you mean {', '.join(near) or 'one of these'}? "
-                f"the layers are {', '.join(sorted(found))}",
+                do=f"did you mean {', '.join(near) or 'one of these'}? the layers are {', '.join(sorted(found))}",
             )
     return [n for n in chosen if not leaves or n.rsplit(".", 1)[-1] in leaves]
 
@@ -83,9 +82,7 @@ def attach(backbone: Backbone, options: Mapping[str, Any]) -> None:
             modules_to_save=_tops(backbone, full) or None,
         )
         if options.get("quantization"):
-            backbone.net = peft.prepare_model_for_kbit_training(
-                backbone.net, use_gradient_checkpointing=False
-            )
+            backbone.net = peft.prepare_model_for_kbit_training(backbone.net, use_gradient_checkpointing=False)
         _state_free_init(backbone, config)
     elif method == "full":
         for role in full or list(backbone.roles):
@@ -127,9 +124,7 @@ def census(backbone: Backbone, others: Mapping[str, nn.Module] | None = None) ->
         is_adapter = ".lora_" in name
         row["adapters" if is_adapter else "parameters"] += _numel(parameter)
         row["trainable"] += _numel(parameter) * parameter.requires_grad
-    total = {"part": "total"} | {
-        k: sum(r[k] for r in rows.values()) for k in ("parameters", "trainable", "adapters")
-    }
+    total = {"part": "total"} | {k: sum(r[k] for r in rows.values()) for k in ("parameters", "trainable", "adapters")}
     return [*rows.values(), total]
 
 
@@ -163,7 +158,9 @@ def _pattern(names: Sequence[str]) -> str:
         parent, _, leaf = name.rpartition(".")
         by_parent.setdefault(re.sub(r"\.\d+(?=\.|$)", r".#", parent), set()).add(leaf)
     parts = [
-        re.escape(parent).replace(r"\#", "#").replace("#", r"\d+") + (r"\." if parent else "") + f"(?:{'|'.join(sorted(leaves))})"
+        re.escape(parent).replace(r"\#", "#").replace("#", r"\d+")
+        + (r"\." if parent else "")
+        + f"(?:{'|'.join(sorted(leaves))})"
         for parent, leaves in sorted(by_parent.items())
     ]
     return "|".join(parts)
@@ -175,9 +172,7 @@ def _tops(backbone: Backbone, roles: Sequence[str]) -> list[str]:
     for role in roles:
         pattern = backbone.roles.get(role)
         if pattern is None:
-            raise ConfigError(
-                f"peft.train_roles names {role!r}", do=f"use of {', '.join(backbone.roles)}"
-            )
+            raise ConfigError(f"peft.train_roles names {role!r}", do=f"use of {', '.join(backbone.roles)}")
         names = [n for n, _ in backbone.net.named_modules() if re.search(pattern, n + ".") or re.search(pattern, n)]
         tops += [n for n in names if n and not any(n.startswith(t + ".") for t in names if t and t != n)]
     return tops

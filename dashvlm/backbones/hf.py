@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
+import peft
 import torch
 import transformers
 from PIL import Image
@@ -79,9 +80,7 @@ class HFEncoder(Encoder):
         return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def _render(self, chat: Messages, generation: bool) -> str:
-        return str(
-            self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation)
-        )
+        return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
 
     def _suffix(self, answer: str) -> list[int]:
         """Token ids from the end of the prompt to the end token, inclusive."""
@@ -141,7 +140,7 @@ class HFBackbone(Backbone):
 
     def base(self) -> Any:
         """The network without the PEFT wrapper (adapters stay injected)."""
-        return self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
+        return self.net.get_base_model() if isinstance(self.net, peft.PeftModel) else self.net
 
     def loss(self, batch: Batch) -> Tensor:
         """See :meth:`Backbone.loss`. The vocabulary is projected at answer positions only."""
@@ -169,8 +168,7 @@ class HFBackbone(Backbone):
         if how == "mean":
             weight = mask.unsqueeze(-1).to(hidden.dtype)
             return (hidden * weight).sum(1) / weight.sum(1)
-        pooled: Tensor = how(hidden, mask)  # type: ignore[operator]
-        return pooled
+        return how(hidden, mask)
 
     @torch.no_grad()
     def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:

@@ -27,13 +27,9 @@ def load_processor(checkpoint: str) -> Any:
         if "orchvision" not in str(error):
             raise
     config = _json(checkpoint, "processor_config.json")
-    name = config.get("processor_class") or _json(checkpoint, "preprocessor_config.json").get(
-        "processor_class"
-    )
+    name = config.get("processor_class") or _json(checkpoint, "preprocessor_config.json").get("processor_class")
     if not name:
-        raise CheckpointError(
-            f"{checkpoint}: no processor class is named", do="install dashvlm[video]"
-        )
+        raise CheckpointError(f"{checkpoint}: no processor class is named", do="install dashvlm[video]")
     tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
     images = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
     keep = ("image_seq_len", "image_seq_length")
@@ -41,14 +37,10 @@ def load_processor(checkpoint: str) -> Any:
     return image_only(name, images, tokenizer, _template(checkpoint, tokenizer), kept)
 
 
-def image_only(
-    name: str, images: Any, tokenizer: Any, chat_template: str, options: Mapping[str, Any]
-) -> Any:
+def image_only(name: str, images: Any, tokenizer: Any, chat_template: str, options: Mapping[str, Any]) -> Any:
     """Build a processor of the class ``name`` without its video half."""
     stub = types.SimpleNamespace(num_frames=None, fps=None, model_input_names=[], valid_kwargs=None)
-    return _lenient(getattr(transformers, name))(
-        images, tokenizer, stub, chat_template=chat_template, **options
-    )
+    return _lenient(getattr(transformers, name))(images, tokenizer, stub, chat_template=chat_template, **options)
 
 
 def save_processor(processor: Any, folder: Path) -> None:

@@ -33,7 +33,7 @@ CORPUS = (
     "Assistant: A Assistant: B Assistant: C Assistant: D Frame 1: Frame 2: answer choices letter",
     "car pedestrian sidewalk road left right front center traffic light sign red green yellow",
     "Câu hỏi lựa chọn đáp án hình ảnh biển báo đèn đỏ xanh vàng đường xe trái phải không có",
-    "The road_type is urban, weather clear, visibility good, risk_factor low medium high { } [ ] \" :",
+    'The road_type is urban, weather clear, visibility good, risk_factor low medium high { } [ ] " :',
 )
 VOCABULARY = 640
 
@@ -96,12 +96,8 @@ def _tokenizer(spec: Mapping[str, Any]) -> Any:
         show_progress=False,
     )
     base.train_from_iterator([line for line in CORPUS for _ in range(4)], trainer)
-    base.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in options.pop("appended", ())]
-    )
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=base, padding_side="left", **options
-    )
+    base.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in options.pop("appended", ())])
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=base, padding_side="left", **options)
 
 
 def _processor(spec: Mapping[str, Any], tokenizer: Any) -> Any:

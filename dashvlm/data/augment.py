@@ -43,16 +43,12 @@ def _crop(frames: FrameArray, share: float, rng: np.random.Generator) -> FrameAr
     cut = rng.uniform(0, share)
     h, w = max(round(height * (1 - cut)), 1), max(round(width * (1 - cut)), 1)
     y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    return np.stack(
-        [np.asarray(Image.fromarray(f[y : y + h, x : x + w]).resize((width, height))) for f in frames]
-    )
+    return np.stack([np.asarray(Image.fromarray(f[y : y + h, x : x + w]).resize((width, height))) for f in frames])
 
 
 def _colour(frame: FrameArray, change: np.ndarray[Any, Any]) -> FrameArray:
     image = Image.fromarray(frame)
-    for enhance, by in zip(
-        (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), change, strict=True
-    ):
+    for enhance, by in zip((ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), change, strict=True):
         image = enhance(image).enhance(1.0 + float(by))
     return np.asarray(image)
 

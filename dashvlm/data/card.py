@@ -56,7 +56,11 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any]) -> dict[str, An
         },
         "problems": [vars(q) for q in manifest.quarantine]
         + [
-            {"clip_id": c.clip_id, "split": c.split, "reason": f"scored as failed: {c.extra['failed']}"}
+            {
+                "clip_id": c.clip_id,
+                "split": c.split,
+                "reason": f"scored as failed: {c.extra['failed']}",
+            }
             for c in clips
             if "failed" in c.extra
         ],
@@ -75,7 +79,7 @@ def anchor_auc(clips: Sequence[Clip], options: Mapping[str, Any]) -> Estimate:
     times = references_of(labelled, options)
     score = np.array([times[c.clip_id] for c in labelled])
     score = (score - score.min()) / max(float(np.ptp(score)), 1e-9)
-    target = [c.label for c in labelled]
+    target = np.array([float(c.label or 0) for c in labelled])
     if float(roc_auc(target, score)) < 0.5:
         score = 1.0 - score
     weights = group_weights([c.group for c in labelled], 1000, 0)
@@ -125,7 +129,10 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
     columns = max(len(f) for _, f, _ in shown)
     aspect = shown[0][1].shape[1] / shown[0][1].shape[2]
     figure, axes = plt.subplots(
-        len(shown), columns, figsize=(1.7 * columns, (1.7 * aspect + 0.55) * len(shown) + 0.9), squeeze=False
+        len(shown),
+        columns,
+        figsize=(1.7 * columns, (1.7 * aspect + 0.55) * len(shown) + 0.9),
+        squeeze=False,
     )
     for line, (sample, frames, times) in zip(axes, shown, strict=True):
         for place, axis in enumerate(line):
@@ -138,10 +145,13 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
             0, -0.05, f"{sample.sample_id}, label {sample.clip.label}, group {sample.clip.group}{padded}",
             transform=line[0].transAxes, fontsize=7, va="top",
         )  # fmt: skip
-    chat = task.messages(observe(shown[0][0], shown[0][2]))
+    chat = task.messages(observe(shown[0][0], shown[0][2].tolist()))
     prompt = "".join(p.get("text", "[frame]") for p in chat[0]["content"])
     figure.suptitle(
-        f"frames as handed to the processor, {shown[0][1].shape[2]}x{shown[0][1].shape[1]} pixels", fontsize=9, x=0.01, ha="left"
+        f"frames as handed to the processor, {shown[0][1].shape[2]}x{shown[0][1].shape[1]} pixels",
+        fontsize=9,
+        x=0.01,
+        ha="left",
     )
     figure.text(0.01, 0.0, "prompt: " + " ⏎ ".join(prompt.splitlines()), fontsize=6.5, va="top", wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,4 +164,9 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
         return {}
     low, middle, high = np.quantile(values, [0, 0.5, 1])
     common = Counter(np.round(values, 2).tolist()).most_common(1)[0]
-    return {"min": float(low), "median": float(middle), "max": float(high), "most_common": float(common[0])}
+    return {
+        "min": float(low),
+        "median": float(middle),
+        "max": float(high),
+        "most_common": float(common[0]),
+    }

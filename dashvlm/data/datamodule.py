@@ -191,12 +191,8 @@ class ClipDataModule(pl.LightningDataModule):
             *self._place(),
             self.start,
         )
-        dataset = SampleDataset(
-            self.samples["train"], self.store, self._blank(), self.options.get("augmentation")
-        )
-        return DataLoader(
-            dataset, batch_sampler=sampler, collate_fn=self.train_collate, **self._workers()
-        )
+        dataset = SampleDataset(self.samples["train"], self.store, self._blank(), self.options.get("augmentation"))
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=self.train_collate, **self._workers())
 
     def val_dataloader(self) -> DataLoader[Item]:
         """The validation split in order."""

@@ -241,18 +241,14 @@ def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
     except DataError as error:
         extra["failed"] = str(error).splitlines()[0]
     if "failed" not in extra and event is not None and event > duration + 1.0 / fps:
-        return Quarantined(
-            clip_id, str(given or ""), f"event at {event:g} s, but the clip ends at {duration:g} s"
-        )
+        return Quarantined(clip_id, str(given or ""), f"event at {event:g} s, but the clip ends at {duration:g} s")
     # A placeholder split for rows without one: _assign_splits replaces it.
     group = str(row.get("group") or clip_id)
     clip = Clip(clip_id, path, group, "train", label, event, alert, duration, fps, extra)
     return replace(clip, split=given) if given else replace(clip, extra={**extra, "_unsplit": True})
 
 
-def _assign_splits(
-    clips: list[Clip], fractions: Mapping[str, float], seed: int, by_group: bool
-) -> list[Clip]:
+def _assign_splits(clips: list[Clip], fractions: Mapping[str, float], seed: int, by_group: bool) -> list[Clip]:
     """Split by group, balancing the classes, in an order that depends on seed and names only."""
     units: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:

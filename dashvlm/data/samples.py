@@ -76,9 +76,7 @@ def references_of(clips: Sequence[Clip], options: Options) -> dict[str, float]:
     return reference_times(events, int(options["sampling_seed"]), options["negative_reference"])
 
 
-def feasibility(
-    clips: Sequence[Clip], options: Options, points: Iterable[tuple[int, float]]
-) -> list[dict[str, Any]]:
+def feasibility(clips: Sequence[Clip], options: Options, points: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
     """Count for each (num_frames, frame_interval_s) the clips with enough history.
 
     Returns:
@@ -98,9 +96,7 @@ def feasibility(
     ]
 
 
-def union_of_times(
-    clips: Sequence[Clip], grid: Sequence[Options], horizons: Sequence[float]
-) -> dict[str, Times]:
+def union_of_times(clips: Sequence[Clip], grid: Sequence[Options], horizons: Sequence[float]) -> dict[str, Times]:
     """Collect the distinct times that a whole sweep will ask of each clip, ascending.
 
     Points of the grid that are infeasible for a clip under ``error`` contribute nothing here;

@@ -100,7 +100,7 @@ def uniform_times(duration_s: float, num_frames: int) -> Times:
         [1.0, 3.0, 5.0, 7.0]
     """
     _check_num_frames(num_frames)
-    return (np.arange(num_frames) + 0.5) * (duration_s / num_frames)
+    return np.asarray((np.arange(num_frames) + 0.5) * (duration_s / num_frames), np.float64)
 
 
 def fps_times(duration_s: float, sample_fps: float, num_frames: int) -> Times:
@@ -145,9 +145,7 @@ def reference_times(
         else:
             draw = stable_uniform(seed, "reference", clip_id)
             fits = pool[pool <= duration]
-            out[clip_id] = (
-                float(fits[int(draw * len(fits))]) if len(fits) else duration * (0.5 + 0.5 * draw)
-            )
+            out[clip_id] = float(fits[int(draw * len(fits))]) if len(fits) else duration * (0.5 + 0.5 * draw)
     return out
 
 
@@ -185,7 +183,7 @@ def local_period(frame_times: Times) -> Times:
     if len(frame_times) < 2:
         return np.full(len(frame_times), 1.0)
     gaps = np.diff(frame_times)
-    return np.maximum(np.append(gaps, gaps[-1]), np.insert(gaps, 0, gaps[0]))
+    return np.maximum(np.append(gaps, gaps[-1]), np.insert(gaps, 0, gaps[0])).astype(np.float64)
 
 
 def stable_uniform(seed: int, *names: str) -> float:

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -113,7 +114,7 @@ def index_video(path: Path) -> VideoIndex:
     if not len(keys):
         raise VideoError(f"{path}: no key frame, nothing can be decoded", do="replace the file")
     pts = pts[pts >= keys[0]]
-    times = (pts - pts[0]) * float(time_base)
+    times = (pts - pts[0]) * float(time_base or 0)
     with _open(path) as container:
         rotation = _first_frame(path, container).rotation
     if rotation % 180:
@@ -163,12 +164,7 @@ def resize(frames: FrameArray, size: tuple[int, int]) -> FrameArray:
     if frames.shape[1:3] == tuple(size):
         return frames
     height, width = size
-    return np.stack(
-        [
-            np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BILINEAR))
-            for f in frames
-        ]
-    )
+    return np.stack([np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BILINEAR)) for f in frames])
 
 
 def _read_pyav(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> FrameArray:
@@ -198,6 +194,8 @@ def _read_pyav(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> Fram
                     keep = packet.pts is None or packet.pts in ahead
                     codec.skip_frame = "DEFAULT" if keep else "NONREF"
                     for frame in codec.decode(packet):
+                        if frame.pts is None:
+                            continue
                         position = max(position, frame.pts)
                         if frame.pts in ahead and frame.pts not in out:
                             if frame.is_corrupt:
@@ -246,9 +244,7 @@ def reader_version(reader: str) -> str:
     try:
         return f"{reader}-{importlib.metadata.version(package)}"
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(
-            f"data.reader={reader} is not installed", do="use data.reader=pyav"
-        ) from None
+        raise ConfigError(f"data.reader={reader} is not installed", do="use data.reader=pyav") from None
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -260,9 +256,7 @@ def _open(path: Path) -> av.container.InputContainer:
     try:
         return av.open(f"file:{path}", options=options)
     except (av.FFmpegError, ValueError) as error:
-        raise VideoError(
-            f"{path}: not a readable video", got=str(error), do="replace or remove the file"
-        ) from error
+        raise VideoError(f"{path}: not a readable video", got=str(error), do="replace or remove the file") from error
 
 
 def _first_frame(path: Path, container: av.container.InputContainer) -> av.VideoFrame:
@@ -275,7 +269,7 @@ def _first_frame(path: Path, container: av.container.InputContainer) -> av.Video
 
 
 def _to_rgb(frame: av.VideoFrame) -> FrameArray:
-    array: FrameArray = frame.to_ndarray(format="rgb24")
+    array = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
     turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
@@ -294,7 +288,7 @@ def _check_count(path: Path, count: int, index: VideoIndex) -> None:
 
 
 @functools.cache
-def _optional(module: str, install: str) -> object:
+def _optional(module: str, install: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError, RuntimeError) as error:

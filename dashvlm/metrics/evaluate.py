@@ -31,9 +31,7 @@ def evaluate(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     main = known[known["primary"]]
     weights = group_weights(main["group"].tolist(), RESAMPLES, seed) if len(main) else np.ones((1, 0))
     target, score = _columns(main)
-    metrics = {
-        name: _estimate(metric, target, score, weights) for name, metric in F.METRICS.items()
-    }
+    metrics = {name: _estimate(metric, target, score, weights) for name, metric in F.METRICS.items()}
     metrics |= _horizons(known, seed)
     if main["status"].notna().any():
         parsed = (main["status"] == "parsed").to_numpy(float)

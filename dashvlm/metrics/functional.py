@@ -181,9 +181,7 @@ def _arrays(target: ArrayLike, score: ArrayLike, weight: ArrayLike) -> tuple[Arr
     return y, s, np.broadcast_to(w, (*w.shape[:-1], len(y)))
 
 
-def _by_score(
-    target: ArrayLike, score: ArrayLike, weight: ArrayLike
-) -> tuple[Array, Array, Array]:
+def _by_score(target: ArrayLike, score: ArrayLike, weight: ArrayLike) -> tuple[Array, Array, Array]:
     """Weight of positives and negatives [..., U] at each distinct score, ascending, and the scores."""
     y, s, w = _arrays(target, score, weight)
     order = np.argsort(s, kind="stable")

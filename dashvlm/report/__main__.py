@@ -19,7 +19,8 @@ def report(cfg: DictConfig) -> None:
     folders = sorted(p.parent for p in output.glob("*/config.yaml"))
     if not folders:
         raise DataError(
-            f"no runs in {output}", do="train one first, or name another folder: paths.output_dir=FOLDER"
+            f"no runs in {output}",
+            do="train one first, or name another folder: paths.output_dir=FOLDER",
         )
     table = collect(folders)
     axes = axes_of(table, list(cfg.axes))[: int(cfg.max_axes)]

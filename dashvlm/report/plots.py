@@ -26,9 +26,7 @@ STYLE = {
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9772b", "#8a8a8a"
 
 
-def plot_run(
-    rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore
-) -> dict[str, Path]:
+def plot_run(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore) -> dict[str, Path]:
     """Draw the plots of one run.
 
     Args:
@@ -97,7 +95,14 @@ def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
     spread = np.clip(np.nan_to_num(np.stack([y - low, high - y])), 0, None)
     axes.errorbar(done["_x"], y, yerr=spread, marker="o", capsize=3, color=BLUE, label="test, 95 % interval")
     if f"pixels_off_{metric}" in done and done[f"pixels_off_{metric}"].notna().any():
-        axes.plot(done["_x"], done[f"pixels_off_{metric}"], "s--", color=GREY, ms=4, label="same model, pixels off")
+        axes.plot(
+            done["_x"],
+            done[f"pixels_off_{metric}"],
+            "s--",
+            color=GREY,
+            ms=4,
+            label="same model, pixels off",
+        )
     if metric == "roc_auc":
         axes.axhline(0.5, color=ORANGE, lw=1, ls=":", label="chance")
         axes.set_ylim(min(0.35, float(np.nanmin(low)) - 0.03), 1.02)
@@ -112,7 +117,13 @@ def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
     grid = done.pivot_table(index=row, columns=column, values=metric)
     figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(grid.columns), 1.4 + 0.6 * len(grid)))
     axes.grid(False)
-    image = axes.imshow(grid.to_numpy(), cmap="viridis", aspect="auto", vmin=min(0.5, float(np.nanmin(grid))), vmax=1.0)
+    image = axes.imshow(
+        grid.to_numpy(),
+        cmap="viridis",
+        aspect="auto",
+        vmin=min(0.5, float(np.nanmin(grid))),
+        vmax=1.0,
+    )
     axes.set_xticks(range(len(grid.columns)), [str(c) for c in grid.columns])
     axes.set_yticks(range(len(grid)), [str(i) for i in grid.index])
     axes.set_xlabel(column.rsplit(".", 1)[-1])
@@ -144,7 +155,12 @@ def _roc(axes: Any, target: F.Array, score: F.Array, metrics: Mapping[str, Any])
     fpr, tpr = F.roc_curve(target, score)
     axes.plot(fpr, tpr, color=BLUE, drawstyle="steps-post")
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
-    axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    axes.set(
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
     axes.set_title(f"ROC AUC {_value(metrics['roc_auc'])}", loc="left")
 
 
@@ -164,7 +180,13 @@ def _reliability(axes: Any, target: F.Array, score: F.Array, metrics: Mapping[st
     axes.plot([0, 1], [0, 1], color=GREY, lw=1, ls=":")
     axes.plot(said, was, "o-", color=BLUE)
     for x, y, b in zip(said, was, used, strict=True):
-        axes.annotate(str(int((bins == b).sum())), (x, y), textcoords="offset points", xytext=(4, -9), fontsize=7)
+        axes.annotate(
+            str(int((bins == b).sum())),
+            (x, y),
+            textcoords="offset points",
+            xytext=(4, -9),
+            fontsize=7,
+        )
     axes.set(xlabel="score", ylabel="share of positives", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
     axes.set_title(f"ECE {_value(metrics['ece'])}", loc="left")
 
@@ -176,7 +198,14 @@ def _confusion(axes: Any, counts: Mapping[str, float]) -> None:
     for i in range(2):
         for j in range(2):
             dark = grid[i, j] > grid.sum() / 4
-            axes.text(j, i, f"{grid[i, j]:g}", ha="center", va="center", color="white" if dark else "black")
+            axes.text(
+                j,
+                i,
+                f"{grid[i, j]:g}",
+                ha="center",
+                va="center",
+                color="white" if dark else "black",
+            )
     axes.set_xticks([0, 1], ["No", "Yes"])
     axes.set_yticks([0, 1], ["No", "Yes"])
     axes.set(xlabel="said (score at 0.5)", ylabel="label")

@@ -30,7 +30,13 @@ def cell(row: Any, name: str) -> str:
 def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of a sweep's table."""
     shown = [m for m in SHOWN if m in table and table[m].notna().any()]
-    header = [*[a.rsplit(".", 1)[-1] for a in axes], "run", *[SHOWN[m] for m in shown], "feasible", "status"]
+    header = [
+        *[a.rsplit(".", 1)[-1] for a in axes],
+        "run",
+        *[SHOWN[m] for m in shown],
+        "feasible",
+        "status",
+    ]
     body = []
     for _, row in table.iterrows():
         status = str(row["status"])
@@ -52,9 +58,7 @@ def to_markdown(header: Sequence[str], body: Sequence[Sequence[str]], notes: Seq
     return "\n".join([*lines, "", *(f"- {n}" for n in notes)]).rstrip() + "\n"
 
 
-def print_table(
-    title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()
-) -> None:
+def print_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print a table to the terminal."""
     console = Console()
     if not console.is_terminal:
@@ -89,13 +93,17 @@ def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         return f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
 
     base = result["baselines"]
-    beside = {
+    beside: dict[str, list[str | None]] = {
         "roc_auc": [None, "prior_random_roc_auc", "pixels_off_roc_auc"],
         "ap": [None, "prior_random_ap", "pixels_off_ap"],
         "accuracy": ["majority_accuracy", "prior_random_accuracy", "pixels_off_accuracy"],
     }
     body = [
-        [name, text(value), *[text(base.get(b)) if b else "–" for b in beside.get(name, [None] * 3)]]
+        [
+            name,
+            text(value),
+            *[text(base.get(b)) if b else "–" for b in beside.get(name, [None, None, None])],
+        ]
         for name, value in result["metrics"].items()
     ]
     return ["metric", "value [95 %]", "majority", "prior random", "pixels off"], body

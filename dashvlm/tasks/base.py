@@ -61,8 +61,7 @@ class Task(ABC):
                 content.append({"type": "text", "text": part})
         if text.count(IMAGE) != len(seen.frame_times_s):
             raise ConfigError(
-                f"task.prompt={self.prompt} shows {text.count(IMAGE)} images "
-                f"for {len(seen.frame_times_s)} frames",
+                f"task.prompt={self.prompt} shows {text.count(IMAGE)} images for {len(seen.frame_times_s)} frames",
                 do="print {{ image }} once for each of ages_s in the template",
             )
         return [{"role": "user", "content": content}]
@@ -98,7 +97,9 @@ def observe(sample: Sample, frame_times_s: Sequence[float]) -> Observation:
     """Reduce a sample to what a prompt may be built from."""
     extra = sample.clip.extra
     return Observation(
-        tuple(float(t) for t in frame_times_s), extra.get("question"), tuple(extra.get("choices", ()))
+        tuple(float(t) for t in frame_times_s),
+        extra.get("question"),
+        tuple(extra.get("choices", ())),
     )
 
 
@@ -108,7 +109,5 @@ def _template(name: str) -> jinja2.Template:
     if not path.is_file():
         known = sorted(p.stem for p in PROMPTS.glob("*.j2"))
         raise ConfigError("unknown task.prompt", got=name, do=f"use one of {', '.join(known)}")
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False
-    )
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
     return environment.from_string(path.read_text(encoding="utf-8"))

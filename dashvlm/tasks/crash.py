@@ -1,5 +1,7 @@
-"""Crash anticipation: is a collision about to happen? (seeds: frankafan/dashcam-collisions,
-yunzhong1105/crash-risk-detection-vlm)."""
+"""Crash anticipation: is a collision about to happen?
+
+After frankafan/dashcam-collisions and yunzhong1105/crash-risk-detection-vlm.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,12 @@ class Checkpoint(pl.Callback):
         self.best_step = 0
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         """Save, unless the validation of this very step comes next."""
         done = batch_idx + 1

@@ -47,13 +47,16 @@ def build_loggers(cfg: Mapping[str, Any], run_id: str, folder: Path) -> list[Log
 
             loggers.append(TensorBoardLogger(folder, name="", version="tensorboard"))
         except ModuleNotFoundError as error:
-            raise ConfigError(
-                "logger=tensorboard is not installed", do="pip install 'dashvlm[tensorboard]'"
-            ) from error
+            raise ConfigError("logger=tensorboard is not installed", do="pip install 'dashvlm[tensorboard]'") from error
     return loggers
 
 
-def finish(loggers: list[Logger], results: Mapping[str, Any] | None, rows: pd.DataFrame | None, images: Mapping[str, Path]) -> None:
+def finish(
+    loggers: list[Logger],
+    results: Mapping[str, Any] | None,
+    rows: pd.DataFrame | None,
+    images: Mapping[str, Path],
+) -> None:
     """Send the final numbers, predictions and plots, and end the W&B run with the right state.
 
     Args:
@@ -66,7 +69,7 @@ def finish(loggers: list[Logger], results: Mapping[str, Any] | None, rows: pd.Da
         if type(logger).__name__ == "WandbLogger":
             import wandb
 
-            run: Any = logger.experiment
+            run = logger.experiment  # type: ignore[attr-defined]
             if results is not None:
                 run.summary.update(
                     {f"test/{k}": v["value"] for k, v in results["metrics"].items()}
@@ -96,7 +99,12 @@ def _wandb(cfg: Mapping[str, Any], run_id: str, folder: Path) -> Logger:
         save_dir=folder,
         group=options.get("group") or (cfg.get("sweep") or {}).get("id"),
         job_type="train",
-        tags=[cfg["model"]["name"], cfg["task"]["name"], cfg["data"]["name"], *options.get("tags", [])],
+        tags=[
+            cfg["model"]["name"],
+            cfg["task"]["name"],
+            cfg["data"]["name"],
+            *options.get("tags", []),
+        ],
         mode=options["mode"],
         resume="allow",
         config=redact(cfg),

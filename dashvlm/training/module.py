@@ -125,9 +125,7 @@ class VLMModule(pl.LightningModule, ABC):
 
     def configure_optimizers(self) -> Any:
         """AdamW (or an 8-bit one) with learning rates by role, stepped by the schedule."""
-        groups = parameter_groups(
-            self.named_parameters(), lambda n: role_of(self.backbone, n), self.optim
-        )
+        groups = parameter_groups(self.named_parameters(), lambda n: role_of(self.backbone, n), self.optim)
         if not groups:
             return None
         optimizer = build_optimizer(groups, self.optim)
@@ -137,7 +135,10 @@ class VLMModule(pl.LightningModule, ABC):
             float(self.optim["warmup"]),
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     # -- validation and rows -------------------------------------------------------------------
 
@@ -149,9 +150,7 @@ class VLMModule(pl.LightningModule, ABC):
         """Score a batch."""
         if len(batch["index"]):
             scores = self.compute_scores(batch).double().cpu()
-            self._seen += list(
-                zip(batch["index"].tolist(), scores.tolist(), batch["labels"].tolist(), strict=True)
-            )
+            self._seen += list(zip(batch["index"].tolist(), scores.tolist(), batch["labels"].tolist(), strict=True))
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics over the whole split, each sample once whatever the number of processes."""
@@ -194,9 +193,7 @@ class VLMModule(pl.LightningModule, ABC):
 
     def on_predict_epoch_end(self) -> None:
         """Bring the rows of all processes together, each sample once, in order."""
-        self.rows = sorted(
-            {row["index"]: row for row in _gather(self.rows)}.values(), key=lambda r: r["index"]
-        )
+        self.rows = sorted({row["index"]: row for row in _gather(self.rows)}.values(), key=lambda r: r["index"])
 
     # -- checkpoints ---------------------------------------------------------------------------
 
@@ -207,9 +204,7 @@ class VLMModule(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained."""
         trained = set(self.trained_state())
-        checkpoint["state_dict"] = {
-            k: v for k, v in checkpoint["state_dict"].items() if k in trained
-        }
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load it strictly, before Lightning's own lenient loading."""

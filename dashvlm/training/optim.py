@@ -14,9 +14,7 @@ from dashvlm.errors import ConfigError
 Named = Iterable[tuple[str, nn.Parameter]]
 
 
-def parameter_groups(
-    named: Named, role_of: Callable[[str], str], options: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def parameter_groups(named: Named, role_of: Callable[[str], str], options: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Group trainable parameters by learning rate and weight decay.
 
     Args:
@@ -50,7 +48,7 @@ def parameter_groups(
 def build_optimizer(groups: list[dict[str, Any]], options: Mapping[str, Any]) -> torch.optim.Optimizer:
     """Build the optimiser named by ``optim.name``: adamw, adamw8bit, paged_adamw8bit."""
     name = options["name"]
-    settings = {"betas": tuple(options["betas"]), "eps": float(options["eps"])}
+    settings: dict[str, Any] = {"betas": tuple(options["betas"]), "eps": float(options["eps"])}
     if name == "adamw":
         return torch.optim.AdamW(groups, **settings)
     kinds = {"adamw8bit": "AdamW8bit", "paged_adamw8bit": "PagedAdamW8bit"}

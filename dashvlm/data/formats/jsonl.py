@@ -65,8 +65,7 @@ def _split_rows(path: Path, split: str, options: Mapping[str, Any]) -> Iterator[
             "event_time_s": item.get("event_time"),
             "alert_time_s": item.get("alert_time"),
             "group": item.get("group")
-            or f"{group_of(video, options.get('group_regex'))}"
-            + ("" if options.get("group_regex") else f"@{split}"),
+            or f"{group_of(video, options.get('group_regex'))}" + ("" if options.get("group_regex") else f"@{split}"),
         }
 
 
@@ -81,7 +80,16 @@ def write_from_folders(root: Path, question: str) -> dict[str, int]:
     Raises:
         DataError: if no labelled folder is found, or a file would be overwritten.
     """
-    labels = {"0": 0, "no": 0, "negative": 0, "normal": 0, "1": 1, "yes": 1, "positive": 1, "crash": 1}
+    labels = {
+        "0": 0,
+        "no": 0,
+        "negative": 0,
+        "normal": 0,
+        "1": 1,
+        "yes": 1,
+        "positive": 1,
+        "crash": 1,
+    }
     counts: dict[str, int] = {}
     for split in SPLITS:
         lines = [
@@ -96,12 +104,11 @@ def write_from_folders(root: Path, question: str) -> dict[str, int]:
         target = root / f"{split}.jsonl"
         if target.exists():
             raise DataError(f"{target} exists already", do="move it away first")
-        target.write_text(
-            "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8"
-        )
+        target.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
         counts[split] = len(lines)
     if not counts:
         raise DataError(
-            f"no labelled folders in {root}", do="use train/0/*.mp4, train/1/*.mp4, val/..., test/..."
+            f"no labelled folders in {root}",
+            do="use train/0/*.mp4, train/1/*.mp4, val/..., test/...",
         )
     return counts

@@ -59,9 +59,7 @@ def _render(root: Path, scenes: list[Scene], options: Mapping[str, Any]) -> None
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, 8)
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [
-            pool.submit(write_scene, root / "videos" / f"{s.scene_id}.mp4", s, *size) for s in scenes
-        ]
+        jobs = [pool.submit(write_scene, root / "videos" / f"{s.scene_id}.mp4", s, *size) for s in scenes]
         for job in jobs:
             job.result()
     text = "".join(json.dumps(s.to_dict()) + "\n" for s in scenes)

@@ -42,7 +42,12 @@ def write_video(
         stream = None
         for frame, time_s in zip(frames, times_s, strict=True):
             if stream is None:
-                options = {"g": str(gop), "bf": str(b_frames), "crf": str(crf), "preset": "veryfast"}
+                options = {
+                    "g": str(gop),
+                    "bf": str(b_frames),
+                    "crf": str(crf),
+                    "preset": "veryfast",
+                }
                 rate = round(len(times_s) / max(times_s[-1] - times_s[0], 0.1)) or 1
                 stream = container.add_stream("libx264", rate=rate, options=options)
                 stream.height, stream.width = frame.shape[:2]

@@ -83,9 +83,7 @@ class Renderer:
                     corners = [(x - 0.08, near), (x - 0.08, far), (x + 0.08, far), (x + 0.08, near)]
                     draw.polygon([self._project(a, b) for a, b in corners], fill=(210, 210, 205))
 
-    def _buildings(
-        self, draw: ImageDraw.ImageDraw, drive: Drive, left: float, right: float, time_s: float
-    ) -> None:
+    def _buildings(self, draw: ImageDraw.ImageDraw, drive: Drive, left: float, right: float, time_s: float) -> None:
         if drive.road_type == "highway":
             return
         rng = np.random.default_rng(drive.texture_seed + 1)
@@ -102,9 +100,7 @@ class Renderer:
                 x1, y1 = self._project(edge + side * 8.0, z)
                 draw.rectangle(_ordered(x0, y0, x1, y1), fill=(shade, shade, shade + 8))
 
-    def _roadside(
-        self, draw: ImageDraw.ImageDraw, drive: Drive, left: float, right: float, time_s: float
-    ) -> None:
+    def _roadside(self, draw: ImageDraw.ImageDraw, drive: Drive, left: float, right: float, time_s: float) -> None:
         if drive.sign != "none":
             z = 5.0 + (14.0 - drive.ego_speed * time_s) % 40.0
             self._board(draw, right + 0.8, z, 2.2, 0.8, PAINT[drive.sign])
@@ -134,16 +130,12 @@ class Renderer:
         for side in (-1, 1):
             self._board(draw, side * 0.75, z, 0.8, 0.28, (240, 60, 50))
 
-    def _box(
-        self, draw: ImageDraw.ImageDraw, x: float, z: float, width: float, tall: float, fill: RGB
-    ) -> None:
+    def _box(self, draw: ImageDraw.ImageDraw, x: float, z: float, width: float, tall: float, fill: RGB) -> None:
         x0, y0 = self._project(x - width / 2, z, tall)
         x1, y1 = self._project(x + width / 2, z)
         draw.rectangle(_ordered(x0, y0, x1, y1), fill=fill)
 
-    def _board(
-        self, draw: ImageDraw.ImageDraw, x: float, z: float, up: float, size: float, fill: RGB
-    ) -> None:
+    def _board(self, draw: ImageDraw.ImageDraw, x: float, z: float, up: float, size: float, fill: RGB) -> None:
         x0, y0 = self._project(x - size / 2, z, up + size / 2)
         x1, y1 = self._project(x + size / 2, z, up - size / 2)
         draw.rectangle(_ordered(x0, y0, x1, y1), fill=fill)

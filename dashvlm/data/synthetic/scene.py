@@ -131,9 +131,7 @@ def _draw_drive(group: str, rng: np.random.Generator) -> Drive:
     )
 
 
-def _draw_scene(
-    drive: Drive, label: int, rng: np.random.Generator, horizon_s: float, duration_s: float
-) -> Scene:
+def _draw_scene(drive: Drive, label: int, rng: np.random.Generator, horizon_s: float, duration_s: float) -> Scene:
     speed = float(rng.uniform(3.0, 9.0))
     reference = float(rng.uniform(duration_s - 1.2, duration_s - 0.3))
     return Scene(
@@ -149,7 +147,11 @@ def _draw_scene(
         closing_speed=speed if label else float(rng.uniform(-0.1, 1.0)) * speed,
         settle_s=0.0 if label else float(rng.uniform(0.8, 3.0)),
         wobble=tuple(
-            (float(rng.uniform(0.02, 0.10)), float(rng.uniform(0.2, 1.2)), float(rng.uniform(0, 6.28)))
+            (
+                float(rng.uniform(0.02, 0.10)),
+                float(rng.uniform(0.2, 1.2)),
+                float(rng.uniform(0, 6.28)),
+            )
             for _ in range(2)
         ),
     )

@@ -1,0 +1,46 @@
+# `make` lists the targets.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs
+EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard
+
+.PHONY: help install demo test test-all lint types bench clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+install: .venv/installed ## make .venv with everything pinned in constraints.txt
+
+demo: .venv/installed ## the main job on a laptop: two controls, then a sweep over num_frames
+	@echo "== control 1 of 2: one frame cannot tell"
+	$(BIN)/python -m dashvlm.train experiment=crash_demo data.num_frames=1 paths.output_dir=$(OUT)/demo
+	@echo "== control 2 of 2: all pixels grey, in training too"
+	$(BIN)/python -m dashvlm.train experiment=crash_demo data.num_frames=4 data.pixels=off paths.output_dir=$(OUT)/demo
+	@echo "== the sweep"
+	$(BIN)/python -m dashvlm.train experiment=crash_demo -m data.num_frames=2,4,8 paths.output_dir=$(OUT)/demo
+
+test: lint types ## lint, types and the default tests
+	$(BIN)/python -m pytest -m "not exhaustive"
+
+test-all: lint types ## the same with the long repetitions (20 kills, ...)
+	$(BIN)/python -m pytest
+
+lint: .venv/installed ## ruff check and format check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed ## mypy, strict
+	$(BIN)/mypy
+
+bench: .venv/installed ## speed and memory as ratios against named alternatives, measured side by side
+	$(BIN)/python -m tests.bench
+
+clean: ## remove caches, not runs
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

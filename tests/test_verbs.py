@@ -1,0 +1,184 @@
+"""The verbs a user types, one after the other on one finished run, in fresh processes."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from .conftest import REAL, ROOT, SMALL
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, cache):
+    """A finished run with the W&B logger offline."""
+    output = tmp_path_factory.mktemp("verbs")
+    words = [
+        *SMALL,
+        "trainer.max_steps=2",
+        "logger=wandb",
+        "logger.mode=offline",
+        "logger.tags=[canary]",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "dashvlm.train", *words, f"paths.output_dir={output}", f"paths.cache_dir={cache}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(output.glob("crash-*"))
+
+
+def test_the_verbs_are_listed():
+    done = subprocess.run([sys.executable, "-m", "dashvlm"], capture_output=True, text=True, cwd=ROOT)
+    for verb in ("train", "evaluate", "predict", "report", "inspect", "export"):
+        assert re.search(rf"^  {verb} ", done.stdout, re.MULTILINE)
+
+
+def test_a_row_for_every_sample_at_every_horizon(run):
+    rows = pd.read_parquet(run / "predictions.parquet")
+    result = json.loads((run / "result.json").read_text())
+    assert sorted(rows["horizon_s"].unique()) == [0.5, 1.0, 1.5]
+    assert rows["sample_id"].is_unique
+    assert result["counts"]["rows"] == len(rows) == 3 * result["counts"]["test_clips"]
+    gap = rows.apply(lambda r: np.abs(r["frame_times_s"] - r["requested_times_s"]).max(), axis=1)
+    assert gap.max() <= 0.5 / 5 + 1e-6
+    assert (rows["frame_times_s"].map(len) == 3).all()
+    assert rows["score"].between(0, 1).all()
+    assert set(rows["status"]) <= {"parsed", "unparsed", "refused"}
+
+
+def test_every_number_can_be_recomputed_from_the_predictions(run):
+    from dashvlm.metrics.evaluate import evaluate
+
+    result = json.loads((run / "result.json").read_text())
+    again = evaluate(pd.read_parquet(run / "predictions.parquet"), 42)
+    for name, value in again["metrics"].items():
+        stored = result["metrics"][name]["value"]
+        assert stored is None or stored == pytest.approx(value["value"])
+
+
+def test_the_wandb_run_has_our_id_config_group_and_tables(run):
+    files = list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert len(files) == 1
+    assert run.name in files[0].name
+    raw = files[0].read_bytes()
+    for part in (b"canary", b"predictions", b"test/roc_auc", b"num_frames", b"plots/"):
+        assert part in raw
+    header = pd.read_csv(run / "metrics" / "metrics.csv")
+    assert {"train/loss", "val/roc_auc", "test/roc_auc"} <= set(header)
+
+
+def test_evaluate_scores_a_run_on_other_data_and_a_bare_backbone(run, dashvlm, tmp_path):
+    dashvlm("evaluate", f"run={run}", "data=synthetic", *SMALL[4:], "data.options.seed=7")
+    folder = next((tmp_path / "runs").glob("eval-*"))
+    assert json.loads((folder / "result.json").read_text())["counts"]["rows"] > 0
+    done = dashvlm("evaluate", *SMALL, output=tmp_path / "zero")
+    assert "ROC AUC" in done.stdout or "roc_auc" in done.stdout
+
+
+def test_evaluate_on_the_same_data_gives_the_runs_own_scores(run, dashvlm, tmp_path):
+    dashvlm("evaluate", f"run={run}", *SMALL[3:-1])
+    folder = next((tmp_path / "runs").glob("eval-*"))
+    one, two = (pd.read_parquet(f / "predictions.parquet") for f in (run, folder))
+    assert np.allclose(one["score"], two["score"], atol=1e-6)
+
+
+def test_predict_writes_risk_over_time(run, dashvlm, cache, tmp_path):
+    video = next(cache.glob("synthetic/*/videos/*.mp4"))
+    dashvlm(
+        "predict",
+        f"run={run}",
+        f"video={video}",
+        "stride_s=0.4",
+        "overlay=true",
+        f"output={tmp_path}/p",
+    )
+    risk = pd.read_csv(tmp_path / "p" / "risk.csv")
+    assert risk["time_s"].is_monotonic_increasing
+    assert risk["risk"].between(0, 1).all()
+    assert (risk["repeated_frames"] > 0).any()
+    assert (tmp_path / "p" / "risk.png").stat().st_size > 5000
+    from dashvlm.data.video import index_video
+
+    assert len(index_video(tmp_path / "p" / "risk.mp4").times_s) == len(index_video(video).times_s)
+
+
+def test_predict_explains_a_bad_video_and_a_bad_run(run, dashvlm, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"x" * 100)
+    for words, message in (
+        ([f"run={run}", f"video={tmp_path}/bad.mp4"], "not a readable video"),
+        ([f"run={tmp_path}", f"video={tmp_path}/bad.mp4"], "not a readable video"),
+        ([f"run={run}"], "predict needs a run and a video"),
+    ):
+        done = dashvlm("predict", *words, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_export_merges_with_parity_and_loads_with_plain_libraries(run, dashvlm, tmp_path):
+    done = dashvlm("export", f"run={run}", f"output={tmp_path}/x")
+    difference = float(re.search(r"merged, ([\d.e+-]+)", done.stdout).group(1))
+    assert difference < 1e-4
+    import transformers
+
+    merged = transformers.AutoModelForImageTextToText.from_pretrained(str(tmp_path / "x" / "merged"))
+    assert not [n for n, _ in merged.named_parameters() if "lora" in n]
+    assert "95 %" in (tmp_path / "x" / "README.md").read_text()
+    assert (tmp_path / "x" / "adapter" / "adapter_config.json").exists()
+
+
+def test_report_makes_a_table_of_a_folder(run, dashvlm):
+    done = dashvlm("report", output=run.parent)
+    assert run.name in done.stdout
+    assert (run.parent / "report.csv").exists()
+
+
+def test_inspect_model_lists_targets_and_near_names(dashvlm):
+    done = dashvlm("inspect", "model=smolvlm2", "model.checkpoint=tiny", "peft.targets=[q_porj]")
+    assert "q_proj x2" in done.stdout
+    assert "did you mean q_proj" in done.stdout
+
+
+def test_inspect_data_prints_the_card(dashvlm, tmp_path):
+    done = dashvlm("inspect", *SMALL)
+    assert "groups in several splits: 0" in done.stdout
+    card = json.loads((tmp_path / "runs" / "inspect-synthetic" / "card.json").read_text())
+    assert sum(r["clips"] for r in card["splits"]) == 20
+    assert (tmp_path / "runs" / "inspect-synthetic" / "contact_sheet.png").stat().st_size > 20_000
+
+
+def test_a_missing_dataset_says_what_is_missing(dashvlm):
+    done = dashvlm("train", "model.checkpoint=tiny", "data.root=/nowhere", check=False)
+    assert done.returncode == 2
+    assert "/nowhere/train.csv" in done.stderr
+    assert "data=synthetic" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.exists(), reason="the real clips are not part of the project")
+def test_the_sweep_runs_on_real_clips_and_shows_all_twelve_points(dashvlm, tmp_path):
+    place = [
+        "model=smolvlm2",
+        "model.checkpoint=tiny",
+        "task=crash",
+        "data=nexar",
+        f"data.root={REAL / 'dad_mini'}",
+    ]
+    dashvlm(
+        "train",
+        *place,
+        "trainer.max_steps=2",
+        "data.frame_interval_s=0.2",
+        "-m",
+        "data.num_frames=5,10",
+    )
+    rows = pd.read_csv(tmp_path / "runs" / "summary.csv")
+    assert (rows["status"] == "done").all()
+    done = dashvlm("inspect", *place)
+    assert "groups in several splits: 0" in done.stdout
+    assert len(re.findall(r"│ (?:5|10|15|20) +│", done.stdout)) == 12
