@@ -93,7 +93,7 @@ def risk_over_time(
         for item in items[first : first + size]:
             frames, times = store.frames(video, item.sample.times_s)
             part.append(Item(item.index, item.sample, frames, times))
-        batch = module.collate_eval(part)
+        batch = module.collate(training=False)(part)
         inputs: Batch = {k: v.to(device) for k, v in batch["inputs"].items()}
         with torch.no_grad():
             scores = module.compute_scores({**batch, "inputs": inputs}).double().cpu().tolist()

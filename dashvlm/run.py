@@ -126,7 +126,9 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
             got=f"test {len(data.samples['test'])}, val {len(data.samples['val'])}",
             do="give data.splits.test a share, or add clips",
         )
-    loaders = ClipDataModule({}, data.store, module.collate_train, module.collate_eval, cfg["data"], int(cfg["seed"]))
+    loaders = ClipDataModule(
+        {}, data.store, module.collate(training=True), module.collate(training=False), cfg["data"], int(cfg["seed"])
+    )
     loaders.trainer = trainer
     primary = float(cfg["data"]["horizon_s"])
     rows = _predict(trainer, module, loaders, samples)
@@ -215,7 +217,7 @@ def _fit(
         log.info("nothing to train (peft.method=frozen): zero-shot evaluation")
         return trainer, 0.0
     loaders = ClipDataModule(
-        data.samples, data.store, module.collate_train, module.collate_eval,
+        data.samples, data.store, module.collate(training=True), module.collate(training=False),
         cfg["data"], int(cfg["seed"]), batches,
     )  # fmt: skip
     last = checkpoints / "last.ckpt"

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from dashvlm.backbones.adapters import (
     attach,
@@ -34,8 +33,8 @@ def family(request):
 
 
 @pytest.fixture(scope="module")
-def make(family, cache):
-    spec = yaml.safe_load((CONF / "model" / f"{family}.yaml").read_text())
+def make(family, cache, config):
+    spec = config(f"model={family}", "data=synthetic")["model"]
     folder = str(twin_folder(spec["twin"], cache / "twins"))
 
     def build(quantization=None, checkpoint=folder):

@@ -29,14 +29,19 @@ class HFEncoder(Encoder):
     """Chat template, tokenizer and image processor of a checkpoint.
 
     Args:
-        processor: the Hugging Face processor.
+        checkpoint: hub id or folder.
         image_kwargs: fixed arguments of the image processor (pixel budget, no splitting).
     """
 
-    def __init__(self, processor: Any, image_kwargs: Mapping[str, Any]) -> None:
-        self.processor, self.tokenizer = processor, processor.tokenizer
+    def __init__(self, checkpoint: str, image_kwargs: Mapping[str, Any]) -> None:
+        self.checkpoint, self.processor = checkpoint, load_processor(checkpoint)
+        self.tokenizer = self.processor.tokenizer
         self.image_kwargs = dict(image_kwargs)
         self._suffixes: dict[str, list[int]] = {}
+
+    def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any]]]:
+        """Loader workers load their own; an image-only processor cannot be pickled."""
+        return HFEncoder, (self.checkpoint, self.image_kwargs)
 
     def encode(
         self,
@@ -207,7 +212,7 @@ def load(
         net = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, use_safetensors=True, trust_remote_code=False, **kwargs
         )
-        encoder = HFEncoder(load_processor(checkpoint), image_kwargs)
+        encoder = HFEncoder(checkpoint, image_kwargs)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model.checkpoint={checkpoint} cannot be loaded",

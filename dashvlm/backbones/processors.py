@@ -23,7 +23,7 @@ def load_processor(checkpoint: str) -> Any:
     """
     try:
         return transformers.AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         if "orchvision" not in str(error):
             raise
     config = _json(checkpoint, "processor_config.json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ from torch import Tensor
 from dashvlm.backbones.adapters import load_trained, role_of
 from dashvlm.backbones.base import Backbone
 from dashvlm.data.clip import Sample
-from dashvlm.data.datamodule import Item
 from dashvlm.errors import TrainingError
 from dashvlm.metrics import functional as F
-from dashvlm.tasks.base import Task, observe
+from dashvlm.tasks.base import Task
+from dashvlm.training.collate import Collate
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
 
 Row = dict[str, Any]
@@ -74,35 +74,9 @@ class VLMModule(pl.LightningModule, ABC):
 
     # -- batches -------------------------------------------------------------------------------
 
-    def collate_train(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Encode training items, with answers where the objective teaches them."""
-        for item in items:
-            if item.problem:
-                raise TrainingError(
-                    f"training clip {item.sample.clip.clip_id} became unreadable",
-                    got=item.problem,
-                    do="restore the file and run the same command again: the run resumes",
-                )
-        return self._collate(items, [self.task.answer(i.sample) for i in items])
-
-    def collate_eval(self, items: Sequence[Item]) -> dict[str, Any]:
-        """Encode evaluation items; no target is within reach of the encoder."""
-        return self._collate(items, None)
-
-    def _collate(self, items: Sequence[Item], answers: list[str] | None) -> dict[str, Any]:
-        good = [i for i in items if i.frames is not None and i.frame_times_s is not None]
-        chats = [self.task.messages(observe(i.sample, i.frame_times_s)) for i in good]  # type: ignore[arg-type]
-        frames = [i.frames for i in good if i.frames is not None]
-        taught = answers if self.teaches_answers else None
-        targets = [self.task.target(i.sample) for i in good]
-        return {
-            "inputs": self.backbone.encoder.encode(chats, frames, taught) if good else {},
-            "labels": torch.tensor([-1 if t is None else t for t in targets]),
-            "index": torch.tensor([i.index for i in good], dtype=torch.long),
-            "clip_ids": [i.sample.clip.clip_id for i in items],
-            "frame_times_s": [i.frame_times_s.tolist() for i in good if i.frame_times_s is not None],
-            "failed": [i.index for i in items if i.frames is None],
-        }
+    def collate(self, training: bool) -> Collate:
+        """The collate function of the training or evaluation loaders."""
+        return Collate(self.task, self.backbone.encoder, training, training and self.teaches_answers)
 
     # -- training ------------------------------------------------------------------------------
 

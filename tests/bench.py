@@ -1,0 +1,201 @@
+"""Ratios against named alternatives, measured side by side in one run: ``make bench``.
+
+CPU seconds of the whole process, so that other work on the machine does not decide. Writes
+``bench_out/bench.json``; the figures in docs/benchmarks.md come from here.
+"""
+
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dashvlm.data.card import GRID
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.sampling import anchored_times, nearest_frames
+from dashvlm.data.synthetic.encode import write_video
+from dashvlm.data.video import decode, index_video
+
+EPOCHS = 3
+ANCHOR = 38.0
+POINTS = [anchored_times(ANCHOR, n, dt) for n, dt in GRID]
+
+
+def textured_clip(path, gop, b_frames, seconds=40, fps=30, height=720, width=1280):
+    """Moving texture at 720p: as hard to decode as a real dashcam clip."""
+    rng = np.random.default_rng(0)
+    wide = np.kron(rng.integers(0, 255, (height // 8, width // 4, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    grain = rng.integers(-12, 12, (8, height, width, 1), dtype=np.int16)
+    count = seconds * fps
+
+    def frames():
+        for i in range(count):
+            shifted = wide[:, (i * 3) % width : (i * 3) % width + width]
+            yield (shifted + grain[i % 8]).clip(0, 255).astype(np.uint8)
+
+    write_video(path, frames(), [i / fps for i in range(count)], gop, b_frames, crf=26)
+
+
+def cpu(work):
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def ours(path, store):
+    """The union of the grid decoded once, then every point read in every epoch."""
+    store.fill(path, np.unique(np.concatenate(POINTS)))
+    for _ in range(EPOCHS):
+        frames = [store.frames(path, times)[0] for times in POINTS]
+    return frames
+
+
+def with_decord(path, epochs):
+    """What most trainers do: open the file and get_batch, for each point and epoch."""
+    import decord
+
+    index = index_video(path)
+    numbers = [nearest_frames(index.times_s, times) for times in POINTS]
+    for _ in range(epochs):
+        frames = [decord.VideoReader(str(path), num_threads=1).get_batch(n.tolist()).asnumpy() for n in numbers]
+    return frames
+
+
+def with_opencv(path, epochs):
+    """What the crash-detection project does: open the file and seek, for each frame."""
+    import cv2
+
+    for _ in range(epochs):
+        for times in POINTS:
+            for t in times:
+                capture = cv2.VideoCapture(str(path))
+                capture.set(cv2.CAP_PROP_POS_MSEC, t * 1000)
+                ok, frame = capture.read()
+                assert ok
+                cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                capture.release()
+
+
+def bench_decode(folder):
+    import cv2
+
+    cv2.setNumThreads(1)
+    rows = []
+    for name, gop, b_frames in (("GOP 30", 30, 0), ("GOP 250, B-frames", 250, 2)):
+        path = folder / f"gop{gop}.mp4"
+        textured_clip(path, gop, b_frames)
+        store = FrameStore(folder / f"store{gop}")
+        mine, frames = cpu(lambda path=path, store=store: ours(path, store))
+        index = index_video(path)
+        direct = [decode(path, index, nearest_frames(index.times_s, times)) for times in POINTS]
+        equal = all((a == b).all() for a, b in zip(frames, direct, strict=True))
+        # The alternatives cost the same in every epoch; at GOP 250 one epoch is measured.
+        epochs = EPOCHS if gop == 30 else 1
+        theirs, decord_frames = cpu(lambda path=path, epochs=epochs: with_decord(path, epochs))
+        equal_decord = all((a == b).all() for a, b in zip(frames, decord_frames, strict=True))
+        opencv, _ = cpu(lambda path=path, epochs=epochs: with_opencv(path, epochs))
+        theirs, opencv = theirs * EPOCHS / epochs, opencv * EPOCHS / epochs
+        rows.append(
+            {
+                "clip": f"1280x720, 40 s, 30 fps, {name}",
+                "dashvlm_cpu_s": round(mine, 2),
+                "decord_per_point_cpu_s": round(theirs, 2),
+                "opencv_open_and_seek_cpu_s": round(opencv, 2),
+                "ratio_decord": round(theirs / mine, 1),
+                "ratio_opencv": round(opencv / mine, 1),
+                "bit_equal_to_direct_decoding": bool(equal),
+                "bit_equal_to_decord": bool(equal_decord),
+                "alternatives_measured_epochs": epochs,
+            }
+        )
+        print_row("decode, 12-point sweep x 3 epochs", rows[-1])
+    return rows
+
+
+def bench_step(folder, steps=40, repeats=5):
+    """A Lightning step of ours against a bare loop on the same model and batches."""
+    import pytorch_lightning as pl
+    import torch
+    from pytorch_lightning.callbacks import Callback
+
+    from dashvlm.build import build_module, prepare_data
+    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.sweep import make_plan
+
+    words = ["experiment=crash_demo", "data.options.num_drives=20", "data.num_frames=5", "optim.warmup=0"]
+    cfg = make_plan([*words, f"paths.cache_dir={folder}/cache", f"paths.output_dir={folder}"]).configs[0]
+    data = prepare_data(cfg)
+    module = build_module(cfg)
+    dataset = SampleDataset(data.samples["train"], data.store)
+    collate = module.collate(training=True)
+    batches = [collate([dataset[(i * 16 + j) % len(dataset)] for j in range(16)]) for i in range(steps)]
+
+    class Clock(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 3:
+                self.started = time.perf_counter()
+
+        def on_train_end(self, trainer, pl_module):
+            self.seconds = (time.perf_counter() - self.started) / (steps - 3)
+
+    def lightning():
+        clock = Clock()
+        pl.Trainer(
+            max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu",
+            enable_model_summary=False, callbacks=[clock], gradient_clip_val=1.0, barebones=False,
+        ).fit(module, train_dataloaders=torch.utils.data.DataLoader(batches, batch_size=None))  # fmt: skip
+        return clock.seconds
+
+    def bare():
+        module.train()
+        parameters = list(module.backbone.trainable().values())
+        optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+        net = module.backbone.net
+        for number, batch in enumerate(batches):
+            if number == 3:
+                started = time.perf_counter()
+            optimizer.zero_grad()
+            loss = net(**batch["inputs"]).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+        return (time.perf_counter() - started) / (steps - 3)
+
+    pairs = [(lightning(), bare()) for _ in range(repeats)]
+    row = {
+        "model": "tiny SmolVLM2, LoRA on all roles, batch 16 x 5 frames, CPU",
+        "dashvlm_ms": round(1000 * statistics.median(a for a, _ in pairs), 1),
+        "bare_pytorch_ms": round(1000 * statistics.median(b for _, b in pairs), 1),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+        "ratio_range": [round(min(a / b for a, b in pairs), 3), round(max(a / b for a, b in pairs), 3)],
+    }
+    print_row("training step", row)
+    return row
+
+
+def print_row(title, row):
+    print(f"== {title}")
+    for key, value in row.items():
+        print(f"   {key:32s} {value}")
+    sys.stdout.flush()
+
+
+def main():
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    from dashvlm.run import quiet_libraries
+
+    with tempfile.TemporaryDirectory() as folder:
+        quiet_libraries()
+        found = {"step": bench_step(Path(folder)), "decode": bench_decode(Path(folder))}
+    out = Path("bench_out")
+    out.mkdir(exist_ok=True)
+    (out / "bench.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(f"written: {out}/bench.json")
+
+
+if __name__ == "__main__":
+    main()
