@@ -27,10 +27,10 @@ demo: .venv/installed ## the main job on a laptop: two controls, then a sweep ov
 	$(BIN)/python -m dashvlm.train experiment=crash_demo -m data.num_frames=2,4,8 paths.output_dir=$(OUT)/demo
 
 test: lint types ## lint, types and the default tests
-	$(BIN)/python -m pytest -m "not exhaustive"
+	$(BIN)/python -m pytest -m "not exhaustive" -n 2
 
 test-all: lint types ## the same with the long repetitions (20 kills, ...)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed ## ruff check and format check
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
@@ -28,7 +29,11 @@ SMALL = [
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """One cache (frames, twins, rendered world) for all tests."""
-    return tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp()
+    # Parallel test workers share it; what lies in it is written under locks.
+    folder = (folder.parent if os.environ.get("PYTEST_XDIST_WORKER") else folder) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

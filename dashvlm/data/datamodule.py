@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -218,10 +219,13 @@ class ClipDataModule(pl.LightningDataModule):
 
     def _workers(self) -> dict[str, Any]:
         workers = int(self.options["num_workers"])
-        # A decoder or tokenizer must not be forked while a thread of the parent holds a lock.
-        return {"num_workers": workers} | (
-            {"multiprocessing_context": "forkserver", "persistent_workers": True} if workers else {}
-        )
+        if not workers:
+            return {"num_workers": 0}
+        # A decoder or tokenizer must not be forked while a thread of the parent holds a lock. The
+        # fork server imports the heavy modules once for the workers of all loaders.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "transformers", "dashvlm.data.datamodule"])
+        return {"num_workers": workers, "multiprocessing_context": context, "persistent_workers": True}
 
 
 def decode_once(

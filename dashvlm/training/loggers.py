@@ -38,6 +38,7 @@ def build_loggers(cfg: Mapping[str, Any], run_id: str, folder: Path) -> list[Log
         folder: the run's folder.
     """
     options = cfg["logger"]
+    _keep_earlier(folder / "metrics" / "metrics.csv")
     loggers: list[Logger] = [CSVLogger(folder, name="", version="metrics")]
     if options["name"] == "wandb":
         loggers.append(_wandb(cfg, run_id, folder))
@@ -85,6 +86,13 @@ def finish(
         elif results is not None:
             logger.log_metrics({f"test/{k}": v["value"] for k, v in results["metrics"].items()})
         logger.finalize("success" if results is not None else "failed")
+
+
+def _keep_earlier(path: Path) -> None:
+    """Move the curves of an interrupted run aside: the CSV logger would delete them."""
+    if path.exists():
+        number = len(list(path.parent.glob("metrics.before*.csv"))) + 1
+        path.rename(path.with_name(f"metrics.before{number}.csv"))
 
 
 def _wandb(cfg: Mapping[str, Any], run_id: str, folder: Path) -> Logger:
