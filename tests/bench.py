@@ -185,7 +185,7 @@ def print_row(title, row):
 
 
 def main():
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.ERROR)
     from dashvlm.run import quiet_libraries
 
     with tempfile.TemporaryDirectory() as folder:

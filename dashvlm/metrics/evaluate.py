@@ -38,9 +38,10 @@ def evaluate(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         metrics["parse_rate"] = _mean(parsed, weights)
         right = (main["answer"] == main["target"]).fillna(False).to_numpy(float)
         metrics["answer_accuracy"] = _mean(right, weights)
+    baselines = _baselines(main, target, weights)
     return {
         "metrics": {k: vars(v) for k, v in metrics.items()},
-        "baselines": {k: vars(v) for k, v in _baselines(main, target, weights).items()},
+        "baselines": {k: vars(v) for k, v in baselines.items()},
         "confusion": dict(zip(("tn", "fp", "fn", "tp"), F.confusion(target, score).tolist(), strict=True)),
         "counts": {
             "rows": len(table),
@@ -51,11 +52,11 @@ def evaluate(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "unlabelled_rows": int(table["target"].isna().sum()),
             "padded_rows": int((main["num_padded"] > 0).sum()) if "num_padded" in main else 0,
         },
-        "alarms": alarms(main, metrics),
+        "alarms": alarms(main, metrics, baselines),
     }
 
 
-def alarms(main: pd.DataFrame, metrics: dict[str, Estimate]) -> list[str]:
+def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str, Estimate]) -> list[str]:
     """Say in sentences why a number might not measure what it seems to."""
     out = []
     score = main["score"].dropna()
@@ -77,11 +78,9 @@ def alarms(main: pd.DataFrame, metrics: dict[str, Estimate]) -> list[str]:
         out.append(f"{failed} rows could not be computed and count as wrong")
     if main["group"].nunique() < 10:
         out.append(f"only {main['group'].nunique()} groups: the intervals themselves are unreliable")
-    off = main["pixels_off_score"].dropna() if "pixels_off_score" in main else pd.Series(dtype=float)
-    if len(off) == len(main) and len(off) and main["target"].nunique() == 2:
-        blind = float(F.roc_auc(main["target"].astype(int), off))
-        if abs(blind - 0.5) > 0.1 and off.nunique() > 1:
-            out.append(f"shortcut: without pixels the model still reaches ROC AUC {blind:.3f}")
+    blind = baselines.get("pixels_off_roc_auc")
+    if blind is not None and (blind.low > 0.5 or blind.high < 0.5):
+        out.append(f"shortcut: without pixels the model still reaches ROC AUC {blind}")
     return out
 
 

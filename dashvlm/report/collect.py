@@ -11,7 +11,7 @@ import pandas as pd
 
 from dashvlm.identity import identity_of
 
-STATUSES = ("done", "failed", "broken", "missing")
+GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "trainer", "callbacks")
 
 
 def run_status(folder: Path) -> str:
@@ -69,9 +69,7 @@ def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:
         table: from :func:`collect`.
         wanted: keys that are swept over; if given, only these count.
     """
-    keys = [k for k in wanted if k in table] or [
-        c for c in table if "." in c and not c.endswith((".low", ".high")) and not c.startswith("model.twin")
-    ]
+    keys = [k for k in wanted if k in table] or [c for c in table if c.split(".")[0] in GROUPS and "twin" not in c]
     return [k for k in keys if table[k].map(str).nunique() > 1]
 
 

@@ -15,6 +15,8 @@ SHOWN = {
     "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
 }  # fmt: skip
 
+DROPPED_FIRST = ("mAP", "accuracy", "parsed", "feasible", "AP", "majority")
+
 
 def cell(row: Any, name: str) -> str:
     """Format one value with its interval."""
@@ -41,7 +43,7 @@ def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], lis
     for _, row in table.iterrows():
         status = str(row["status"])
         if row.get("message"):
-            status += f": {row['message']}"
+            status += f": {row['message'][:60]}"
         body.append(
             [str(row.get(a)) for a in axes]
             + [str(row["run_id"])]
@@ -59,15 +61,20 @@ def to_markdown(header: Sequence[str], body: Sequence[Sequence[str]], notes: Seq
 
 
 def print_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print a table to the terminal."""
+    """Print a table to the terminal; where it is narrow, the least needed columns are left out."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=170)  # a file or a pipe has no width of its own
+        console = Console(width=190)  # a file or a pipe has no width of its own
+    widths = [max(len(r[i]) for r in [list(header), *body]) + 3 for i in range(len(header))]
+    kept = list(range(len(header)))
+    for name in DROPPED_FIRST:
+        if name in header and sum(widths[i] for i in kept) + 1 > console.width:
+            kept.remove(list(header).index(name))
     table = Table(title=title, title_justify="left", header_style="bold")
-    for name in header:
-        table.add_column(name, overflow="fold", no_wrap=name != "status")
+    for i in kept:
+        table.add_column(header[i], overflow="fold", no_wrap=header[i] not in ("status", "reason"))
     for row in body:
-        table.add_row(*row)
+        table.add_row(*[row[i] for i in kept])
     console.print(table)
     for note in notes:
         console.print(f"  ! {note}", style="yellow", highlight=False)
@@ -79,7 +86,9 @@ def notes_of(table: pd.DataFrame) -> list[str]:
     for _, row in table.iterrows():
         for alarm in filter(None, str(row.get("alarms") or "").split("; ")):
             by_alarm.setdefault(alarm, []).append(str(row["run_id"]))
-    return [f"{alarm} ({', '.join(runs)})" for alarm, runs in by_alarm.items()]
+    return [
+        f"{alarm} ({', '.join(runs) if len(runs) < 3 else f'{len(runs)} runs'})" for alarm, runs in by_alarm.items()
+    ]
 
 
 def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
