@@ -18,7 +18,7 @@ from dashvlm.data.card import GRID
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.sampling import anchored_times, nearest_frames
 from dashvlm.data.synthetic.encode import write_video
-from dashvlm.data.video import decode, index_video
+from dashvlm.data.video import decode, index_video, resize
 
 EPOCHS = 3
 ANCHOR = 38.0
@@ -54,18 +54,22 @@ def ours(path, store):
     return frames
 
 
-def with_decord(path, epochs):
+def with_decord(path, epochs, size):
     """What most trainers do: open the file and get_batch, for each point and epoch."""
     import decord
 
     index = index_video(path)
     numbers = [nearest_frames(index.times_s, times) for times in POINTS]
     for _ in range(epochs):
-        frames = [decord.VideoReader(str(path), num_threads=1).get_batch(n.tolist()).asnumpy() for n in numbers]
+        frames = []
+        for n in numbers:
+            frames.append(decord.VideoReader(str(path), num_threads=1).get_batch(n.tolist()).asnumpy())
+            if size:
+                frames[-1] = resize(frames[-1], size)
     return frames
 
 
-def with_opencv(path, epochs):
+def with_opencv(path, epochs, size):
     """What the crash-detection project does: open the file and seek, for each frame."""
     import cv2
 
@@ -76,7 +80,9 @@ def with_opencv(path, epochs):
                 capture.set(cv2.CAP_PROP_POS_MSEC, t * 1000)
                 ok, frame = capture.read()
                 assert ok
-                cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                frame = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                if size:
+                    resize(frame[None], size)
                 capture.release()
 
 
@@ -85,23 +91,29 @@ def bench_decode(folder):
 
     cv2.setNumThreads(1)
     rows = []
-    for name, gop, b_frames in (("GOP 30", 30, 0), ("GOP 250, B-frames", 250, 2)):
+    for name, gop, b_frames, size in (
+        ("GOP 30", 30, 0, (480, 854)),
+        ("GOP 30", 30, 0, None),
+        ("GOP 250, B-frames", 250, 2, (480, 854)),
+    ):
         path = folder / f"gop{gop}.mp4"
-        textured_clip(path, gop, b_frames)
-        store = FrameStore(folder / f"store{gop}")
+        if not path.exists():
+            textured_clip(path, gop, b_frames)
+        store = FrameStore(folder / f"store{len(rows)}", size=size)
         mine, frames = cpu(lambda path=path, store=store: ours(path, store))
         index = index_video(path)
-        direct = [decode(path, index, nearest_frames(index.times_s, times)) for times in POINTS]
+        direct = [decode(path, index, nearest_frames(index.times_s, times), size=size) for times in POINTS]
         equal = all((a == b).all() for a, b in zip(frames, direct, strict=True))
         # The alternatives cost the same in every epoch; at GOP 250 one epoch is measured.
         epochs = EPOCHS if gop == 30 else 1
-        theirs, decord_frames = cpu(lambda path=path, epochs=epochs: with_decord(path, epochs))
+        theirs, decord_frames = cpu(lambda p=path, e=epochs, s=size: with_decord(p, e, s))
         equal_decord = all((a == b).all() for a, b in zip(frames, decord_frames, strict=True))
-        opencv, _ = cpu(lambda path=path, epochs=epochs: with_opencv(path, epochs))
+        opencv, _ = cpu(lambda p=path, e=epochs, s=size: with_opencv(p, e, s))
         theirs, opencv = theirs * EPOCHS / epochs, opencv * EPOCHS / epochs
         rows.append(
             {
                 "clip": f"1280x720, 40 s, 30 fps, {name}",
+                "frames_delivered_at": f"{size[1]}x{size[0]}" if size else "1280x720",
                 "dashvlm_cpu_s": round(mine, 2),
                 "decord_per_point_cpu_s": round(theirs, 2),
                 "opencv_open_and_seek_cpu_s": round(opencv, 2),

@@ -131,7 +131,7 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
     figure, axes = plt.subplots(
         len(shown),
         columns,
-        figsize=(1.7 * columns, (1.7 * aspect + 0.55) * len(shown) + 0.9),
+        figsize=(1.7 * columns, (1.7 * aspect + 0.5) * len(shown) + 0.5),
         squeeze=False,
     )
     for line, (sample, frames, times) in zip(axes, shown, strict=True):
@@ -154,6 +154,7 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
         ha="left",
     )
     figure.text(0.01, 0.0, "prompt: " + " ⏎ ".join(prompt.splitlines()), fontsize=6.5, va="top", wrap=True)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.94, bottom=0.05, wspace=0.04, hspace=0.45)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)

@@ -2,8 +2,8 @@
 
 One file a clip holds the union of the frames that anybody asked for: a JSON header, then raw
 uint8 frames. A file is replaced as a whole by an atomic rename under a lock, so readers never see
-a torn one and a killed writer leaves the old one. Every frame carries a CRC-32 that each read
-verifies; a frame that fails it is decoded again. The file's name is a hash of everything that
+a torn one and a killed writer leaves the old one. Every frame carries a CRC-32 that each process
+verifies when it first reads it; a frame that fails it is decoded again. The file's name is a hash of everything that
 decides the pixels.
 """
 
@@ -30,6 +30,9 @@ from dashvlm.data.video import VideoIndex, decode, index_video, reader_version
 log = logging.getLogger(__name__)
 MAGIC = b"dashvlmF"
 FORMAT = 1
+_NONE = np.zeros((0, 1, 1, 3), np.uint8)  # an entry may record the times only
+_verified: dict[tuple[Path, int], set[int]] = {}
+"""(file, modification time) -> frames whose checksum this process has seen hold."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,9 @@ class FrameStore:
             parts = [kept] if have and kept is not None else []
             if missing:
                 parts.append(decode(video, index, missing, self.reader, self.size))
-            frames = np.concatenate(parts) if parts else np.zeros((0, 1, 1, 3), np.uint8)
-            numbers = [*have, *missing]
-            order = np.argsort(numbers)
-            header = _header(index, [numbers[i] for i in order], frames[order])
-            self._write(path, header, frames[order])
+            frames = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _NONE
+            header = _header(index, [*have, *missing], frames)
+            self._write(path, header, frames)
         self._evict(keep=path)
         return header
 
@@ -207,14 +208,18 @@ def _load(path: Path, entry: dict[str, Any], numbers: Sequence[int]) -> FrameArr
     step = int(np.prod(shape))
     out = np.empty((len(numbers), *shape), np.uint8)
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as file:
+            stamp = (path, os.fstat(file.fileno()).st_mtime_ns)
+            seen = _verified.setdefault(stamp, set())
             for row, number in enumerate(numbers):
                 file.seek(entry["offset"] + place[number] * step)
-                raw = file.read(step)
-                if len(raw) != step or zlib.crc32(raw) != entry["crc32"][place[number]]:
+                whole = file.readinto(out[row].data) == step
+                if whole and number not in seen:
+                    whole = zlib.crc32(out[row].data) == entry["crc32"][place[number]]
+                if not whole:
                     log.warning("frame store: checksum mismatch in %s, decoding again", path.name)
                     return None
-                out[row] = np.frombuffer(raw, np.uint8).reshape(shape)
+                seen.add(number)
     except (OSError, KeyError):
         return None
     return out

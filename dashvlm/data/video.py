@@ -156,7 +156,9 @@ def decode(
     frames = READERS[reader](path, index, wanted)
     if size is not None:
         frames = resize(frames, size)
-    return frames[np.searchsorted(wanted, frame_numbers)]
+    place = np.searchsorted(wanted, frame_numbers)
+    # Frames are large: do not copy them when they are in order already.
+    return frames if len(place) == len(wanted) and (np.diff(place) == 1).all() else frames[place]
 
 
 def resize(frames: FrameArray, size: tuple[int, int]) -> FrameArray:
@@ -175,7 +177,9 @@ def _read_pyav(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> Fram
     """
     targets = [int(p) for p in index.pts[wanted]]
     ahead = set(targets)
-    out: dict[int, FrameArray] = {}
+    place = {target: i for i, target in enumerate(targets)}
+    frames: FrameArray | None = None
+    out: set[int] = set()
     with _open(path) as container:
         stream = container.streams.video[0]
         # Parallelism comes from decoding several clips at once; threads inside cost CPU.
@@ -200,14 +204,19 @@ def _read_pyav(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> Fram
                         if frame.pts in ahead and frame.pts not in out:
                             if frame.is_corrupt:
                                 raise VideoError(f"{path}: damaged frame", got=_at(index, target))
-                            out[frame.pts] = _to_rgb(frame)
+                            picture = _to_rgb(frame)
+                            if frames is None:
+                                frames = np.empty((len(targets), *picture.shape), np.uint8)
+                            frames[place[frame.pts]] = picture
+                            out.add(frame.pts)
                     if target in out or (packet.pts is None and not packet.size):
                         break
                 if target not in out:
                     raise VideoError(f"{path}: frame cannot be decoded", got=_at(index, target))
         except av.FFmpegError as error:
             raise VideoError(f"{path}: damaged video data", got=str(error)) from error
-    return np.stack([out[p] for p in targets])
+    assert frames is not None  # at least one target, and all of them were found
+    return frames
 
 
 def _read_decord(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> FrameArray:

@@ -230,7 +230,7 @@ def _worst(main: pd.DataFrame, store: FrameStore, count: int = 6) -> Any:
     if not strips:
         return None
     columns = max(len(f) for _, f, _ in strips)
-    figure, axes = plt.subplots(len(strips), columns, figsize=(1.5 * columns, 1.35 * len(strips)), squeeze=False)
+    figure, axes = plt.subplots(len(strips), columns, figsize=(1.5 * columns, 1.75 * len(strips)), squeeze=False)
     for line, (row, frames, times) in zip(axes, strips, strict=True):
         for place, axis in enumerate(line):
             axis.axis("off")
@@ -238,10 +238,9 @@ def _worst(main: pd.DataFrame, store: FrameStore, count: int = 6) -> Any:
                 axis.imshow(frames[place])
                 axis.set_title(f"{times[place]:.2f} s", fontsize=7, pad=2)
         kind = "missed" if row["target"] == 1 else "false alarm"
-        line[0].text(
-            0, -0.06, f"{kind}: {row['clip_id']}, score {row['score']:.2f}", transform=line[0].transAxes,
-            fontsize=7, va="top",
-        )  # fmt: skip
+        line[0].set_title(
+            f"{kind}: {row['clip_id']}, score {row['score']:.2f}\n{times[0]:.2f} s", fontsize=7, pad=2, loc="left"
+        )
     return figure
 
 
