@@ -137,6 +137,7 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
         dtype=model["dtype"],
         quantization=quantization,
         attn_implementation=model["attn_implementation"],
+        **(model.get("loader_options") or {}),
     )
     return backbone
 

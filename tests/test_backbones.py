@@ -12,11 +12,11 @@ from dashvlm.backbones.adapters import (
     load_trained,
 )
 from dashvlm.backbones.base import IGNORED
-from dashvlm.backbones.hf import load
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.config import CONF
 from dashvlm.data.clip import Observation
 from dashvlm.errors import CheckpointError, ConfigError
+from dashvlm.targets import resolve
 from dashvlm.tasks.crash import CrashTask
 
 FAMILIES = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
@@ -34,10 +34,11 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def make(family, cache, config):
-    spec = config(f"model={family}", "data=synthetic")["model"]
+    spec = config(f"model={family}", "model.checkpoint=tiny", "data=synthetic")["model"]
     folder = str(twin_folder(spec["twin"], cache / "twins"))
 
     def build(quantization=None, checkpoint=folder):
+        load = resolve(spec["_target_"])
         return load(checkpoint, spec["twin"]["image_kwargs"], spec["roles"], "float32", quantization)
 
     return build
@@ -56,7 +57,7 @@ def test_exactly_the_given_frames_reach_the_vision_tower(make, n):
     backbone = make()
     batch = backbone.encoder.encode([chat(n)], [frames(n)])
     seen = []
-    names = ("vision_model", "visual", "vision_tower")
+    names = ("vision_model", "visual", "vision_tower", "vision_encoder")
     tower = next(m for name, m in backbone.net.named_modules() if name.endswith(names))
     tower.register_forward_pre_hook(
         lambda m, a, k: seen.append(k.get("grid_thw", a[0] if a else k.get("pixel_values"))),
@@ -212,8 +213,9 @@ def test_unknown_roles_and_targets_list_near_names(make):
     backbone = make()
     with pytest.raises(ConfigError, match=r"use of .*language"):
         linear_targets(backbone, ["langauge"])
-    with pytest.raises(ConfigError, match="did you mean q_proj"):
-        linear_targets(backbone, ["language"], ["q_porj"])
+    leaf = linear_targets(backbone, ["language"])[0].rsplit(".", 1)[-1]
+    with pytest.raises(ConfigError, match=f"did you mean .*{leaf}"):
+        linear_targets(backbone, ["language"], [leaf[:-2] + leaf[-1] + leaf[-2]])
 
 
 def test_census_counts_every_parameter_once(make):

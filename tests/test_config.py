@@ -45,7 +45,7 @@ def test_there_are_as_many_options_as_expected():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_passes_the_check(option):
-    cfg = composed(option)
+    cfg = composed(option, "model.checkpoint=tiny")
     assert check(cfg) == []
     assert resolve(cfg["objective"]["_target_"])
     assert resolve(cfg["data"]["importer"])

@@ -189,6 +189,7 @@ def load(
     dtype: str = "auto",
     quantization: str | None = None,
     attn_implementation: str | None = None,
+    unquantized: Sequence[str] = ("lm_head",),
 ) -> HFBackbone:
     """Load a checkpoint by hub id or folder, without running any of its code.
 
@@ -199,6 +200,7 @@ def load(
         dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
         quantization: ``nf4`` for 4-bit weights with double quantisation, or None.
         attn_implementation: passed on; None lets transformers choose.
+        unquantized: patterns of module names that stay unquantised.
 
     Raises:
         CheckpointError: if the checkpoint is missing, gated, or not of a supported kind.
@@ -207,7 +209,7 @@ def load(
     if attn_implementation:
         kwargs["attn_implementation"] = attn_implementation
     if quantization == "nf4":
-        kwargs |= {"quantization_config": _nf4(), "dtype": torch.bfloat16}
+        kwargs |= {"quantization_config": _nf4(unquantized), "dtype": torch.bfloat16}
     try:
         net = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, use_safetensors=True, trust_remote_code=False, **kwargs
@@ -226,12 +228,13 @@ def load(
     return HFBackbone(net, encoder, roles)
 
 
-def _nf4() -> Any:
+def _nf4(unquantized: Sequence[str]) -> Any:
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=list(unquantized),
     )
 
 

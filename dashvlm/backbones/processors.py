@@ -21,6 +21,10 @@ def load_processor(checkpoint: str) -> Any:
     transformers refuses to build a processor whose video half needs torchvision. Frames are
     handed over as images, so that half is not needed.
     """
+    if _json(checkpoint, "processor_config.json").get("processor_class") == "OpenFlamingoProcessor":
+        from dashvlm.backbones.openflamingo.processing import OpenFlamingoProcessor
+
+        return OpenFlamingoProcessor.from_pretrained(checkpoint)
     try:
         return transformers.AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     except (ImportError, ValueError) as error:

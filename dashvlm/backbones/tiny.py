@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from dashvlm.backbones.processors import image_only, save_processor
 from dashvlm.errors import ConfigError
+from dashvlm.targets import resolve
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,8 @@ def _config(spec: Mapping[str, Any], tokenizer: Any) -> Any:
             return {k: fill(v) for k, v in value.items()}
         if isinstance(value, list):
             return [fill(v) for v in value]
+        if value == "vocab_all":
+            return len(tokenizer)
         if value == "vocab":
             appended = len(spec["tokenizer"].get("appended", ()))
             return len(tokenizer) - appended
@@ -138,6 +141,8 @@ def _make(spec: Mapping[str, Any], suffix: str = "") -> Any:
 
 
 def _class(name: str) -> Any:
+    if "." in name:  # a class of ours
+        return resolve(name)
     made = getattr(transformers, name, None)
     if made is None:
         raise ConfigError("model.twin names a class that transformers does not have", got=name)
