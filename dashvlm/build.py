@@ -130,6 +130,12 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
         checkpoint = str(twin_folder(model["twin"], cache))
         image_kwargs = model["twin"].get("image_kwargs", image_kwargs)
     checkpoint = str((model.get("sizes") or {}).get(checkpoint, checkpoint))
+    options = model.get("loader_options") or {}
+    if model["name"] == "llama32_vision" and options.get("frames") == "images":
+        log.warning(
+            "Llama 3.2 Vision was trained on one image a prompt: several frames are outside its training and scores "
+            "depend on the number of frames in the batch; model.loader_options.frames=contact_sheet avoids both"
+        )
     backbone: Backbone = resolve(model["_target_"])(
         checkpoint,
         image_kwargs=image_kwargs,
@@ -137,7 +143,7 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
         dtype=model["dtype"],
         quantization=quantization,
         attn_implementation=model["attn_implementation"],
-        **(model.get("loader_options") or {}),
+        **options,
     )
     return backbone
 

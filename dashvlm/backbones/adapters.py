@@ -60,8 +60,8 @@ def attach(backbone: Backbone, options: Mapping[str, Any]) -> None:
     Args:
         backbone: freshly loaded.
         options: the ``peft`` group: ``method`` (lora, full, frozen), ``roles``, ``targets``,
-            ``rank, alpha, dropout, use_dora, use_rslora``, ``train_roles`` (trained in full beside
-            the adapters), ``gradient_checkpointing`` from the model.
+            ``rank, alpha, dropout, use_dora, use_rslora``, ``rank_by_role, alpha_by_role``,
+            ``train_roles`` (trained in full beside the adapters), ``quantization``.
 
     Raises:
         ConfigError: if a role or target does not exist.
@@ -72,7 +72,10 @@ def attach(backbone: Backbone, options: Mapping[str, Any]) -> None:
     full = list(options.get("train_roles") or ())
     if method == "lora":
         names = linear_targets(backbone, options["roles"], options.get("targets") or ())
+        ranks, alphas = (_by_role(backbone, names, options.get(k) or {}) for k in ("rank_by_role", "alpha_by_role"))
         config = peft.LoraConfig(
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
             r=options["rank"],
             lora_alpha=options["alpha"],
             lora_dropout=options["dropout"],
@@ -83,7 +86,7 @@ def attach(backbone: Backbone, options: Mapping[str, Any]) -> None:
         )
         if options.get("quantization"):
             backbone.net = peft.prepare_model_for_kbit_training(backbone.net, use_gradient_checkpointing=False)
-        _state_free_init(backbone, config)
+        backbone.net = peft.get_peft_model(backbone.net, config)
     elif method == "full":
         for role in full or list(backbone.roles):
             _train_role(backbone, role)
@@ -146,9 +149,19 @@ def load_trained(module: nn.Module, state: Mapping[str, torch.Tensor], source: s
     module.load_state_dict(state, strict=False)
 
 
-def _state_free_init(backbone: Backbone, config: Any) -> None:
-    """Attach LoRA with weights that depend on the global seed only (PEFT uses global draws)."""
-    backbone.net = peft.get_peft_model(backbone.net, config)
+def _by_role(backbone: Backbone, names: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn role -> value into PEFT's pattern -> value."""
+    patterns = {}
+    for role, value in values.items():
+        mine = [n for n in names if role in backbone.roles and re.search(backbone.roles[role], n)]
+        if not mine:
+            raise ConfigError(
+                f"peft.rank_by_role or alpha_by_role names {role!r}, where no adapter sits",
+                got=role,
+                do=f"use a role of peft.roles; this model has {', '.join(backbone.roles)}",
+            )
+        patterns[f"(?:{_pattern(mine)})"] = value
+    return patterns
 
 
 def _pattern(names: Sequence[str]) -> str:

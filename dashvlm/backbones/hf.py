@@ -7,6 +7,7 @@ image splitting and time printing are switched off by the YAML.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dashvlm.backbones.base import IGNORED, Backbone, Batch, Encoder
 from dashvlm.backbones.processors import load_processor
+from dashvlm.backbones.sheet import contact_sheet, number_frames
 from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.errors import CheckpointError, ConfigError
 
@@ -31,17 +33,18 @@ class HFEncoder(Encoder):
     Args:
         checkpoint: hub id or folder.
         image_kwargs: fixed arguments of the image processor (pixel budget, no splitting).
+        frames: ``images``, or ``contact_sheet`` for models made for one image.
     """
 
-    def __init__(self, checkpoint: str, image_kwargs: Mapping[str, Any]) -> None:
-        self.checkpoint, self.processor = checkpoint, load_processor(checkpoint)
+    def __init__(self, checkpoint: str, image_kwargs: Mapping[str, Any], frames: str = "images") -> None:
+        self.checkpoint, self.processor, self.frames = checkpoint, load_processor(checkpoint), frames
         self.tokenizer = self.processor.tokenizer
         self.image_kwargs = dict(image_kwargs)
         self._suffixes: dict[str, list[int]] = {}
 
-    def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any]]]:
+    def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any], str]]:
         """Loader workers load their own; an image-only processor cannot be pickled."""
-        return HFEncoder, (self.checkpoint, self.image_kwargs)
+        return HFEncoder, (self.checkpoint, self.image_kwargs, self.frames)
 
     def encode(
         self,
@@ -50,6 +53,9 @@ class HFEncoder(Encoder):
         answers: Sequence[str] | None = None,
     ) -> Batch:
         """See :meth:`Encoder.encode`."""
+        if self.frames == "contact_sheet":
+            chats = [number_frames(chat) for chat in chats]
+            frames = [contact_sheet(clip) for clip in frames]
         if answers is None:
             texts = [self._render(chat, generation=True) for chat in chats]
         else:
@@ -190,6 +196,7 @@ def load(
     quantization: str | None = None,
     attn_implementation: str | None = None,
     unquantized: Sequence[str] = ("lm_head",),
+    frames: str = "images",
 ) -> HFBackbone:
     """Load a checkpoint by hub id or folder, without running any of its code.
 
@@ -201,6 +208,7 @@ def load(
         quantization: ``nf4`` for 4-bit weights with double quantisation, or None.
         attn_implementation: passed on; None lets transformers choose.
         unquantized: patterns of module names that stay unquantised.
+        frames: see :class:`HFEncoder`.
 
     Raises:
         CheckpointError: if the checkpoint is missing, gated, or not of a supported kind.
@@ -214,7 +222,7 @@ def load(
         net = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, use_safetensors=True, trust_remote_code=False, **kwargs
         )
-        encoder = HFEncoder(checkpoint, image_kwargs)
+        encoder = HFEncoder(checkpoint, image_kwargs, frames)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"model.checkpoint={checkpoint} cannot be loaded",
@@ -222,9 +230,16 @@ def load(
             do="check the name and your network or HF_TOKEN, give a local folder, or use "
             "model.checkpoint=tiny, which needs no download",
         ) from error
+    names = [n for n, _ in net.named_modules()]
+    absent = [role for role, pattern in roles.items() if not any(re.search(pattern, n) for n in names)]
+    if absent:
+        raise CheckpointError(
+            f"model.checkpoint={checkpoint} belongs to another family",
+            got=f"{type(net).__name__}, which has no {', '.join(absent)} as model.roles describes it",
+            do="choose the model= group that fits the checkpoint",
+        )
     if quantization == "nf4":
         _guard_cpu_4bit(net)
-    # Output embeddings tie, dropout and caches are left as the checkpoint has them.
     return HFBackbone(net, encoder, roles)
 
 
