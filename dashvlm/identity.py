@@ -15,6 +15,8 @@ from typing import Any
 # result. Everything else does, so a key that is new is part of the identity by default.
 EXCLUDED = (
     "paths",
+    "model.published",
+    "model.sizes",
     "logger",
     "sweep",
     "hydra",

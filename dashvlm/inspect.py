@@ -90,29 +90,63 @@ def inspect_data(config: dict[str, Any]) -> None:
 
 
 def inspect_model(config: dict[str, Any]) -> None:
-    """Print what a model is made of, what trains, and which layers adapters could target."""
+    """Print what a model is made of, what it costs, what trains, and what adapters could target."""
     from collections import Counter
+    from pathlib import Path
 
-    from dashvlm.backbones.adapters import census, linear_targets
-    from dashvlm.build import build_backbone, build_module, part_census
+    from dashvlm.backbones import footprint as fp
+    from dashvlm.backbones.adapters import check_targets
     from dashvlm.errors import ConfigError
     from dashvlm.run import quiet_libraries
 
     quiet_libraries()
-    backbone = build_backbone(config)
-    _print_rows(f"{config['model']['name']}, checkpoint {config['model']['checkpoint']}", census(backbone))
-    rows = []
-    for role in backbone.roles:
-        leaves = Counter(n.rsplit(".", 1)[-1] for n in linear_targets(backbone, [role]))
-        names = ", ".join(f"{leaf} x{count}" for leaf, count in sorted(leaves.items()))
-        rows.append({"role": role, "linear layers (peft.targets)": names or "none"})
-    _print_rows("adapter targets by role (peft.roles)", rows)
-    try:
-        module = build_module(config)
-    except ConfigError as error:
-        print(f"\nwith this peft group: {error}")
-        return
-    _print_rows(f"what trains with peft.method={config['peft']['method']}", part_census(module))
+    data, peft, frames = config["data"], config["peft"], int(config["data"]["num_frames"])
+    frame_size = tuple(data["frame_size"]) if data["frame_size"] else None
+    size = fp.footprint(config["model"], Path(config["paths"]["cache_dir"]) / "twins", frame_size)
+    title = f"{config['model']['name']}, checkpoint {config['model']['checkpoint']}, from {size.source}"
+    rows = [
+        {"part": r, "parameters": n, "16-bit GB": round(2 * n / 1e9, 3), "32-bit GB": round(4 * n / 1e9, 3)}
+        for r, n in size.parameters.items()
+    ]
+    total = sum(size.parameters.values())
+    last = ("total", total, round(2 * total / 1e9, 3), round(4 * total / 1e9, 3))
+    rows.append(dict(zip(rows[0], last, strict=True)))
+    _print_rows(title, rows)
+    flops = fp.flops_a_frame(size)
+    shown = f"{frame_size[1]}x{frame_size[0]}" if frame_size else "the video's own size"
+    print(
+        f"  a frame of {shown}: {size.tokens_a_frame} visual tokens, {size.patches_a_frame} patches; forward "
+        f"{flops['vision'] / 1e12:.3g} TFLOPs vision, {flops['language'] / 1e12:.3g} TFLOPs language"
+    )
+    leaves = {r: Counter(leaf for leaf, _, _ in m) for r, m in size.matrices.items() if r in config["model"]["roles"]}
+    _print_rows(
+        "adapter targets by role (peft.roles)",
+        [
+            {"role": r, "linear layers (peft.targets)": ", ".join(f"{leaf} x{n}" for leaf, n in sorted(found.items()))}
+            for r, found in leaves.items()
+        ],
+    )
+    if peft["method"] == "lora":
+        try:
+            check_targets(leaves, peft["roles"], peft.get("targets") or ())
+        except ConfigError as error:
+            print(f"\nwith this peft group: {error}")
+            return
+    trainable = fp.trainable_parameters(size, peft)
+    print(f"  peft.method={peft['method']}: {trainable:,} parameters train, {100 * trainable / total:.2f} %")
+    memory = [
+        {
+            "predicted peak, GB": name,
+            **{k: round(v, 2) for k, v in fp.memory_gb(size, config, frames, training).items()},
+        }
+        for name, training in (("training step", True), ("scoring", False))
+    ]
+    _print_rows(f"memory at {frames} frames, batch {data['batch_size']}, {config['trainer']['precision']}", memory)
+    limit = float(config["memory_gb"])
+    print(
+        f"  within memory_gb={limit:g}: at most {fp.largest_num_frames(size, config, limit)} frames for training, "
+        f"{fp.largest_num_frames(size, config, limit, training=False)} for scoring"
+    )
 
 
 def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:

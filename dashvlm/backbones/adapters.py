@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import peft
@@ -33,25 +33,38 @@ def linear_targets(backbone: Backbone, roles: Sequence[str], leaves: Sequence[st
         ConfigError: if a role or leaf is unknown or matches nothing; near names are listed.
     """
     linear = [n for n, m in backbone.net.named_modules() if isinstance(m, LINEAR)]
-    chosen: list[str] = []
+    by_role = {r: [n for n in linear if re.search(pattern, n)] for r, pattern in backbone.roles.items()}
+    check_targets({r: [n.rsplit(".", 1)[-1] for n in names] for r, names in by_role.items()}, roles, leaves)
+    return [n for r in roles for n in by_role[r] if not leaves or n.rsplit(".", 1)[-1] in leaves]
+
+
+def check_targets(by_role: Mapping[str, Iterable[str]], roles: Sequence[str], leaves: Sequence[str]) -> None:
+    """Check roles and last names against those that a model has.
+
+    Args:
+        by_role: role -> last names of its linear layers.
+        roles: ``peft.roles``.
+        leaves: ``peft.targets``.
+
+    Raises:
+        ConfigError: if one is unknown or matches nothing; near names are listed.
+    """
     for role in roles:
-        if role not in backbone.roles:
+        if role not in by_role:
             raise ConfigError(
                 f"peft.roles names {role!r}, which this model does not have",
                 got=role,
-                do=f"use of {', '.join(backbone.roles)}",
+                do=f"use of {', '.join(by_role)}",
             )
-        chosen += [n for n in linear if re.search(backbone.roles[role], n)]
-    found = {n.rsplit(".", 1)[-1] for n in chosen}
+    found = sorted({leaf for role in roles for leaf in by_role[role]})
     for leaf in leaves:
         if leaf not in found:
-            near = difflib.get_close_matches(leaf, sorted(found), n=3, cutoff=0.4)
+            near = difflib.get_close_matches(leaf, found, n=3, cutoff=0.4)
             raise ConfigError(
                 f"peft.targets: {leaf!r} matched no linear layer in roles {', '.join(roles)}",
                 got=leaf,
-                do=f"did you mean {', '.join(near) or 'one of these'}? the layers are {', '.join(sorted(found))}",
+                do=f"did you mean {', '.join(near) or 'one of these'}? the layers are {', '.join(found)}",
             )
-    return [n for n in chosen if not leaves or n.rsplit(".", 1)[-1] in leaves]
 
 
 def attach(backbone: Backbone, options: Mapping[str, Any]) -> None:

@@ -59,6 +59,27 @@ def twin_folder(spec: Mapping[str, Any], cache: Path) -> Path:
     return folder
 
 
+def config_of_twin(spec: Mapping[str, Any], folder: Path | None) -> Any:
+    """Return the config a twin's spec describes; token ids come from its folder, or are placeholders."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if folder else _Placeholder()
+    return _config(spec, tokenizer)
+
+
+def model_class(spec: Mapping[str, Any]) -> Any:
+    """Return the network's class."""
+    return _class(spec["model"])
+
+
+class _Placeholder:
+    """Stands in for a tokenizer where only dimensions matter."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        return 0
+
+
 def _build(spec: Mapping[str, Any], folder: Path) -> None:
     tokenizer = _tokenizer(spec)
     processor = _processor(spec, tokenizer)

@@ -97,7 +97,7 @@ def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     def text(node: dict[str, Any] | None) -> str:
         if not node or node["value"] is None or pd.isna(node["value"]):
             return "–"
-        if node["low"] is None or node["low"] == node["high"]:
+        if node["low"] is None:
             return f"{node['value']:.3f}"
         return f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
 
