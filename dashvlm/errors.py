@@ -38,5 +38,9 @@ class CheckpointError(DashVLMError):
     """A checkpoint is missing, foreign, incomplete or unsafe."""
 
 
+class OutOfMemory(DashVLMError):
+    """The run does not fit into memory; the message names what would."""
+
+
 class TrainingError(DashVLMError):
     """Training cannot go on, for example because the loss is not finite."""

@@ -41,11 +41,12 @@ from dashvlm.data.clip import Sample
 from dashvlm.data.datamodule import ClipDataModule
 from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.data.samples import feasibility
-from dashvlm.errors import ConfigError, DashVLMError, DataError, TrainingError
+from dashvlm.errors import ConfigError, DashVLMError, DataError, OutOfMemory, TrainingError
 from dashvlm.metrics.evaluate import evaluate
 from dashvlm.report.plots import plot_run
 from dashvlm.training.callbacks import Checkpoint, build_callbacks, load_weights, resume_point
 from dashvlm.training.loggers import build_loggers, finish
+from dashvlm.training.memory import explained, is_out_of_memory
 from dashvlm.training.module import VLMModule, sample_row
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,12 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     results = rows = None
     images: dict[str, Path] = {}
     try:
-        trainer, fit_s = _fit(cfg, data, module, loggers, folder)
+        try:
+            trainer, fit_s = _fit(cfg, data, module, loggers, folder)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise explained(error, cfg, module.longest, _memory_there_is()) from error
         rows = score(cfg, data, module, trainer)
         if trainer.is_global_zero:
             _export(module, folder)
@@ -297,6 +303,11 @@ def _progress(cfg: Mapping[str, Any]) -> bool:
     return sys.stderr.isatty() if wanted is None else bool(wanted)
 
 
+def _memory_there_is() -> float | None:
+    """Memory of the device in 10^9 bytes; None on a CPU, where it is shared with everything else."""
+    return torch.cuda.get_device_properties(0).total_memory / 1e9 if torch.cuda.is_available() else None
+
+
 def _peak_memory_gb() -> float | None:
     return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
 
@@ -363,11 +374,16 @@ def main(folder: Path) -> int:
         if mendable and rank == 0:
             print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
         if rank == 0:
-            resumable = not isinstance(error, TrainingError | ConfigError | ValueError)
+            resumable = not isinstance(error, TrainingError | ConfigError | OutOfMemory | ValueError)
             with contextlib.suppress(OSError):
                 write_json(
                     folder / "failed.json",
-                    {"error": type(error).__name__, "message": str(error), "resumable": resumable},
+                    {
+                        "status": "oom" if isinstance(error, OutOfMemory) else "failed",
+                        "error": type(error).__name__,
+                        "message": str(error),
+                        "resumable": resumable,
+                    },
                 )
         return 1
     return 0

@@ -170,7 +170,7 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
         if status == "done":
             _say(folder, "done before, skipped")
             return 0
-        if status == "failed" and not read_result(folder).get("resumable"):
+        if status in ("failed", "oom") and not read_result(folder).get("resumable"):
             _say(folder, "failed before, running again")
             for name in ("last.ckpt", "best.ckpt"):
                 (folder / "checkpoints" / name).unlink(missing_ok=True)

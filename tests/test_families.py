@@ -146,3 +146,136 @@ def test_an_eighth_family_takes_one_yaml_and_no_python(config, tmp_path):
     result = run(cfg, tmp_path / "run")
     assert math.isfinite(result["metrics"]["roc_auc"]["value"])
     assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 2
+
+
+# -- what a model costs -------------------------------------------------------------------------
+
+KNOWN = {
+    ("smolvlm2", "256M"): 256_484_928, ("smolvlm2", "500M"): 507_482_304, ("smolvlm2", "2.2B"): 2_246_784_880,
+    ("qwen2_vl", "2B"): 2.21e9, ("qwen2_vl", "7B"): 8.29e9, ("qwen2_5_vl", "3B"): 3.75e9, ("qwen2_5_vl", "7B"): 8.29e9,
+    ("qwen3_vl", "2B"): 2.13e9, ("qwen3_vl", "4B"): 4.44e9, ("qwen3_vl", "8B"): 8.77e9,
+    ("internvl3", "1B"): 0.938e9, ("internvl3", "2B"): 2.09e9, ("internvl3", "8B"): 7.94e9,
+    ("internvl3", "3.5-4B"): 4.73e9, ("internvl3", "3.5-8B"): 8.53e9,
+    ("llama32_vision", "11B"): 10.67e9, ("openflamingo", "3B"): 2_558_330_928,
+}  # fmt: skip
+
+
+def sized(config, family, checkpoint, *words):
+    from pathlib import Path
+
+    from dashvlm.backbones.footprint import footprint
+
+    cfg = config(f"model={family}", f"model.checkpoint={checkpoint}", "data=synthetic", *words)
+    return cfg, footprint(cfg["model"], Path(cfg["paths"]["cache_dir"]) / "twins", (480, 854))
+
+
+@pytest.mark.parametrize(("family", "checkpoint"), KNOWN)
+def test_published_dimensions_give_the_published_number_of_parameters(config, family, checkpoint):
+    _, size = sized(config, family, checkpoint)
+    assert sum(size.parameters.values()) == pytest.approx(KNOWN[family, checkpoint], rel=0.003)
+    assert not size.parameters.get("other")
+
+
+def test_visual_tokens_agree_with_the_processors(config):
+    import numpy as np
+
+    from dashvlm.backbones.footprint import visual_tokens
+    from dashvlm.data.clip import Observation
+    from dashvlm.tasks.crash import CrashTask
+
+    frames = np.zeros((1, 480, 854, 3), np.uint8) + 90
+    chat = CrashTask("crash_yes_no").messages(Observation((0.0,)))
+    token = {"smolvlm2": "<image>", "qwen2_vl": "<|image_pad|>", "qwen2_5_vl": "<|image_pad|>",
+             "qwen3_vl": "<|image_pad|>", "internvl3": "<IMG_CONTEXT>"}  # fmt: skip
+    for family, name in token.items():
+        backbone = build_backbone(config(*WORLD, f"model={family}"))
+        for kwargs in (backbone.encoder.image_kwargs, _larger(family)):
+            backbone.encoder.image_kwargs = kwargs
+            ids = backbone.encoder.encode([chat], [frames])["input_ids"]
+            count = int((ids == backbone.encoder.tokenizer.convert_tokens_to_ids(name)).sum())
+            predicted = visual_tokens(backbone.base().config, kwargs, (480, 854))[0]
+            assert predicted == count, (family, kwargs)
+
+
+def _larger(family):
+    if family == "smolvlm2":
+        return {"do_image_splitting": False, "size": {"longest_edge": 64}}
+    if family == "internvl3":
+        return {"crop_to_patches": False, "min_patches": 1, "max_patches": 6}
+    factor = 32 if family == "qwen3_vl" else 28
+    return {"size": {"shortest_edge": 4 * factor**2, "longest_edge": 100 * factor**2}}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_predicted_adapters_are_the_ones_that_train(config, family):
+    from dashvlm.backbones.footprint import trainable_parameters
+
+    cfg, size = sized(config, family, "tiny", "task=crash", "peft.roles=[vision,connector,language]")
+    trained = sum(p.numel() for p in build_module(cfg).trained_state().values())
+    assert trainable_parameters(size, cfg["peft"]) == trained
+
+
+def test_predicted_activations_are_of_the_size_that_autograd_saves(config):
+    import numpy as np
+    import torch
+
+    from dashvlm.backbones.footprint import memory_gb
+    from dashvlm.data.clip import Observation
+    from dashvlm.tasks.crash import CrashTask
+
+    cfg, size = sized(config, "smolvlm2", "tiny", "task=crash", "peft=full", "data.batch_size=8", "data.num_frames=10")
+    module = build_module(cfg)
+    module.train()
+    chat = CrashTask("crash_yes_no").messages(Observation(tuple(0.5 * i for i in range(10))))
+    frames = np.zeros((10, 64, 64, 3), np.uint8) + 90
+    batch = module.backbone.encoder.encode([chat] * 8, [frames] * 8, ["Yes"] * 8)
+    saved = {}
+
+    def note(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        module.backbone.loss(batch)
+    ratio = memory_gb(size, cfg, 10, training=True)["activations"] * 1e9 / sum(saved.values())
+    assert 0.4 < ratio < 2.5, ratio
+
+
+def test_more_memory_allows_more_frames_and_checkpointing_helps(config):
+    from dashvlm.backbones.footprint import largest_num_frames
+
+    cfg, size = sized(config, "qwen3_vl", "4B", "trainer.precision=bf16-mixed", "data.batch_size=1")
+    few, more = largest_num_frames(size, cfg, 24.0), largest_num_frames(size, cfg, 80.0)
+    assert 0 < few < more
+    cfg["model"]["gradient_checkpointing"] = True
+    assert largest_num_frames(size, cfg, 24.0) > 3 * few
+    assert largest_num_frames(size, cfg, 5.0) == 0
+
+
+def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monkeypatch):
+    import torch
+
+    import dashvlm.run
+    from dashvlm.errors import OutOfMemory
+    from dashvlm.report.collect import collect
+    from dashvlm.training.module import VLMModule
+
+    def full(self, batch, batch_idx):
+        self.longest = 99
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(VLMModule, "training_step", full)
+    cfg = config(*WORLD, "model=smolvlm2")
+    with pytest.raises(OutOfMemory) as error:
+        dashvlm.run.run(cfg, tmp_path)
+    assert "3 frames a sample (99 tokens)" in str(error.value)
+    assert error.value.do.count(";") == 2
+    import yaml
+
+    folder = tmp_path / "job"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+    assert dashvlm.run.main(folder) == 1
+    row = collect([folder]).iloc[0]
+    assert row["status"] == "oom"
+    assert "out of memory" in row["message"]

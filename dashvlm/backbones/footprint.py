@@ -141,10 +141,11 @@ def visual_tokens(config: Any, image_kwargs: Mapping[str, Any], frame_size: tupl
         budget = image_kwargs.get("size") or {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
         height, width = (max(round(v / factor), 1) * factor for v in frame_size)
         area = frame_size[0] * frame_size[1]
-        for bound, cut in ((budget["longest_edge"], math.floor), (budget["shortest_edge"], math.ceil)):
-            if (height * width > bound) if cut is math.floor else (height * width < bound):
-                scale = math.sqrt(bound / area)
-                height, width = (max(cut(v * scale / factor), 1) * factor for v in frame_size)
+        most, least = budget["longest_edge"], budget["shortest_edge"]
+        if height * width > most:
+            height, width = (max(math.floor(v * math.sqrt(most / area) / factor), 1) * factor for v in frame_size)
+        elif height * width < least:
+            height, width = (math.ceil(v * math.sqrt(least / area) / factor) * factor for v in frame_size)
         tokens = height * width // factor**2
         return tokens, tokens * vision.spatial_merge_size**2
     if kind == "internvl":

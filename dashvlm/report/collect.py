@@ -15,11 +15,12 @@ GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "traine
 
 
 def run_status(folder: Path) -> str:
-    """Say how a run stands: done, failed, broken (started, not ended) or missing."""
+    """Say how a run stands: done, failed, oom, broken (started, not ended) or missing."""
     if (folder / "result.json").is_file():
         return "done"
     if (folder / "failed.json").is_file():
-        return "failed"
+        known = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+        return str(known.get("status", "failed"))
     return "broken" if (folder / "config.yaml").is_file() else "missing"
 
 
@@ -29,7 +30,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     if status == "done":
         return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     known: dict[str, Any] = {"run_id": folder.name, "status": status}
-    if status == "failed":
+    if status in ("failed", "oom"):
         known |= json.loads((folder / "failed.json").read_text(encoding="utf-8"))
     return known
 

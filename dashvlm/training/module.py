@@ -57,6 +57,7 @@ class VLMModule(pl.LightningModule, ABC):
         self.strict_loading = False  # checkpoints hold trained parameters; load_trained is strict
         self._seen: list[tuple[int, float, int]] = []
         self.rows: list[Row] = []
+        self.longest: int | None = None  # tokens of the longest sample of the batch in work
 
     # -- what an objective defines ------------------------------------------------------------
 
@@ -86,6 +87,7 @@ class VLMModule(pl.LightningModule, ABC):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step; stops with the clips' names if the loss is not finite."""
+        self.longest = int(batch["inputs"]["input_ids"].shape[1])
         loss = self.compute_loss(batch)
         if not torch.isfinite(loss):
             raise TrainingError(
