@@ -241,3 +241,52 @@ def test_a_foreign_or_incomplete_state_is_refused(make):
 def test_a_missing_checkpoint_is_one_clear_error(make):
     with pytest.raises(CheckpointError, match=r"model\.checkpoint=nobody/nothing cannot be loaded"):
         make(checkpoint="nobody/nothing")
+
+
+def test_loss_of_a_right_padded_batch_is_the_mean_of_its_parts(make):
+    backbone = make().eval()
+    # The same number of frames: a cross-attention model sees padding images otherwise.
+    chats = [CrashTask("crash_yes_no").messages(Observation((0.0, 0.5), question="Is it so? " * n)) for n in (1, 20)]
+    with torch.no_grad():
+        together = backbone.loss(backbone.encoder.encode(chats, [frames(2, 0), frames(2, 1)], ["Yes", "No"]))
+        alone = [
+            backbone.loss(backbone.encoder.encode([c], [frames(2, i)], [a]))
+            for i, (c, a) in enumerate(zip(chats, ("Yes", "No"), strict=True))
+        ]
+    lengths = [len(backbone.encoder._suffix(a)) for a in ("Yes", "No")]
+    expected = sum(loss * n for loss, n in zip(alone, lengths, strict=True)) / sum(lengths)
+    assert together.item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_flipping_the_label_changes_no_inference_input(make):
+    import dataclasses
+
+    from dashvlm.data.clip import Clip, Sample
+    from dashvlm.data.datamodule import Item
+    from dashvlm.training.collate import Collate
+
+    clip = Clip("c", "c.mp4", "g", "test", 1, 5.0, 4.0, 9.0, 10.0)
+    other = dataclasses.replace(clip, label=0, event_time_s=None, alert_time_s=None)
+    collate = Collate(CrashTask("crash_yes_no"), make().encoder, training=False, with_answers=False)
+    times = np.array([3.5, 4.0, 4.5])
+    batches = [
+        collate([Item(0, Sample("c@0.5", c, 0.5, 5.0, tuple(times), 0), frames(3), times)])["inputs"]
+        for c in (clip, other)
+    ]
+    assert batches[0].keys() == batches[1].keys()
+    assert all(torch.equal(batches[0][k], batches[1][k]) for k in batches[0])
+
+
+def test_generate_works_after_training_steps(make):
+    backbone = make()
+    attach(backbone, LORA)
+    optimizer = torch.optim.SGD(backbone.trainable().values(), 0.1)
+    backbone.train()
+    for _ in range(2):
+        backbone.loss(backbone.encoder.encode([chat(2)], [frames(2)], ["Yes"])).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    backbone.eval()
+    both = backbone.generate(backbone.encoder.encode([chat(2), chat(2)], [frames(2), frames(2, 1)]), 3)
+    alone = backbone.generate(backbone.encoder.encode([chat(2)], [frames(2)]), 3)
+    assert both[0] == alone[0]

@@ -279,3 +279,66 @@ def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monke
     row = collect([folder]).iloc[0]
     assert row["status"] == "oom"
     assert "out of memory" in row["message"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["sft", "pooled"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_resumes_to_the_bit(config, tmp_path, monkeypatch, family, objective):
+    import contextlib
+
+    import torch
+    from safetensors.torch import load_file
+
+    from dashvlm.training.callbacks import Checkpoint
+
+    words = [f"model={family}", f"objective={objective}", "trainer.max_steps=4", "trainer.val_every_n_steps=4"]
+    words += ["callbacks.checkpoint.every_n_steps=2", "peft.dropout=0.1"]
+    cfg = config(*WORLD, *words)
+    for name in ("whole", "cut"):
+        (tmp_path / name).mkdir()
+    run(cfg, tmp_path / "whole")
+    save = Checkpoint._save
+
+    def stop(self, trainer, name):
+        save(self, trainer, name)
+        raise KeyError("killed here")
+
+    monkeypatch.setattr(Checkpoint, "_save", stop)
+    with contextlib.suppress(KeyError):
+        run(cfg, tmp_path / "cut")
+    assert not (tmp_path / "cut" / "result.json").exists()
+    monkeypatch.setattr(Checkpoint, "_save", save)
+    run(cfg, tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / name / "trained.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+
+
+@pytest.mark.parametrize("peft", ["lora", "qlora"])
+def test_export_loads_with_plain_libraries_and_keeps_the_logits(config, tmp_path, peft):
+    import torch
+    import transformers
+    from peft import PeftModel
+
+    from dashvlm.build import load_run
+    from dashvlm.export import merge
+
+    cfg = config(*WORLD, "model=smolvlm2", f"peft={peft}", "trainer.max_steps=3", "optim.lr=0.01")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run(cfg, folder)
+    (folder / "config.yaml").write_text(json.dumps(cfg))
+    _, module = load_run(folder)
+    difference = merge(cfg, module, folder, tmp_path / "merged")
+    assert difference < (1e-4 if peft == "lora" else 0.05)
+    merged = transformers.AutoModelForImageTextToText.from_pretrained(str(tmp_path / "merged"))
+    assert not [n for n, _ in merged.named_parameters() if "lora" in n]
+    if peft == "lora":
+        base = transformers.AutoModelForImageTextToText.from_pretrained(build_backbone(cfg).encoder.checkpoint)
+        adapted = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+        from dashvlm.export import _example
+
+        batch = _example(cfg, module)
+        with torch.no_grad():
+            gap = (adapted(**batch).logits - merged.eval()(**batch).logits).abs().max()
+        assert gap < 1e-4
