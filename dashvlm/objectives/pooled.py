@@ -73,7 +73,8 @@ class PooledModule(VLMModule):
     def logits(self, batch: dict[str, Any]) -> Tensor:
         """One logit a sample, [B]."""
         pooled = self.backbone.pooled(batch["inputs"], self.pool)
-        return self.head(pooled.float()).squeeze(-1).float()
+        # trainer.precision=bf16-true casts the head too.
+        return self.head(pooled.to(next(self.head.parameters()).dtype)).squeeze(-1).float()
 
     def compute_loss(self, batch: dict[str, Any]) -> Tensor:
         """Class-weighted binary cross entropy, or focal loss (Lin et al., ICCV 2017)."""

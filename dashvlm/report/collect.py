@@ -70,8 +70,12 @@ def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:
         table: from :func:`collect`.
         wanted: keys that are swept over; if given, only these count.
     """
-    keys = [k for k in wanted if k in table] or [c for c in table if c.split(".")[0] in GROUPS and "twin" not in c]
-    return [k for k in keys if table[k].map(str).nunique() > 1]
+    configured = [c for c in table if c.split(".")[0] in GROUPS and "twin" not in c]
+    keys: list[str] = []
+    for key in wanted:  # a swept group shows as its name, or as whatever of it differs
+        named = [k for k in (key, f"{key}.name") if k in table]
+        keys += named[:1] or [c for c in configured if c.startswith(f"{key}.")]
+    return [k for k in keys or configured if table[k].map(str).nunique() > 1]
 
 
 def _columns(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
