@@ -342,3 +342,59 @@ def test_export_loads_with_plain_libraries_and_keeps_the_logits(config, tmp_path
         with torch.no_grad():
             gap = (adapted(**batch).logits - merged.eval()(**batch).logits).abs().max()
         assert gap < 1e-4
+
+
+# -- native video -------------------------------------------------------------------------------
+
+VIDEO = ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl3"]
+
+
+def has_torchvision():
+    import transformers
+
+    return transformers.utils.is_torchvision_available()
+
+
+@pytest.mark.skipif(not has_torchvision(), reason="native video needs torchvision (extra: video)")
+@pytest.mark.parametrize("family", VIDEO)
+def test_native_video_shows_every_frame_with_true_relative_times(config, tmp_path, family):
+    import numpy as np
+    import torch
+
+    from dashvlm.data.clip import Observation
+    from dashvlm.tasks.crash import CrashTask
+
+    cfg = config(*WORLD, f"model={family}", "model.loader_options.frames=video")
+    # A twin built without torchvision has no video half.
+    cfg["paths"]["cache_dir"] = str(tmp_path)
+    backbone = build_backbone(cfg).eval()
+    frames = np.random.default_rng(0).integers(0, 255, (4, 72, 96, 3), dtype=np.uint8)
+    task = CrashTask("crash_yes_no")
+    early, late = (task.messages(Observation(tuple(start + 0.5 * i for i in range(4)))) for start in (3.0, 33.0))
+    batch = backbone.encoder.encode([early], [frames])
+    again = backbone.encoder.encode([late], [frames])
+    assert batch["input_ids"].tolist() == again["input_ids"].tolist()
+    text = backbone.encoder.tokenizer.decode(batch["input_ids"][0])
+    if family == "qwen3_vl":
+        assert "<0.2 seconds>" in text  # the mean of 0.0 and 0.5
+        assert "<1.2 seconds>" in text
+    if family == "qwen2_5_vl":
+        assert batch["second_per_grid_ts"][0] == pytest.approx(1.0)  # two frames, 0.5 s each
+    with torch.no_grad():
+        first = backbone.score(batch, ("No", "Yes"))
+        for place in range(4):
+            other = frames.copy()
+            other[place] = 255 - other[place]
+            changed = backbone.score(backbone.encoder.encode([early], [other]), ("No", "Yes"))
+            assert (changed - first).abs().max() > 1e-6
+    labels = backbone.encoder.encode([early], [frames], ["Yes"])["labels"]
+    assert backbone.encoder.decode(labels[labels != -100][None])[0] == "Yes"
+
+
+@pytest.mark.parametrize("family", ["smolvlm2", "llama32_vision"])
+def test_families_without_usable_video_say_so(config, family):
+    from dashvlm.errors import ConfigError
+
+    cfg = config(*WORLD, f"model={family}", "++model.loader_options.frames=video")
+    with pytest.raises(ConfigError, match="not possible with this family"):
+        build_backbone(cfg)

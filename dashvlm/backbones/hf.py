@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
+import numpy as np
 import peft
 import torch
 import transformers
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from dashvlm.backbones.base import IGNORED, Backbone, Batch, Encoder
 from dashvlm.backbones.processors import load_processor
-from dashvlm.backbones.sheet import contact_sheet, number_frames
+from dashvlm.backbones.sheet import as_video, contact_sheet, number_frames
 from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.errors import CheckpointError, ConfigError
 
@@ -33,12 +35,18 @@ class HFEncoder(Encoder):
     Args:
         checkpoint: hub id or folder.
         image_kwargs: fixed arguments of the image processor (pixel budget, no splitting).
-        frames: ``images``, or ``contact_sheet`` for models made for one image.
+        frames: ``images``; ``contact_sheet`` for models made for one image; ``video`` for the
+            Qwen and InternVL families, which then print the times and share tokens between frames.
+
+    Raises:
+        ConfigError: if the family has no usable video input, or torchvision is missing.
     """
 
     def __init__(self, checkpoint: str, image_kwargs: Mapping[str, Any], frames: str = "images") -> None:
         self.checkpoint, self.processor, self.frames = checkpoint, load_processor(checkpoint), frames
         self.tokenizer = self.processor.tokenizer
+        if frames == "video":
+            self._check_video()
         self.image_kwargs = dict(image_kwargs)
         self._suffixes: dict[str, list[int]] = {}
 
@@ -53,9 +61,19 @@ class HFEncoder(Encoder):
         answers: Sequence[str] | None = None,
     ) -> Batch:
         """See :meth:`Encoder.encode`."""
-        if self.frames == "contact_sheet":
+        pictures: dict[str, Any] = {"images": [[Image.fromarray(f) for f in clip] for clip in frames]}
+        if self.frames == "video":
+            shown = [as_video(chat) for chat in chats]
+            chats = [chat for chat, _ in shown]
+            pictures = {
+                "videos": [np.ascontiguousarray(clip) for clip in frames],
+                "video_metadata": [metadata for _, metadata in shown],
+                "do_sample_frames": False,
+                **self._video_budget(max(len(clip) for clip in frames)),
+            }
+        elif self.frames == "contact_sheet":
             chats = [number_frames(chat) for chat in chats]
-            frames = [contact_sheet(clip) for clip in frames]
+            pictures = {"images": [[Image.fromarray(contact_sheet(clip)[0])] for clip in frames]}
         if answers is None:
             texts = [self._render(chat, generation=True) for chat in chats]
         else:
@@ -64,16 +82,38 @@ class HFEncoder(Encoder):
         batch: Batch = dict(
             self.processor(
                 text=texts,
-                images=[[Image.fromarray(f) for f in clip] for clip in frames],
                 return_tensors="pt",
                 padding=True,
                 padding_side="left" if answers is None else "right",
-                images_kwargs=self.image_kwargs,
+                **({"images_kwargs": self.image_kwargs} if "images" in pictures else {}),
+                **pictures,
             )
         )
         if answers is not None:
             batch["labels"] = self._labels(batch["input_ids"], batch["attention_mask"], answers)
         return batch
+
+    def _video_budget(self, num_frames: int) -> dict[str, Any]:
+        """The pixel budget of a frame, for the video processor; Qwen3-VL counts the whole clip's."""
+        size = self.image_kwargs.get("size")
+        if not size:
+            return {}
+        times = num_frames if type(self.processor).__name__.startswith("Qwen3") else 1
+        return {"size": {edge: pixels * times for edge, pixels in size.items()}}
+
+    def _check_video(self) -> None:
+        name = type(self.processor).__name__
+        if not name.startswith(("Qwen", "InternVL")):
+            raise ConfigError(
+                "model.loader_options.frames=video is not possible with this family",
+                got=f"{name}: it prints whole seconds only, or has no video input",
+                do="use frames=images",
+            )
+        if isinstance(self.processor.video_processor, types.SimpleNamespace):
+            raise ConfigError(
+                "model.loader_options.frames=video needs torchvision",
+                do="pip install 'dashvlm[video]' (beside a CUDA build of torch), or use frames=images",
+            )
 
     def choice_tokens(self, choices: Sequence[str]) -> list[int]:
         """See :meth:`Encoder.choice_tokens`."""

@@ -53,17 +53,18 @@ class Task(ABC):
             choices=seen.choices,
             image=IMAGE,
         )
-        content: list[dict[str, Any]] = []
-        for number, part in enumerate(text.strip().split(IMAGE)):
-            if number:
-                content.append({"type": "image"})
-            if part:
-                content.append({"type": "text", "text": part})
         if text.count(IMAGE) != len(seen.frame_times_s):
             raise ConfigError(
                 f"task.prompt={self.prompt} shows {text.count(IMAGE)} images for {len(seen.frame_times_s)} frames",
                 do="print {{ image }} once for each of ages_s in the template",
             )
+        content: list[dict[str, Any]] = []
+        for number, part in enumerate(text.strip().split(IMAGE)):
+            if number:
+                # The age is for models that take the frames as one video and print the times themselves.
+                content.append({"type": "image", "age_s": newest - seen.frame_times_s[number - 1]})
+            if part:
+                content.append({"type": "text", "text": part})
         return [{"role": "user", "content": content}]
 
     @abstractmethod
