@@ -68,7 +68,8 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
     times: dict[str, Times] = {}
     for split in SPLITS:
         clips = [c for c in wanted if c.split == split]
-        horizons = eval_horizons if split != "train" else [float(options["horizon_s"])]
+        scored = split == ("test" if manifest.split("test") else "val")
+        horizons = eval_horizons if scored else [float(options["horizon_s"])]
         times |= union_of_times(clips, grid, horizons)
     failed, bad = decode_once(wanted, times, store, float(options["max_bad_fraction"]))
     gone = {q.clip_id for q in bad}
@@ -136,11 +137,14 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
             "Llama 3.2 Vision was trained on one image a prompt: several frames are outside its training and scores "
             "depend on the number of frames in the batch; model.loader_options.frames=contact_sheet avoids both"
         )
+    dtype = str(model["dtype"])
+    if dtype == "auto" and cfg["peft"]["method"] == "full" and cfg["trainer"]["precision"] != "bf16-true":
+        dtype = "float32"  # small updates of 16-bit weights round to nothing; autocast still computes in 16 bit
     backbone: Backbone = resolve(model["_target_"])(
         checkpoint,
         image_kwargs=image_kwargs,
         roles=model["roles"],
-        dtype=model["dtype"],
+        dtype=dtype,
         quantization=quantization,
         attn_implementation=model["attn_implementation"],
         **options,

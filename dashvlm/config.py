@@ -100,6 +100,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainer.precision": _one_of("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
     "callbacks.checkpoint.every_n_steps": _whole(1),
     "callbacks.checkpoint.mode": _one_of("max", "min"),
+    "callbacks.checkpoint.monitor": _one_of("val/roc_auc", "val/ap", "val/accuracy", "val/brier"),
+    "callbacks.early_stopping.monitor": _one_of("val/roc_auc", "val/ap", "val/accuracy", "val/brier"),
     "logger.name": _one_of("csv", "wandb", "tensorboard"),
     "logger.mode": _one_of("online", "offline", "disabled"),
     "model.dtype": _one_of("auto", "float32", "bfloat16", "float16"),
@@ -151,6 +153,9 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
         errors.append(f"data.splits={dict(splits)}: must be shares of at least 0 with a positive sum")
     if flat.get("peft.quantization") and flat.get("peft.method") == "full":
         errors.append("peft.quantization=nf4: 4-bit weights cannot train in full; use peft=qlora or drop it")
+    trained = set((cfg.get("peft") or {}).get("train_roles") or ()) - {"head", "lm_head"}
+    if flat.get("peft.quantization") and trained:
+        errors.append(f"peft.train_roles={sorted(trained)}: 4-bit parts cannot train in full; use peft=lora")
     for key in ("task._target_", "objective._target_", "model._target_", "data.importer"):
         if not str(flat.get(key, "dashvlm.")).startswith("dashvlm."):
             errors += [f"{key}={flat[key]}: only objects of dashvlm may be named here"]

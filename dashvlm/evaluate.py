@@ -6,6 +6,7 @@ python -m dashvlm.evaluate model=smolvlm2 task=crash data=nexar        (zero-sho
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ def evaluate(cfg: DictConfig) -> None:
     from dashvlm.build import build_module, load_run, prepare_data
     from dashvlm.cli import log_to_terminal
     from dashvlm.config import check, plain, refuse
+    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.data.manifest import fingerprint
     from dashvlm.identity import run_id
     from dashvlm.report.plots import plot_run
     from dashvlm.report.tables import print_table, result_table
@@ -34,12 +37,14 @@ def evaluate(cfg: DictConfig) -> None:
     if not source:
         module = build_module(config, for_training=False)
         module.eval()
+    config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)
     data = prepare_data(config, train=False)
     rows = score(config, data, module)
     results = write_results(config, data, rows, folder, module)
+    results["alarms"] += _seen_in_training(Path(source), rows) if source else []
     plot_run(rows, results, folder / "plots", data.store)
     write_json(folder / "result.json", results)
     header, body = result_table(results)
@@ -50,6 +55,14 @@ def evaluate(cfg: DictConfig) -> None:
         results["alarms"],
     )
     print(f"written: {folder}/")
+
+
+def _seen_in_training(source: Path, rows: Any) -> list[str]:
+    """Warn if a group that is scored was trained on."""
+    path = source / "leakage.json"
+    trained = set(json.loads(path.read_text(encoding="utf-8"))["training_groups"]) if path.exists() else set()
+    shared = sorted(trained & set(rows["group"]))
+    return [f"{len(shared)} of the scored groups have names that were trained on, first {shared[0]}"] if shared else []
 
 
 def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
@@ -65,15 +78,11 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
     data = dict(trained["data"])
     if "data" in said:
-        sampling = (
-            "num_frames",
-            "frame_interval_s",
-            "horizon_s",
-            "sampling",
-            "sample_fps",
-            "frame_size",
-        )
-        data = {**asked["data"], **{k: trained["data"][k] for k in sampling}}
+        kept = ["num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "frame_size", "short_history"]
+        if asked["data"]["name"] == trained["data"]["name"]:  # the same split, or training clips end up in the test
+            kept += ["splits", "split_by", "split_seed", "force_row_split", "reference", "negative_reference"]
+            kept += ["eval_horizons_s", "sampling_seed", "pixels"]
+        data = {**asked["data"], **{k: trained["data"][k] for k in kept}}
     for key in flatten(asked["data"]):
         if f"data.{key}" in said:
             data[key.split(".")[0]] = asked["data"][key.split(".")[0]]

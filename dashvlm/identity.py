@@ -11,8 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Where things are written, how they are shown and how fast they are computed do not decide a
-# result. Everything else does, so a key that is new is part of the identity by default.
+# Where things are read and written, how they are shown and how fast they are computed do not decide
+# a result. Everything else does, so a key that is new is part of the identity by default. What lies
+# in data.root counts through data.fingerprint, which a job fills in from the manifest.
 EXCLUDED = (
     "paths",
     "model.published",
@@ -43,10 +44,6 @@ def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
             flat[path] = node
 
     walk(cfg, "")
-    # The data root decides the result only through the dataset's name and what lies there.
-    root = cfg.get("data", {}).get("root") if isinstance(cfg.get("data"), Mapping) else None
-    if root:
-        flat["data.root_name"] = str(root).rstrip("/").rsplit("/", 1)[-1]
     return flat
 
 

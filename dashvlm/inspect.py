@@ -37,7 +37,7 @@ def inspect(cfg: DictConfig) -> None:
     asks_model = any(o.startswith(("model", "peft")) for o in said)
     if asks_model:
         inspect_model(config)
-    if not asks_model or any(o.startswith("data") for o in said):
+    if not asks_model or any(o.lstrip("+~").split("=")[0] in ("data", "data.root") for o in said):
         inspect_data(config)
 
 

@@ -69,30 +69,38 @@ def risk_over_time(
     from dashvlm.data.clip import Clip, Sample
     from dashvlm.data.datamodule import Item
     from dashvlm.data.load import build_store
-    from dashvlm.data.sampling import anchored_times, fit_history
+    from dashvlm.data.sampling import anchored_times, fit_history, nearest_frames
+    from dashvlm.data.video import decode
+    from dashvlm.errors import ConfigError
 
     options, store = config["data"], build_store(config)
+    if options["sampling"] == "uniform":
+        raise ConfigError(
+            "a run that looks at whole clips (data.sampling=uniform) has no sliding anchor",
+            do="use a run with data.sampling=anchored or fps",
+        )
     index = store.index(video)
     clip = Clip(video.stem, str(video), video.stem, "test", None, None, None, index.duration_s, index.fps)
     interval = float(options["frame_interval_s"] if options["sampling"] == "anchored" else 1 / options["sample_fps"])
     items: list[Item] = []
-    wanted = []
     for number, anchor in enumerate(anchors):
         fitted = fit_history(anchored_times(float(anchor), int(options["num_frames"]), interval), "pad_oldest")
         assert fitted is not None
         times, padded = fitted
         sample = Sample(f"{clip.clip_id}@{anchor:.3f}", clip, 0.0, float(anchor), tuple(times), padded)
         items.append(Item(number, sample, None, None))
-        wanted += list(times)
-    store.fill(video, sorted(set(wanted)))
     rows = []
     size = int(options["eval_batch_size"])
     device = module.backbone.device()
     for first in range(0, len(items), size):
         part = []
-        for item in items[first : first + size]:
-            frames, times = store.frames(video, item.sample.times_s)
-            part.append(Item(item.index, item.sample, frames, times))
+        chunk = items[first : first + size]
+        numbers = [nearest_frames(index.times_s, i.sample.times_s) for i in chunk]
+        # A long video does not fit into memory: its frames are decoded for a few anchors at a time.
+        union = np.unique(np.concatenate(numbers))
+        pictures = decode(video, index, union, store.reader, store.size)
+        for item, mine in zip(chunk, numbers, strict=True):
+            part.append(Item(item.index, item.sample, pictures[np.searchsorted(union, mine)], index.times_s[mine]))
         batch = module.collate(training=False)(part)
         inputs: Batch = {k: v.to(device) for k, v in batch["inputs"].items()}
         with torch.no_grad():

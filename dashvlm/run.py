@@ -71,18 +71,20 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     data = prepare_data(cfg)
     report = _ledgers(cfg, data, folder)
     decode_s = time.perf_counter() - started
-    module = build_module(cfg)
     loggers = build_loggers(cfg, folder.name, folder)
-    results = rows = None
+    module = results = rows = None
     images: dict[str, Path] = {}
     try:
         try:
+            module = build_module(cfg)
             trainer, fit_s = _fit(cfg, data, module, loggers, folder)
+            rows = score(cfg, data, module, trainer)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise explained(error, cfg, module.longest, _memory_there_is()) from error
-        rows = score(cfg, data, module, trainer)
+            training = module is None or module.training
+            longest = module.longest if module is not None else None
+            raise explained(error, cfg, longest, _memory_there_is(), training) from error
         if trainer.is_global_zero:
             _export(module, folder)
             results = write_results(cfg, data, rows, folder, module)
@@ -210,7 +212,7 @@ def _fit(
     trainer = build_trainer(
         cfg,
         logger=loggers,
-        callbacks=build_callbacks(cfg["callbacks"], checkpoints, val_every, batches, accumulate, _progress(cfg)),
+        callbacks=build_callbacks(cfg["callbacks"], checkpoints, val_every, accumulate, _progress(cfg)),
         max_epochs=1,
         val_check_interval=val_every or None,
         check_val_every_n_epoch=None,
@@ -239,9 +241,24 @@ def _fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
     best = checkpoints / "best.ckpt"
-    if val_every and best.exists():
+    if val_every and best.exists() and not _ends_better(cfg, trainer, module, loaders, batches % val_every):
         load_trained(module, load_weights(best), str(best))
     return trainer, time.perf_counter() - started
+
+
+def _ends_better(
+    cfg: Mapping[str, Any], trainer: pl.Trainer, module: VLMModule, loaders: ClipDataModule, rest: int
+) -> bool:
+    """Validate steps that came after the last validation; say whether they beat the best."""
+    point = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))  # type: ignore[attr-defined]
+    if not rest or trainer.fit_loop.epoch_loop.batch_progress.current.completed < loaders.num_batches:
+        return False  # validated at its last step, or stopped early by a validation
+    trainer.validate(module, dataloaders=loaders.val_dataloader(), verbose=False)
+    value = trainer.callback_metrics.get(cfg["callbacks"]["checkpoint"]["monitor"])
+    if value is None or point.best is None or point.sign * float(value) <= point.best:
+        return False
+    point.best, point.best_step = point.sign * float(value), trainer.global_step
+    return True
 
 
 def _best(trainer: pl.Trainer, cfg: Mapping[str, Any]) -> dict[str, Any]:
@@ -337,7 +354,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     for text in (
         ".*is_gradient_checkpointing.*", ".*treespec.*", ".*predict returned None.*", ".*in eval mode at the start.*",
-        ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*smaller than the logging interval.*",
+        ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*smaller than the logging interval.*", ".*Experiment logs directory.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", text)
 
@@ -369,7 +386,9 @@ def main(folder: Path) -> int:
     except Exception as error:
         # What the user can mend needs no traceback on the screen; the log has it anyway.
         mendable = isinstance(error, DashVLMError | OSError)
-        logging.getLogger().handlers[-1].setLevel(logging.CRITICAL if mendable else logging.ERROR)
+        for other in logging.getLogger().handlers:
+            if other is not handler and mendable:
+                other.setLevel(logging.CRITICAL)
         log.exception("run failed")
         if mendable and rank == 0:
             print(f"\n{type(error).__name__}: {error}", file=sys.stderr)

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 
 from dashvlm.cli import composing, explain, overrides_of
 from dashvlm.config import check, check_overrides, flags_first, plain, refuse
+from dashvlm.data.manifest import Manifest, fingerprint
 from dashvlm.errors import DashVLMError
 from dashvlm.identity import run_id
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
@@ -44,6 +45,7 @@ class Plan:
         axes: the swept keys.
         grid: the distinct sampling points of all jobs.
         configs: configuration of each job; empty if a sweeper decides as it goes.
+        base: configuration without the swept keys, or of the first job.
     """
 
     sweep_id: str
@@ -51,6 +53,7 @@ class Plan:
     axes: list[str]
     grid: list[dict[str, Any]] = field(default_factory=list)
     configs: list[dict[str, Any]] = field(default_factory=list)
+    base: dict[str, Any] = field(default_factory=dict)
 
 
 def make_plan(overrides: Sequence[str]) -> Plan:
@@ -108,6 +111,10 @@ def launch(argv: list[str]) -> int:
     except DashVLMError as error:
         explain(error)
         return 2
+    if any(a.startswith("hydra/sweeper=optuna") for a in argv) and "hydra.sweeper.direction" not in " ".join(argv):
+        mode = plan.configs[0] if plan.configs else plan.base
+        better = "maximize" if mode["callbacks"]["checkpoint"]["mode"] == "max" else "minimize"
+        argv = [*argv, f"hydra.sweeper.direction={better}"]
     code = start("train", job, argv)
     return code or (summarise(plan) if multi else _SINGLE.get("code", 0))
 
@@ -115,11 +122,11 @@ def launch(argv: list[str]) -> int:
 _SINGLE: dict[str, int] = {}
 
 
-def job(cfg: DictConfig) -> float | None:
+def job(cfg: DictConfig) -> float:
     """Run one configuration in a fresh process, unless it is done; Hydra's task function.
 
     Returns:
-        The best validation value, for sweepers that optimise; None if the job failed.
+        The best validation value, for sweepers that optimise; the worst there is if the job failed.
     """
     config = plain(cfg)
     refuse(check(config))
@@ -135,6 +142,7 @@ def job(cfg: DictConfig) -> float | None:
         "grid": sweep.get("grid") or [],
         "overrides": overrides,
     }
+    config["data"]["fingerprint"] = fingerprint(_manifest(config))
     name = run_id(config)
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +157,8 @@ def job(cfg: DictConfig) -> float | None:
     if code == 130:
         raise KeyboardInterrupt
     best = (read_result(folder).get("validation") or {}).get("best")
-    return float(best) if best is not None else None
+    worst = float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
+    return float(best) if best is not None else worst
 
 
 def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
@@ -233,21 +242,17 @@ def _jobs(overrides: Sequence[str]) -> list[list[str]]:
 
 def _print_feasibility(plan: Plan) -> None:
     """Say before anything trains for how many clips each sweep point has enough history."""
-    from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.samples import feasibility
     from dashvlm.report.tables import print_table
 
     shown: dict[str, list[list[str]]] = {}
-    manifests: dict[str, Any] = {}
     for cfg in plan.configs:
         data = cfg["data"]
+        manifest = _manifest(cfg)  # a missing dataset is one error now, not one a job
         if data["sampling"] != "anchored":
             continue
-        key = json.dumps({k: v for k, v in data.items() if k not in POINT}, sort_keys=True, default=str)
-        if key not in manifests:
-            manifests[key] = load_manifest(cfg, build_store(cfg))
         point = (int(data["num_frames"]), float(data["frame_interval_s"]))
-        row = feasibility(manifests[key].clips, data, [point])[0]
+        row = feasibility(manifest.clips, data, [point])[0]
         cells = [str(row["num_frames"]), f"{row['frame_interval_s']:g}", f"{row['needs_s']:g} s",
                  f"{row['feasible']}/{row['clips']}", data["short_history"]]  # fmt: skip
         rows = shown.setdefault(f"{data['name']} in {Path(data['root'])}, horizon {data['horizon_s']:g} s", [])
@@ -262,6 +267,20 @@ def _print_feasibility(plan: Plan) -> None:
             "otherwise",
         ]
         print_table(f"feasibility: {title}", header, rows)
+
+
+def _manifest(config: Mapping[str, Any]) -> Manifest:
+    """Load a job's manifest, once for all jobs that differ in what they look at only."""
+    from dashvlm.data.load import build_store, load_manifest
+
+    rest = {k: v for k, v in config["data"].items() if k not in POINT}
+    key = json.dumps(rest, sort_keys=True, default=str)
+    if key not in _MANIFESTS:
+        _MANIFESTS[key] = load_manifest(config, build_store(config))
+    return _MANIFESTS[key]
+
+
+_MANIFESTS: dict[str, Manifest] = {}
 
 
 def _print_run(folder: Path) -> None:

@@ -118,7 +118,7 @@ def test_run_id_ignores_where_and_how_fast_but_not_what():
         "paths.output_dir=/x",
         "data.num_workers=3",
         "logger=wandb",
-        "data.root=/y/" + base["data"]["root"].rsplit("/", 1)[-1],
+        "data.root=/y",
     )
     assert run_id(base) == run_id(same)
     changed = [

@@ -144,3 +144,31 @@ def test_the_card_sees_duplicates_and_a_leaking_anchor(nexar_folder, tmp_path):
     assert card["anchor_auc"]["value"] == pytest.approx(0.5)
     leaky = anchor_auc(made.clips, {**OPTIONS, "negative_reference": "clip_end"})
     assert leaky.value == 1.0
+
+
+def test_a_damaged_or_too_early_clip_is_a_failed_row_not_the_end(nexar_folder, tmp_path):
+    from dashvlm.data.samples import build_samples
+
+    made = manifest(nexar_folder, nexar.rows(nexar_folder, {}), tmp_path)
+    negative = next(c for c in made.split("test") if c.label == 0)
+    open(negative.path, "wb").close()
+    again = manifest(nexar_folder, nexar.rows(nexar_folder, {}), tmp_path)
+    for horizon in (0.5, 4.5):  # at 4.5 s before an event at 4.0 s there is no clip yet
+        samples, skipped = build_samples(again.split("test"), OPTIONS, [horizon])
+        assert len(samples) == len(made.split("test"))
+        assert not skipped
+        failed = [s.clip.clip_id for s in samples if "failed" in s.clip.extra]
+        assert failed == [negative.clip_id] if horizon == 0.5 else len(failed) == len(samples)
+    assert len(build_samples(again.split("train"), OPTIONS, [4.5])[1]) == len(again.split("train"))
+
+
+def test_the_fingerprint_follows_labels_and_files_not_the_folder(nexar_folder, tmp_path):
+    from dashvlm.data.manifest import fingerprint
+
+    first = fingerprint(manifest(nexar_folder, nexar.rows(nexar_folder, {}), tmp_path))
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(nexar_folder, moved)
+    assert fingerprint(manifest(moved, nexar.rows(moved, {}), tmp_path)) == first
+    text = (moved / "train.csv").read_text().replace("1,4.0,3.0,1,r0", "1,3.9,3.0,1,r0")
+    (moved / "train.csv").write_text(text)
+    assert fingerprint(manifest(moved, nexar.rows(moved, {}), tmp_path)) != first

@@ -109,3 +109,18 @@ def test_parse_rate_stands_beside_the_answers():
     found = evaluate(table(y, np.where(y, 0.9, 0.1), status=status, answer=answer))
     assert found["metrics"]["parse_rate"]["value"] == pytest.approx(0.75)
     assert found["metrics"]["answer_accuracy"]["value"] == pytest.approx(0.75)
+
+
+def test_failed_rows_flatter_no_metric_and_hide_no_baseline():
+    y = [0, 1] * 20
+    score = np.where(y, 0.9, 0.1).astype(float)
+    near = table(y, score)
+    far = table(y, score, horizon_s=1.0, primary=False)
+    rows = pd.concat([near, far], ignore_index=True)
+    rows.loc[[0, 1, 40, 41], ["score", "pixels_off_score"]] = np.nan
+    rows.loc[[0, 1, 40, 41], "status"] = "failed"
+    found = evaluate(rows)
+    assert found["metrics"]["ap@1s"]["value"] < 1.0
+    assert found["metrics"]["map_horizons"]["value"] < 1.0
+    assert "parse_rate" not in found["metrics"]
+    assert found["baselines"]["pixels_off_roc_auc"]["value"] < 0.5

@@ -185,7 +185,9 @@ def memory_gb(size: Footprint, cfg: Mapping[str, Any], num_frames: int, training
     peft, model = cfg["peft"], cfg["model"]
     precision = str(cfg["trainer"]["precision"])
     # Published checkpoints are stored in 16 bit, twins in 32.
-    a_weight = 4.0 if str(model["checkpoint"]) == "tiny" and model["dtype"] == "auto" else BYTES[str(model["dtype"])]
+    full = peft["method"] == "full" and precision != "bf16-true"
+    wide = model["dtype"] == "auto" and (str(model["checkpoint"]) == "tiny" or full)
+    a_weight = 4.0 if wide else BYTES[str(model["dtype"])]
     quantised = [r for r in size.matrices if r != "lm_head"] if peft.get("quantization") else []
     four_bit = sum(size.linear(r) for r in quantised)
     weights = (sum(size.parameters.values()) - four_bit) * a_weight + four_bit * 0.53

@@ -205,8 +205,15 @@ class HFBackbone(Backbone):
     def score(self, batch: Batch, choices: Sequence[str]) -> Tensor:
         """See :meth:`Backbone.score`. One forward pass whatever the number of choices."""
         hidden = self.base().model(**batch, use_cache=False).last_hidden_state[:, -1]
-        logits = self.base().get_output_embeddings()(hidden).float()
-        return logits[:, self.encoder.choice_tokens(choices)].log_softmax(-1)
+        ids, head = self.encoder.choice_tokens(choices), self.base().get_output_embeddings()
+        if type(head) is not nn.Linear:  # it carries an adapter
+            return head(hidden).float()[:, ids].log_softmax(-1)
+        # In fp32 whatever the network runs in: 16-bit logits take few values, and ties distort rankings.
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = hidden.float() @ head.weight[ids].float().T
+            if head.bias is not None:
+                logits = logits + head.bias[ids].float()
+        return logits.log_softmax(-1)
 
     def pooled(self, batch: Batch, how: Literal["last", "mean"] | nn.Module) -> Tensor:
         """See :meth:`Backbone.pooled`."""

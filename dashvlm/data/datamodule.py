@@ -258,6 +258,13 @@ def decode_once(
             log.warning("frame store: %s; frames of %s are decoded anew each time", error, clip.clip_id)
         return None
 
+    height, width = store.size or (720, 1280)
+    needed = sum(len(t) for t in times.values()) * height * width * 3 / 1e9
+    if needed > store.max_gb:
+        log.warning(
+            "the frames of this sweep take about %.0f GB, the store holds data.store_gb=%g: clips are decoded again "
+            "in every epoch; raise data.store_gb or lower data.frame_size", needed, store.max_gb,
+        )  # fmt: skip
     # FFmpeg runs outside the interpreter lock, so threads are enough.
     with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         problems = dict(zip((c.clip_id for c in clips), pool.map(fill, clips), strict=True))

@@ -134,7 +134,10 @@ class FrameStore:
             raise
 
     def _evict(self, keep: Path) -> None:
-        files = [(f.stat(), f) for f in self.folder.glob("*/*.frames")]
+        files = []
+        for file in self.folder.glob("*/*.frames"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                files.append((file.stat(), file))
         total = sum(s.st_size for s, _ in files)
         bound = self.max_gb * 1e9
         for stat, file in sorted(files, key=lambda item: item[0].st_mtime):

@@ -6,6 +6,7 @@ dataset. A row that cannot be used is kept in the quarantine with its reason.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -147,6 +148,16 @@ def build_manifest(
     return Manifest(name, tuple(clips), tuple(bad))
 
 
+def fingerprint(manifest: Manifest) -> str:
+    """Hash what a result depends on: ids, groups, splits, labels, times, texts and file sizes."""
+    rows = [
+        [c.clip_id, c.group, c.split, c.label, c.event_time_s, c.alert_time_s, str(c.extra.get("question")),
+         list(c.extra.get("choices", ())), Path(c.path).stat().st_size if c.path and Path(c.path).exists() else 0]
+        for c in sorted(manifest.clips, key=lambda c: c.clip_id)
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
 def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
     """Say what the splits share, and what a split by row would have shared.
 
@@ -162,6 +173,7 @@ def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
     return {
         "clips": sizes,
         "groups": {s: len(g) for s, g in groups.items()},
+        "training_groups": sorted(groups["train"]),
         "positives": {s: sum(c.label == 1 for c in manifest.split(s)) for s in SPLITS},
         "groups_in_several_splits": sorted(
             set().union(*(groups[a] & groups[b] for a in SPLITS for b in SPLITS if a < b))

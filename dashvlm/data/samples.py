@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,21 +49,33 @@ def build_samples(
     for horizon in chosen:
         for clip in clips:
             reference = references[clip.clip_id]
-            try:
-                fitted = _times(clip, reference - horizon, options)
-            except DataError as error:
-                raise DataError(f"clip {clip.clip_id}: {error.what}", error.got, error.do) from None
+            unusable = str(clip.extra.get("failed", ""))
+            if not unusable and options["sampling"] == "anchored" and reference < horizon:
+                unusable = f"the anchor, {horizon:g} s before {reference:g} s, lies before the clip"
+                if options["short_history"] == "error":
+                    raise DataError(f"clip {clip.clip_id}: {unusable}", do="lower data.horizon_s")
+            if unusable and clip.split == "train":
+                skipped.append(clip)
+                continue
+            if unusable:  # a row that is scored as failed needs no times, only its place
+                clip = replace(clip, extra={**clip.extra, "failed": unusable})
+                fitted: tuple[Times, int] | None = np.zeros(int(options["num_frames"])), 0
+            else:
+                fitted = _fitted(clip, reference - horizon, options)
             if fitted is None:
                 skipped.append(clip)
                 continue
             times, padded = fitted
-            samples.append(
-                Sample(
-                    f"{clip.clip_id}@{horizon:g}", clip, horizon, reference,
-                    tuple(float(t) for t in times), padded,
-                )
-            )  # fmt: skip
+            sample_id = f"{clip.clip_id}@{horizon:g}"
+            samples.append(Sample(sample_id, clip, horizon, reference, tuple(float(t) for t in times), padded))
     return samples, skipped
+
+
+def _fitted(clip: Clip, anchor_s: float, options: Options) -> tuple[Times, int] | None:
+    try:
+        return _times(clip, anchor_s, options)
+    except DataError as error:
+        raise DataError(f"clip {clip.clip_id}: {error.what}", error.got, error.do) from None
 
 
 def references_of(clips: Sequence[Clip], options: Options) -> dict[str, float]:

@@ -27,13 +27,13 @@ def evaluate(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     Returns:
         ``metrics`` and ``baselines``: name -> {value, low, high}; ``counts``; ``alarms``: sentences.
     """
-    known = table[table["target"].notna()]
+    known = _as_wrong(table[table["target"].notna()])
     main = known[known["primary"]]
     weights = group_weights(main["group"].tolist(), RESAMPLES, seed) if len(main) else np.ones((1, 0))
     target, score = _columns(main)
     metrics = {name: _estimate(metric, target, score, weights) for name, metric in F.METRICS.items()}
     metrics |= _horizons(known, seed)
-    if main["status"].notna().any():
+    if (main["status"].notna() & (main["status"] != "failed")).any():
         parsed = (main["status"] == "parsed").to_numpy(float)
         metrics["parse_rate"] = _mean(parsed, weights)
         right = (main["answer"] == main["target"]).fillna(False).to_numpy(float)
@@ -59,7 +59,7 @@ def evaluate(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str, Estimate]) -> list[str]:
     """Say in sentences why a number might not measure what it seems to."""
     out = []
-    score = main["score"].dropna()
+    score = main["score"][~main["_failed"]]
     said = (score >= F.THRESHOLD).astype(int)
     if len(score) and score.nunique() == 1:
         out.append(f"degenerate: every score is {score.iloc[0]:.4f}")
@@ -73,7 +73,7 @@ def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str
     rate = metrics.get("parse_rate")
     if rate is not None and rate.value < 0.9:
         out.append(f"only {rate.value:.0%} of the answers could be parsed; answer_accuracy counts the rest as wrong")
-    failed = int(main["score"].isna().sum())
+    failed = int(main["_failed"].sum())
     if failed:
         out.append(f"{failed} rows could not be computed and count as wrong")
     if main["group"].nunique() < 10:
@@ -84,10 +84,18 @@ def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str
     return out
 
 
+def _as_wrong(known: pd.DataFrame) -> pd.DataFrame:
+    """Give rows that could not be computed the worst score there is, so that failures never flatter."""
+    worst = 1.0 - known["target"].astype(float)
+    failed = known["status"] == "failed" if "status" in known else known["score"].isna()
+    out = known.assign(_failed=known["score"].isna(), score=known["score"].fillna(worst))
+    if "pixels_off_score" in out:
+        out["pixels_off_score"] = out["pixels_off_score"].where(out["pixels_off_score"].notna() | ~failed, worst)
+    return out
+
+
 def _columns(rows: pd.DataFrame) -> tuple[F.Array, F.Array]:
-    target = rows["target"].to_numpy(np.float64)
-    score = rows["score"].to_numpy(np.float64)
-    return target, np.where(np.isnan(score), 1.0 - target, score)  # a failed row is as wrong as can be
+    return rows["target"].to_numpy(np.float64), rows["score"].to_numpy(np.float64)
 
 
 def _estimate(metric: F.Metric, target: F.Array, score: F.Array, weights: F.Array) -> Estimate:

@@ -13,6 +13,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from dashvlm.backbones.adapters import role_of
 from dashvlm.backbones.base import Backbone
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import Task
@@ -49,6 +50,9 @@ class PooledModule(VLMModule):
     ) -> None:
         super().__init__(backbone, task, options, optim, seed)
         width, kind = backbone.hidden_size, options["head"]
+        for name, parameter in backbone.named_parameters():
+            if role_of(backbone, name) == "lm_head":
+                parameter.requires_grad_(False)  # no gradient reaches it; distributed training insists on one
         if len(task.choices) != 2:
             raise ConfigError("objective=pooled needs a task with two choices", got=task.name)
         # The head is fp32 whatever the backbone is: it is small and its gradients are not.
@@ -73,8 +77,9 @@ class PooledModule(VLMModule):
     def logits(self, batch: dict[str, Any]) -> Tensor:
         """One logit a sample, [B]."""
         pooled = self.backbone.pooled(batch["inputs"], self.pool)
-        # trainer.precision=bf16-true casts the head too.
-        return self.head(pooled.to(next(self.head.parameters()).dtype)).squeeze(-1).float()
+        # Outside autocast, so that the head stays in fp32; trainer.precision=bf16-true casts it all the same.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(pooled.to(next(self.head.parameters()).dtype)).squeeze(-1).float()
 
     def compute_loss(self, batch: dict[str, Any]) -> Tensor:
         """Class-weighted binary cross entropy, or focal loss (Lin et al., ICCV 2017)."""

@@ -29,7 +29,6 @@ class Checkpoint(pl.Callback):
         monitor: metric that decides what is best.
         mode: ``max`` or ``min``.
         val_every: batches between validations, 0 if there are none.
-        num_batches: batches of the whole run.
         accumulate: batches an optimiser step.
     """
 
@@ -40,12 +39,11 @@ class Checkpoint(pl.Callback):
         monitor: str,
         mode: str,
         val_every: int,
-        num_batches: int,
         accumulate: int,
     ) -> None:
         self.folder, self.every, self.monitor = folder, every_n_steps * accumulate, monitor
         self.sign = 1.0 if mode == "max" else -1.0
-        self.val_every, self.num_batches, self.accumulate = val_every, num_batches, accumulate
+        self.val_every, self.accumulate = val_every, accumulate
         self.best: float | None = None
         self.best_step = 0
 
@@ -59,7 +57,7 @@ class Checkpoint(pl.Callback):
     ) -> None:
         """Save, unless the validation of this very step comes next."""
         done = batch_idx + 1
-        validates = self.val_every and (done % self.val_every == 0 or done == self.num_batches)
+        validates = self.val_every and done % self.val_every == 0
         if done % self.every == 0 and done % self.accumulate == 0 and not validates:
             self._save(trainer, "last")
 
@@ -122,7 +120,6 @@ def build_callbacks(
     options: Mapping[str, Any],
     folder: Path,
     val_every: int,
-    num_batches: int,
     accumulate: int,
     progress: bool,
 ) -> list[pl.Callback]:
@@ -146,7 +143,6 @@ def build_callbacks(
             point["monitor"],
             point["mode"],
             val_every,
-            num_batches,
             accumulate,
         )
     )

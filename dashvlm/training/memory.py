@@ -22,7 +22,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(p in str(error).lower() for p in PHRASES)
 
 
-def explained(error: BaseException, cfg: Mapping[str, Any], tokens: int | None, limit_gb: float | None) -> OutOfMemory:
+def explained(
+    error: BaseException, cfg: Mapping[str, Any], tokens: int | None, limit_gb: float | None, training: bool = True
+) -> OutOfMemory:
     """Turn an out-of-memory error into one that names frames, tokens and three knobs that would fit.
 
     Args:
@@ -30,14 +32,17 @@ def explained(error: BaseException, cfg: Mapping[str, Any], tokens: int | None, 
         cfg: the configuration.
         tokens: length of the longest sample of the batch, if known.
         limit_gb: the memory there is, in 10^9 bytes; without it, knobs are ranked by what they save.
+        training: whether it happened in training, or while scoring.
     """
     data = cfg["data"]
     return OutOfMemory(
         f"out of memory with {data['num_frames']} frames a sample"
         + (f" ({tokens} tokens)" if tokens else "")
-        + f" and data.batch_size={data['batch_size']}",
+        + (
+            f" and data.batch_size={data['batch_size']}" if training else f", scoring {data['eval_batch_size']} at once"
+        ),
         got=str(error).strip().splitlines()[0][:200] or type(error).__name__,
-        do="any of these fits by prediction: " + "; ".join(knobs(cfg, limit_gb)),
+        do="any of these fits by prediction: " + "; ".join(knobs(cfg, limit_gb) if training else scoring_knobs(cfg)),
     )
 
 
@@ -58,6 +63,16 @@ def knobs(cfg: Mapping[str, Any], limit_gb: float | None) -> list[str]:
         allowed = min(limit_gb, now) * 0.9
         fitting = [w for w, p in found if p <= allowed] or [w for w, _ in sorted(found, key=lambda i: i[1])]
     return fitting[:3]
+
+
+def scoring_knobs(cfg: Mapping[str, Any]) -> list[str]:
+    """Return what makes scoring smaller."""
+    smaller = max(int(cfg["data"]["eval_batch_size"]) // 4, 1)
+    return [
+        f"data.eval_batch_size={smaller}",
+        "peft=qlora",
+        f"data.num_frames={max(int(cfg['data']['num_frames']) // 2, 1)}",
+    ]
 
 
 def _predicted(cfg: Mapping[str, Any]) -> float:

@@ -288,7 +288,9 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
             allowed = allowed & attention_mask.bool()[:, None, None, :keys]
         text: Any = self.config.text_config
         alibi = build_mpt_alibi_tensor(text.n_heads, keys, text.attn_config.alibi_bias_max, device=x.device)
-        return alibi[None].to(x.dtype).masked_fill(~allowed, torch.finfo(x.dtype).min)
+        # A value that 16-bit attention can still hold: -inf in a whole row would give nan.
+        lowest = max(torch.finfo(x.dtype).min, torch.finfo(torch.bfloat16).min)
+        return alibi[None].to(x.dtype).masked_fill(~allowed, lowest)
 
 
 class OpenFlamingoForConditionalGeneration(OpenFlamingoPreTrainedModel, GenerationMixin):
