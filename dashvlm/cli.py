@@ -87,7 +87,6 @@ def log_to_terminal() -> None:
     for noisy in (
         "httpx",
         "pytorch_lightning.utilities.rank_zero",
-        "bitsandbytes",
         "fsspec",
         "matplotlib",
     ):

@@ -354,7 +354,8 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     for text in (
         ".*is_gradient_checkpointing.*", ".*treespec.*", ".*predict returned None.*", ".*in eval mode at the start.*",
-        ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*smaller than the logging interval.*", ".*Experiment logs directory.*",
+        ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*smaller than the logging interval.*",
+        ".*Experiment logs directory.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", text)
 

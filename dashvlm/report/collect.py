@@ -54,7 +54,7 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
         for kind in ("metrics", "baselines"):
             for name, value in (result.get(kind) or {}).items():
                 row |= _columns(name, value)
-        row["alarms"] = "; ".join(result.get("alarms") or [])
+        row["alarms"] = " | ".join(result.get("alarms") or [])
         row["message"] = str(result.get("message") or "").splitlines()[0] if result.get("message") else ""
         row["seconds"] = (result.get("seconds") or {}).get("all")
         points = result.get("feasibility") or []

@@ -84,7 +84,7 @@ def notes_of(table: pd.DataFrame) -> list[str]:
     """Collect the alarms of all runs, each with the runs it belongs to."""
     by_alarm: dict[str, list[str]] = {}
     for _, row in table.iterrows():
-        for alarm in filter(None, str(row.get("alarms") or "").split("; ")):
+        for alarm in filter(None, str(row.get("alarms") or "").split(" | ")):
             by_alarm.setdefault(alarm, []).append(str(row["run_id"]))
     return [
         f"{alarm} ({', '.join(runs) if len(runs) < 3 else f'{len(runs)} runs'})" for alarm, runs in by_alarm.items()
