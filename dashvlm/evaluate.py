@@ -24,7 +24,8 @@ def evaluate(cfg: DictConfig) -> None:
     from dashvlm.identity import run_id
     from dashvlm.report.plots import plot_run
     from dashvlm.report.tables import print_table, result_table
-    from dashvlm.run import quiet_libraries, score, write_json, write_results
+    from dashvlm.run import quiet_libraries
+    from dashvlm.scoring import score, write_json, write_results
 
     log_to_terminal()
     quiet_libraries()

@@ -135,7 +135,8 @@ def test_run_id_ignores_where_and_how_fast_but_not_what():
 
 @pytest.mark.parametrize(
     "name",
-    ["os.system", "builtins.exec", "dashvlm.run.subprocess.run", "dashvlm.run.os.system", "dashvlm.sweep.subprocess",
+    ["os.system", "builtins.exec", "dashvlm.scoring.subprocess.run", "dashvlm.run.os.system",
+     "dashvlm.sweep.subprocess",
      "dashvlm.targets.importlib.import_module", "torch.load", "dashvlm.errors", "dashvlm.run.build_module",
      "dashvlm.nope.x", "dashvlm.run.yaml.load", "functools.partial"],
 )  # fmt: skip
@@ -189,6 +190,8 @@ FORBIDDEN = [
     ("dashvlm.data", ("dashvlm.backbones", "dashvlm.training", "dashvlm.objectives", "hydra")),
     ("dashvlm.run", ("hydra",)),
     ("dashvlm.build", ("hydra",)),
+    ("dashvlm.fit", ("hydra",)),
+    ("dashvlm.scoring", ("hydra",)),
 ]
 
 

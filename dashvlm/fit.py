@@ -1,0 +1,126 @@
+"""Fit a run: length, validation, resume, and the best weights at the end."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from dashvlm.backbones.adapters import load_trained
+from dashvlm.build import Data, label_balance
+from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.errors import DataError
+from dashvlm.training.callbacks import Checkpoint, build_callbacks, load_weights, resume_point
+from dashvlm.training.module import VLMModule
+
+log = logging.getLogger(__name__)
+
+
+def build_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> pl.Trainer:
+    """Build a Lightning trainer from the ``trainer`` group."""
+    options = cfg["trainer"]
+    return pl.Trainer(
+        accelerator=options["accelerator"],
+        devices=options["devices"],
+        strategy=options["strategy"],
+        precision=options["precision"],
+        log_every_n_steps=int(options["log_every_n_steps"]),
+        enable_model_summary=False,
+        enable_progress_bar=_progress(cfg),
+        use_distributed_sampler=False,  # the samplers know the processes themselves
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+
+
+def fit(
+    cfg: Mapping[str, Any], data: Data, module: VLMModule, loggers: list[Any], folder: Path
+) -> tuple[pl.Trainer, float]:
+    """Fit (or resume), then put the best weights into the module."""
+    options, train = cfg["trainer"], data.samples["train"]
+    if not train:
+        raise DataError("no training clip is left", do="see quarantine.csv in the run's folder")
+    accumulate = int(options["accumulate_grad_batches"])
+    per_epoch = -(-len(train) // int(cfg["data"]["batch_size"]))
+    steps = int(options["max_steps"] or 0)
+    if steps <= 0:
+        steps = max(-(-per_epoch * int(options["max_epochs"]) // accumulate), 1)
+    batches = steps * accumulate
+    val_every = 0
+    if data.samples["val"]:
+        wanted = options["val_every_n_steps"]
+        val_every = min(int(wanted) * accumulate if wanted else per_epoch, batches)
+        val_every = -(-val_every // accumulate) * accumulate  # validate between steps, not within
+    checkpoints = folder / "checkpoints"
+    trainable = bool(module.trained_state()) and not options["skip_fit"]
+    trainer = build_trainer(
+        cfg,
+        logger=loggers,
+        callbacks=build_callbacks(cfg["callbacks"], checkpoints, val_every, accumulate, _progress(cfg)),
+        max_epochs=1,
+        val_check_interval=val_every or None,
+        check_val_every_n_epoch=None,
+        limit_val_batches=1.0 if val_every else 0,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=options["gradient_clip_val"],
+        enable_checkpointing=False,
+    )
+    if not trainable:
+        log.info("nothing to train (peft.method=frozen): zero-shot evaluation")
+        return trainer, 0.0
+    loaders = ClipDataModule(
+        data.samples, data.store, module.collate(training=True), module.collate(training=False),
+        cfg["data"], int(cfg["seed"]), batches,
+    )  # fmt: skip
+    last = checkpoints / "last.ckpt"
+    done = resume_point(last)
+    if done is not None:
+        loaders.start = done
+        log.info("resuming at batch %d of %d", done, batches)
+    log.info("training on %s; %d steps", label_balance(train), steps)
+    started = time.perf_counter()
+    module.train()  # from_pretrained hands out networks in evaluation mode
+    resume = str(last) if done is not None else None
+    trainer.fit(module, datamodule=loaders, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best = checkpoints / "best.ckpt"
+    if val_every and best.exists() and not _ends_better(cfg, trainer, module, loaders, batches % val_every):
+        load_trained(module, load_weights(best), str(best))
+    return trainer, time.perf_counter() - started
+
+
+def _ends_better(
+    cfg: Mapping[str, Any], trainer: pl.Trainer, module: VLMModule, loaders: ClipDataModule, rest: int
+) -> bool:
+    """Validate steps that came after the last validation; say whether they beat the best."""
+    point = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))  # type: ignore[attr-defined]
+    if not rest or trainer.fit_loop.epoch_loop.batch_progress.current.completed < loaders.num_batches:
+        return False  # validated at its last step, or stopped early by a validation
+    trainer.validate(module, dataloaders=loaders.val_dataloader(), verbose=False)
+    value = trainer.callback_metrics.get(cfg["callbacks"]["checkpoint"]["monitor"])
+    if value is None or point.best is None or point.sign * float(value) <= point.best:
+        return False
+    point.best, point.best_step = point.sign * float(value), trainer.global_step
+    return True
+
+
+def best_validation(trainer: pl.Trainer, cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """The best validation value; what an optimising sweeper may look at (never the test split)."""
+    point = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
+    best = None if point is None or point.best is None else point.sign * point.best
+    return {
+        "monitor": cfg["callbacks"]["checkpoint"]["monitor"],
+        "best": best,
+        "step": point.best_step if point else 0,
+    }
+
+
+def _progress(cfg: Mapping[str, Any]) -> bool:
+    wanted = cfg["trainer"]["progress"]
+    return sys.stderr.isatty() if wanted is None else bool(wanted)
