@@ -227,8 +227,9 @@ def test_ddp_under_multirun_runs_each_job_once(dashvlm, tmp_path):
     [["objective=pooled"],
      ["objective=pooled", "objective.pooling=attention", "objective.loss=focal", "peft=freeze_text"],
      ["peft=qlora", "trainer.precision=bf16-mixed"], ["peft=full", "optim.lr_scale.vision=0.1"],
-     ["data.augmentation={crop: 0.2, colour: 0.3, weather: 0.5, light: 0.5}", "data.num_workers=1"]],
-    ids=["pooled", "focal", "qlora", "full", "augmented"],
+     ["data.augmentation={crop: 0.2, colour: 0.3, weather: 0.5, light: 0.5}", "data.num_workers=1"],
+     ["data.sampling=uniform", "logger=tensorboard"]],
+    ids=["pooled", "focal", "qlora", "full", "augmented", "uniform"],
 )  # fmt: skip
 def test_variants_end_with_finite_metrics(dashvlm, tmp_path, words):
     words = [("+" + w if w.startswith("optim.lr_scale") else w) for w in words]
@@ -317,3 +318,19 @@ def test_schedules():
         0.0,
     ]
     assert schedule("constant", 10, 0)(9) == 1.0
+
+
+def test_early_stopping_stops_and_the_last_steps_are_validated(config, tmp_path):
+    import dashvlm.run
+
+    words = [*SMALL, "objective.generate=false", "data.eval_horizons_s=[]", "optim.lr=1e-12"]
+    stopping = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_steps=30"]
+    (tmp_path / "a").mkdir()
+    assert dashvlm.run.run(config(*words, *stopping, "trainer.val_every_n_steps=2"), tmp_path / "a")["steps"] == 4
+    (tmp_path / "b").mkdir()
+    words[-1] = "optim.lr=1e-3"
+    result = dashvlm.run.run(config(*words, "trainer.max_steps=5", "trainer.val_every_n_steps=4"), tmp_path / "b")
+    assert result["steps"] == 5
+    assert result["validation"]["best"] is not None
+    seen = pd.read_csv(tmp_path / "b" / "metrics" / "metrics.csv")["val/roc_auc"].dropna()
+    assert len(seen) == 2  # after step 4, and after the fifth
