@@ -203,7 +203,8 @@ def check_overrides(name: str, overrides: Sequence[str]) -> None:
         for override, key in keys:
             if flat and key not in nodes:
                 near = _near(key, sorted(nodes))
-                errors.append(f"{override}: there is no key {key}{near}; a new key needs a leading +")
+                hint = near or "; with this choice of groups; a new key needs a leading +"
+                errors.append(f"{override}: there is no key {key}{hint}")
     if errors:
         raise ConfigError(
             f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the command line",

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig
 
 
@@ -42,6 +43,13 @@ def evaluate(cfg: DictConfig) -> None:
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    used = config["data"]
+    origin = f"as {source} was trained" if source else "as configured"
+    print(
+        f"{used['num_frames']} frames {used['frame_interval_s']} s apart on {used['name']} ({used['root']}), {origin} "
+        "unless the command line says otherwise"
+    )
     data = prepare_data(config, train=False)
     rows = score(config, data, module)
     results = write_results(config, data, rows, folder, module)
@@ -50,7 +58,7 @@ def evaluate(cfg: DictConfig) -> None:
     write_json(folder / "result.json", results)
     header, body = result_table(results)
     print_table(
-        f"{name}: {results['counts']['test_clips']} {results['split']} clips",
+        f"{name}: {results['counts']['test_clips']} {results['split']} clips in {results['counts']['groups']} groups",
         header,
         body,
         results["alarms"],

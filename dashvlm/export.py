@@ -80,6 +80,8 @@ def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
     header, body = result_table(result)
     data, counts = config["data"], result["counts"]
     alarms = [f"alarm: {a}" for a in result["alarms"]]
+    checkpoint = str(config["model"]["checkpoint"])
+    base = str((config["model"].get("sizes") or {}).get(checkpoint, checkpoint))
     return (
         f"# {source.name}\n\n"
         f"{config['model']['name']} ({config['model']['checkpoint']}) for `{config['task']['name']}`, trained with "
@@ -93,7 +95,7 @@ def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
         "from transformers import AutoModelForImageTextToText\n"
         "from peft import PeftModel\n"
         'merged = AutoModelForImageTextToText.from_pretrained("merged")\n'
-        'adapted = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(BASE), "adapter")\n'
+        f'adapted = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{base}"), "adapter")\n'
         "```\n"
     )
 

@@ -177,7 +177,7 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
             fcntl.flock(lock, fcntl.LOCK_EX)
         status = run_status(folder)
         if status == "done":
-            _say(folder, "done before, skipped")
+            _say(folder, "done before, skipped (remove the folder to run it again, with another logger say)")
             return 0
         if status in ("failed", "oom") and not read_result(folder).get("resumable"):
             _say(folder, "failed before, running again")

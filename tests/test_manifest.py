@@ -140,7 +140,7 @@ def test_the_card_sees_duplicates_and_a_leaking_anchor(nexar_folder, tmp_path):
     card = dataset_card(made, OPTIONS)
     assert len(card["duplicates"]) == 1
     assert len(card["duplicates"][0]) == 16
-    assert len(card["feasibility"]) == 12
+    assert len(card["feasibility"]) == 13
     assert card["anchor_auc"]["value"] == pytest.approx(0.5)
     leaky = anchor_auc(made.clips, {**OPTIONS, "negative_reference": "clip_end"})
     assert leaky.value == 1.0

@@ -31,7 +31,7 @@ def test_a_swept_group_is_an_axis_by_its_name_and_another_by_what_differs(tmp_pa
     assert axes_of(table, ["model", "peft"]) == ["model.name", "peft.rank"]
     assert axes_of(table) == ["model.name", "peft.rank"]
     header, body = sweep_rows(table, ["model.name", "peft.rank"])
-    assert header[:3] == ["name", "rank", "run"]
+    assert header[:3] == ["model", "rank", "run"]
     assert body[0][3] == "0.600 [0.55,0.65]"
     assert plot_sweep(table, ["model.name", "peft.rank"], tmp_path / "h.png").stat().st_size > 5000
     assert notes_of(table) == ["odd (4 runs)"]

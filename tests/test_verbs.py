@@ -185,5 +185,5 @@ def test_the_sweep_runs_on_real_clips_and_shows_all_twelve_points(dashvlm, tmp_p
     done = dashvlm("inspect", *place)
     assert "groups in several splits: 0" in done.stdout
     card = json.loads((tmp_path / "runs" / "inspect-nexar" / "card.json").read_text())
-    assert [p["feasible"] for p in card["feasibility"]][:3] == [0, 0, 0]
-    assert len(card["feasibility"]) == 12
+    assert not any(p["feasible"] for p in card["feasibility"])
+    assert len(card["feasibility"]) == 12  # the configured point is one of them

@@ -70,7 +70,9 @@ def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:
         table: from :func:`collect`.
         wanted: keys that are swept over; if given, only these count.
     """
-    configured = [c for c in table if c.split(".")[0] in GROUPS and "twin" not in c]
+    # Of a model its name and checkpoint say all: its other settings follow from them.
+    follows = [c for c in table if c.startswith("model.") and c not in ("model.name", "model.checkpoint")]
+    configured = [c for c in table if c.split(".")[0] in GROUPS and c not in follows]
     keys: list[str] = []
     for key in wanted:  # a swept group shows as its name, or as whatever of it differs
         named = [k for k in (key, f"{key}.name") if k in table]

@@ -86,7 +86,7 @@ def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metri
 
 def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
     key = names[0]
-    label = done[list(names)].astype(str).agg(", ".join, axis=1) if len(names) > 1 else done[key]
+    label = done[list(names)].map(str).agg(", ".join, axis=1) if len(names) > 1 else done[key]
     numeric = len(names) == 1 and pd.to_numeric(label, errors="coerce").notna().all()
     x = pd.to_numeric(label) if numeric else pd.Series(range(len(done)), index=done.index)
     done = done.assign(_x=x).sort_values("_x")
@@ -238,6 +238,7 @@ def _worst(main: pd.DataFrame, store: FrameStore, count: int = 6) -> Any:
                 axis.imshow(frames[place])
                 axis.set_title(f"{times[place]:.2f} s", fontsize=7, pad=2)
         kind = "missed" if row["target"] == 1 else "false alarm"
+        line[0].set_title("")
         line[0].set_title(
             f"{kind}: {row['clip_id']}, score {row['score']:.2f}\n{times[0]:.2f} s", fontsize=7, pad=2, loc="left"
         )

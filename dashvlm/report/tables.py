@@ -32,8 +32,9 @@ def cell(row: Any, name: str) -> str:
 def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of a sweep's table."""
     shown = [m for m in SHOWN if m in table and table[m].notna().any()]
+    names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
     header = [
-        *[a.rsplit(".", 1)[-1] for a in axes],
+        *names,
         "run",
         *[SHOWN[m] for m in shown],
         "feasible",
@@ -45,7 +46,7 @@ def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], lis
         if row.get("message"):
             status += f": {row['message'][:60]}"
         body.append(
-            [str(row.get(a)) for a in axes]
+            ["–" if pd.isna(row.get(a)) else str(row.get(a)) for a in axes]
             + [str(row["run_id"])]
             + [cell(row, m) for m in shown]
             + [str(row.get("feasible") or "–"), status]

@@ -32,8 +32,8 @@ class Task(ABC):
     name: str
     choices: tuple[str, ...]
 
-    def __init__(self, prompt: str, print_times: bool = True) -> None:
-        self.prompt, self.print_times = prompt, print_times
+    def __init__(self, prompt: str, print_times: bool = True, question: str | None = None) -> None:
+        self.prompt, self.print_times, self.question = prompt, print_times, question
         _template(prompt)  # an unknown prompt is an error now, not at the first batch
 
     def messages(self, seen: Observation) -> Messages:
@@ -49,7 +49,7 @@ class Task(ABC):
         text = _template(self.prompt).render(
             ages_s=[newest - t for t in seen.frame_times_s],
             print_times=self.print_times,
-            question=(seen.question or self.default_question()).replace(IMAGE, ""),
+            question=(seen.question or self.question or self.default_question()).replace(IMAGE, ""),
             choices=seen.choices,
             image=IMAGE,
         )
