@@ -18,10 +18,11 @@ from dashvlm.errors import ConfigError
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FLAGS = ("-m", "--multirun")
 
-Rule = tuple[str, Callable[[Any], bool], str]
+Rule = tuple[Callable[[Any], bool], str]
+"""A test of a value, and what is allowed in words."""
 
 
-def _whole(low: int, high: int | None = None) -> tuple[Callable[[Any], bool], str]:
+def _whole(low: int, high: int | None = None) -> Rule:
     text = f"a whole number of at least {low}" + (f", at most {high}" if high else "")
     return (
         lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low and (high is None or v <= high),
@@ -29,7 +30,7 @@ def _whole(low: int, high: int | None = None) -> tuple[Callable[[Any], bool], st
     )
 
 
-def _number(low: float, high: float | None = None, open_low: bool = False) -> tuple[Callable[[Any], bool], str]:
+def _number(low: float, high: float | None = None, open_low: bool = False) -> Rule:
     text = f"a number {'above' if open_low else 'of at least'} {low:g}" + (
         f", at most {high:g}" if high is not None else ""
     )
@@ -42,15 +43,15 @@ def _number(low: float, high: float | None = None, open_low: bool = False) -> tu
     return ok, text
 
 
-def _one_of(*allowed: Any) -> tuple[Callable[[Any], bool], str]:
+def _one_of(*allowed: Any) -> Rule:
     return lambda v: v in allowed and not isinstance(v, int), "one of " + ", ".join(map(str, allowed))
 
 
-def _optional(rule: tuple[Callable[[Any], bool], str]) -> tuple[Callable[[Any], bool], str]:
+def _optional(rule: Rule) -> Rule:
     return lambda v: v is None or rule[0](v), f"null or {rule[1]}"
 
 
-def _flag() -> tuple[Callable[[Any], bool], str]:
+def _flag() -> Rule:
     return lambda v: isinstance(v, bool), "true or false"
 
 
@@ -58,7 +59,7 @@ def _size(v: Any) -> bool:
     return v is None or (isinstance(v, list) and len(v) == 2 and all(isinstance(x, int) and 8 <= x <= 8192 for x in v))
 
 
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+RULES: dict[str, Rule] = {
     "seed": _whole(0),
     "data.num_frames": _whole(1, 1024),
     "data.frame_interval_s": _number(0, open_low=True),
