@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs
-EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard
+EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard,constrained
 
 .PHONY: help install demo test test-all lint types bench clean
 

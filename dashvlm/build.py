@@ -14,15 +14,15 @@ from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpoin
 from dashvlm.backbones.base import Backbone
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.data.clip import SPLITS, Clip, Sample, Split
-from dashvlm.data.datamodule import decode_once
+from dashvlm.data.datamodule import SampleDataset, decode_once
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.load import build_store, load_manifest
 from dashvlm.data.manifest import Manifest, Quarantined
 from dashvlm.data.samples import build_samples, union_of_times
-from dashvlm.data.sampling import Times
+from dashvlm.data.sampling import Times, stable_uniform
 from dashvlm.errors import CheckpointError, ConfigError, DataError
 from dashvlm.targets import resolve
-from dashvlm.tasks.base import Task
+from dashvlm.tasks.base import Task, observe
 from dashvlm.training.module import VLMModule
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,12 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
         cfg: the configuration.
         train: whether the training and validation splits are needed.
     """
-    store = build_store(cfg)
+    store, task = build_store(cfg), build_task(cfg)
     manifest = load_manifest(cfg, store)
     options = cfg["data"]
+    manifest = _teachable(manifest, task, float(options["max_bad_fraction"]))
+    if options["limit"]:
+        manifest = limited(manifest, int(options["limit"]))
     grid = [
         options,
         *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or []),
@@ -82,15 +85,74 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
     skipped: list[Clip] = []
     for split in SPLITS:
         if train or split != "train":
+            found, left = build_samples(manifest.split(split), options)
             # Training learns from labelled clips only; the others are scored, not taught.
-            clips = [c for c in manifest.split(split) if split != "train" or c.label is not None]
-            samples[split], left = build_samples(clips, options)
+            samples[split] = [s for s in found if split != "train" or task.target(s) is not None]
             skipped += left
     for clip in skipped:
         log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
     quarantine = tuple(Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped)
     manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
     return Data(manifest, store, samples, skipped)
+
+
+def _teachable(manifest: Manifest, task: Task, max_bad_fraction: float) -> Manifest:
+    """Quarantine training clips whose annotation the task cannot use."""
+    found = [(c, task.problem(c)) for c in manifest.split("train")]
+    bad = [Quarantined(c.clip_id, "train", why) for c, why in found if why]
+    if len(bad) > max_bad_fraction * max(len(found), 1):
+        raise DataError(
+            f"{len(bad)} of {len(found)} training annotations are unusable, more than "
+            f"data.max_bad_fraction={max_bad_fraction:g} allows",
+            got="; ".join(f"{q.clip_id}: {q.reason}" for q in bad[:3]),
+            do=f"mend them or raise data.max_bad_fraction; `python -m dashvlm.inspect data={manifest.name}` lists them",
+        )
+    gone = {q.clip_id for q in bad}
+    return Manifest(
+        manifest.name, tuple(c for c in manifest.clips if c.clip_id not in gone), (*manifest.quarantine, *bad)
+    )
+
+
+def check_data(cfg: Config) -> list[dict[str, Any]]:
+    """Load everything but the model: decode all frames, build all prompts and answers.
+
+    Returns:
+        A row a split: samples, frames a sample, repeated and unreadable ones, and the first answer.
+    """
+    data, task = prepare_data(cfg), build_task(cfg)
+    rows = []
+    for split, samples in data.samples.items():
+        items = SampleDataset(samples, data.store)
+        shapes, failed, answers = set(), 0, []
+        for number, sample in enumerate(samples):
+            item = items[number]
+            if item.frames is None or item.frame_times_s is None:
+                failed += 1
+                continue
+            shapes.add(item.frames.shape)
+            task.messages(observe(sample, item.frame_times_s.tolist()))
+            if task.target(sample) is not None:
+                answers.append(task.answer(sample))
+        rows.append(
+            {
+                "split": split, "samples": len(samples), "answered": len(answers), "unreadable": failed,
+                "with repeated frames": sum(s.num_padded > 0 for s in samples),
+                "frames": ", ".join("x".join(map(str, s)) for s in sorted(shapes)),
+                "first answer": " ".join(answers[0].split())[:60] if answers else "–",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def limited(manifest: Manifest, count: int) -> Manifest:
+    """Keep so many clips of each split, of all labels in turn (``data.limit``)."""
+    kept: list[Clip] = []
+    for split in SPLITS:
+        order = sorted(manifest.split(split), key=lambda c: stable_uniform(0, "limit", c.clip_id))
+        ones, others = [c for c in order if c.label == 1], [c for c in order if c.label != 1]
+        kept += [*ones[: count // 2], *others][:count] if ones and others else order[:count]
+    names = {c.clip_id for c in kept}
+    return Manifest(manifest.name, tuple(c for c in manifest.clips if c.clip_id in names), manifest.quarantine)
 
 
 def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
@@ -249,6 +311,9 @@ def _mark(clip: Clip, failed: Mapping[str, str]) -> Clip:
     return replace(clip, extra={**clip.extra, "failed": failed[clip.clip_id]})
 
 
-def label_balance(samples: Sequence[Sample]) -> str:
-    """Say how many samples of each label there are."""
-    return ", ".join(f"{sum(s.clip.label == v for s in samples)} {n}" for v, n in ((1, "positive"), (0, "negative")))
+def label_balance(task: Task, samples: Sequence[Sample]) -> str:
+    """Say how many samples there are, of each choice where the task has choices."""
+    if not task.choices:
+        return f"{len(samples)} samples"
+    targets = [task.target(s) for s in samples]
+    return ", ".join(f"{targets.count(n)} {name}" for n, name in enumerate(task.choices))

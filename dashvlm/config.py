@@ -59,13 +59,28 @@ def _size(v: Any) -> bool:
     return v is None or (isinstance(v, list) and len(v) == 2 and all(isinstance(x, int) and 8 <= x <= 8192 for x in v))
 
 
+def _bounds(v: Any) -> bool:
+    return v is None or (
+        isinstance(v, list) and len(v) == 2 and all(isinstance(x, int) for x in v) and 0 < v[0] <= v[1]
+    )
+
+
+MONITORS = {
+    "crash": ("val/roc_auc", "val/ap", "val/accuracy", "val/brier"),
+    "mcq": ("val/accuracy", "val/log_loss"),
+    "scene": ("val/loss",),
+}
+"""Task -> what its validation measures, and checkpoints may be chosen by."""
+
 RULES: dict[str, Rule] = {
     "seed": _whole(0),
     "data.num_frames": _whole(1, 1024),
     "data.frame_interval_s": _number(0, open_low=True),
     "data.horizon_s": _number(0),
     "data.sample_fps": _number(0, open_low=True),
-    "data.sampling": _one_of("anchored", "uniform", "fps"),
+    "data.sampling": _one_of("anchored", "uniform", "endpoints", "fps", "dense"),
+    "data.support_frames": _one_of("never", "train_only", "always"),
+    "data.support_num_frames": (_bounds, "null or [fewest, most] frames of a support window"),
     "data.reference": _one_of("event", "clip_end"),
     "data.negative_reference": _one_of("matched", "clip_end"),
     "data.short_history": _one_of("error", "pad_oldest", "skip"),
@@ -78,6 +93,7 @@ RULES: dict[str, Rule] = {
     "data.eval_batch_size": _whole(1),
     "data.num_workers": _whole(0),
     "data.store_gb": _number(0, open_low=True),
+    "data.limit": _optional(_whole(1)),
     "data.max_bad_fraction": _number(0, 1),
     "peft.method": _one_of("lora", "full", "frozen"),
     "peft.rank": _whole(1),
@@ -101,8 +117,13 @@ RULES: dict[str, Rule] = {
     "trainer.precision": _one_of("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
     "callbacks.checkpoint.every_n_steps": _whole(1),
     "callbacks.checkpoint.mode": _one_of("max", "min"),
-    "callbacks.checkpoint.monitor": _one_of("val/roc_auc", "val/ap", "val/accuracy", "val/brier"),
-    "callbacks.early_stopping.monitor": _one_of("val/roc_auc", "val/ap", "val/accuracy", "val/brier"),
+    "objective.constrained": _flag(),
+    "objective.max_new_tokens": _whole(1),
+    "task.language": _one_of("auto", "vi", "en"),
+    "task.answer_with": _one_of("letter", "text"),
+    "task.reorder": _flag(),
+    "task.submit": _one_of("scores", "text"),
+    "task.fallback": _one_of("A", "B", "C", "D"),
     "logger.name": _one_of("csv", "wandb", "tensorboard"),
     "logger.mode": _one_of("online", "offline", "disabled"),
     "model.dtype": _one_of("auto", "float32", "bfloat16", "float16"),
@@ -160,6 +181,18 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     for key in ("task._target_", "objective._target_", "model._target_", "data.importer"):
         if not str(flat.get(key, "dashvlm.")).startswith("dashvlm."):
             errors += [f"{key}={flat[key]}: only objects of dashvlm may be named here"]
+    able, task = flat.get("data.tasks"), flat.get("task.name")
+    if isinstance(able, list) and task is not None and task not in able:
+        errors.append(f"data={flat.get('data.name')}: its rows are for task={', '.join(able)}, got task={task}")
+    for key in ("callbacks.checkpoint.monitor", "callbacks.early_stopping.monitor"):
+        known = MONITORS.get(str(flat.get("task.name")), ())
+        if known and key in flat and flat[key] not in known:
+            near = _near(str(flat[key]), known)
+            errors.append(f"{key}={flat[key]}: task={flat['task.name']} measures {', '.join(known)}{near}")
+    if flat.get("objective.constrained") and flat.get("task.name") != "scene":
+        errors.append(
+            f"objective.constrained=true: needs a task with a schema (scene), got task={flat.get('task.name')}"
+        )
     if flat.get("objective.name") == "pooled" and flat.get("task.name") not in (None, "crash"):
         errors.append(f"objective=pooled: needs a task with two answers, got task={flat.get('task.name')}")
     return errors

@@ -24,7 +24,7 @@ def evaluate(cfg: DictConfig) -> None:
     from dashvlm.data.manifest import fingerprint
     from dashvlm.identity import run_id
     from dashvlm.report.plots import plot_run
-    from dashvlm.report.tables import print_table, result_table
+    from dashvlm.report.tables import detail_tables, print_table, result_table
     from dashvlm.run import quiet_libraries
     from dashvlm.scoring import score, write_json, write_results
 
@@ -56,6 +56,8 @@ def evaluate(cfg: DictConfig) -> None:
     results["alarms"] += _seen_in_training(Path(source), rows) if source else []
     plot_run(rows, results, folder / "plots", data.store)
     write_json(folder / "result.json", results)
+    for title, names, lines in detail_tables(results):
+        print_table(title, names, lines)
     header, body = result_table(results)
     print_table(
         f"{name}: {results['counts']['test_clips']} {results['split']} clips in {results['counts']['groups']} groups",
@@ -88,6 +90,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     data = dict(trained["data"])
     if "data" in said:
         kept = ["num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "frame_size", "short_history"]
+        kept += ["support_frames", "support_num_frames"]
         if asked["data"]["name"] == trained["data"]["name"]:  # the same split, or training clips end up in the test
             kept += ["splits", "split_by", "split_seed", "force_row_split", "reference", "negative_reference"]
             kept += ["eval_horizons_s", "sampling_seed", "pixels"]

@@ -107,7 +107,7 @@ def _example(config: dict[str, Any], module: Any) -> dict[str, Any]:
     from dashvlm.data.clip import Observation
 
     count = int(config["data"]["num_frames"])
-    seen = Observation(tuple(0.5 * i for i in range(count)))
+    seen = Observation(tuple(0.5 * i for i in range(count)), "What is ahead?", ("a car", "a bus"))
     frames = np.random.default_rng(0).integers(0, 255, (count, 96, 160, 3), dtype=np.uint8)
     return dict(module.backbone.encoder.encode([module.task.messages(seen)], [frames]))
 

@@ -74,15 +74,14 @@ def fit(
         log.info("nothing to train (peft.method=frozen): zero-shot evaluation")
         return trainer, 0.0
     loaders = ClipDataModule(
-        data.samples, data.store, module.collate(training=True), module.collate(training=False),
-        cfg["data"], int(cfg["seed"]), batches,
+        data.samples, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches,
     )  # fmt: skip
     last = checkpoints / "last.ckpt"
     done = resume_point(last)
     if done is not None:
         loaders.start = done
         log.info("resuming at batch %d of %d", done, batches)
-    log.info("training on %s; %d steps", label_balance(train), steps)
+    log.info("training on %s; %d steps", label_balance(module.task, train), steps)
     started = time.perf_counter()
     module.train()  # from_pretrained hands out networks in evaluation mode
     resume = str(last) if done is not None else None

@@ -22,9 +22,11 @@ EXCLUDED = (
     "sweep",
     "hydra",
     "data.root",
+    "data.tasks",
     "data.num_workers",
     "data.store_gb",
     "trainer.progress",
+    "trainer.data_only",
     "trainer.log_every_n_steps",
     "callbacks.checkpoint.every_n_steps",
 )

@@ -41,6 +41,20 @@ def inspect(cfg: DictConfig) -> None:
         inspect_data(config)
 
 
+def with_task(argv: list[str]) -> list[str]:
+    """Add the task that a dataset is for, unless the command line names one."""
+    import yaml
+
+    from dashvlm.config import CONF
+
+    named = [a.split("=", 1)[1] for a in argv if a.startswith("data=")]
+    path = CONF / "data" / f"{named[-1]}.yaml" if named else None
+    if path is None or not path.is_file() or any(a.startswith("task=") for a in argv):
+        return argv
+    first = (yaml.safe_load(path.read_text(encoding="utf-8")).get("tasks") or ["crash"])[0]
+    return [*argv, f"task={first}"]
+
+
 def inspect_data(config: dict[str, Any]) -> None:
     """Print the dataset card; write it as JSON with the contact sheet."""
     from dashvlm.data.card import contact_sheet, dataset_card
@@ -50,14 +64,16 @@ def inspect_data(config: dict[str, Any]) -> None:
     from dashvlm.targets import resolve
 
     options = config["data"]
-    lenient = {
-        **options,
-        "max_bad_fraction": 1.0,
-    }  # the card shows what is wrong, it does not refuse
+    lenient = {**options, "max_bad_fraction": 1.0}  # the card shows what is wrong, it does not refuse
     store = build_store(config)
-    manifest = load_manifest({**config, "data": lenient}, store)
-    card = dataset_card(manifest, options)
+    manifest = load_manifest({**config, "data": lenient}, store, require_videos=False)
+    task = resolve(config["task"]["_target_"])(
+        **{k: v for k, v in config["task"].items() if k not in ("_target_", "name")}
+    )
+    card = dataset_card(manifest, options, task)
     _print_rows(f"{card['name']} in {options['root']}", card["splits"])
+    for title, rows in card["tables"].items():
+        _print_rows(title, rows)
     for name, spread in card["numbers"].items():
         if spread:
             print(f"  {name:13s} " + ", ".join(f"{k} {v:g}" for k, v in spread.items()))
@@ -69,24 +85,28 @@ def inspect_data(config: dict[str, Any]) -> None:
         )
     leak = card["leakage"]
     print(f"  groups in several splits: {len(leak['groups_in_several_splits'])}; a split by row would put the "
-          f"group of {leak['row_split_would_share']:.0%} of the test clips into training")  # fmt: skip
-    print(f"  the anchor's time alone reaches ROC AUC {_estimate(card['anchor_auc'])} (0.5 tells nothing)")
+          f"group of {leak['row_split_would_share']:.0%} of the test clips into training, "
+          f"the very video of {leak['row_split_would_share_video']:.0%}")  # fmt: skip
+    if options["sampling"] == "anchored":
+        print(f"  the anchor's time alone reaches ROC AUC {_estimate(card['anchor_auc'])} (0.5 tells nothing)")
     print(f"  files with the same content: {card['duplicates'] or 'none'}")
-    if card["problems"]:
-        print_table(f"{len(card['problems'])} rows with problems", ["clip", "split", "reason"],
-                    [[p["clip_id"], p["split"], p["reason"]] for p in card["problems"][:30]])  # fmt: skip
+    usable = [c for c in manifest.clips if "failed" not in c.extra]
+    if not usable:
+        print(f"  no video of the {len(manifest.clips)} rows is there; the first that is missing: "
+              f"{manifest.clips[0].extra['failed']}")  # fmt: skip
+    problems = [p for p in card["problems"] if usable or not p["reason"].startswith("scored as failed")]
+    if problems:
+        print_table(f"{len(problems)} rows with problems (the first 30)", ["clip", "split", "reason"],
+                    [[p["clip_id"], p["split"], p["reason"]] for p in problems[:30]])  # fmt: skip
     else:
-        print("  rows with problems: none")
+        print("  other rows with problems: none")
     folder = Path(config["paths"]["output_dir"]) / f"inspect-{card['name']}"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    task = resolve(config["task"]["_target_"])(
-        **{k: v for k, v in config["task"].items() if k not in ("_target_", "name")}
-    )
-    usable = [c for c in manifest.clips if "failed" not in c.extra]
+    (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     samples, _ = build_samples(usable, {**options, "short_history": "pad_oldest"})
-    contact_sheet(samples, store, task, folder / "contact_sheet.png")
-    print(f"written: {folder}/card.json, contact_sheet.png")
+    if samples:
+        contact_sheet(samples, store, task, folder / "contact_sheet.png")
+    print(f"written: {folder}/card.json{', contact_sheet.png' if samples else ''}")
 
 
 def inspect_model(config: dict[str, Any]) -> None:
@@ -170,4 +190,4 @@ def _estimate(node: dict[str, Any]) -> str:
 if __name__ == "__main__":
     from dashvlm.cli import start
 
-    sys.exit(start("inspect", inspect, sys.argv[1:]))
+    sys.exit(start("inspect", inspect, with_task(sys.argv[1:])))

@@ -65,7 +65,6 @@ def risk_over_time(
     """
     import torch
 
-    from dashvlm.backbones.base import Batch
     from dashvlm.data.clip import Clip, Sample
     from dashvlm.data.datamodule import Item
     from dashvlm.data.load import build_store
@@ -74,9 +73,14 @@ def risk_over_time(
     from dashvlm.errors import ConfigError
 
     options, store = config["data"], build_store(config)
-    if options["sampling"] == "uniform":
+    if module.task.evaluation != "binary":
         raise ConfigError(
-            "a run that looks at whole clips (data.sampling=uniform) has no sliding anchor",
+            "predict draws the risk of a yes/no task", got=f"task={module.task.name}",
+            do="use `python -m dashvlm.evaluate run=... data=...`, which writes an answer for each clip",
+        )  # fmt: skip
+    if options["sampling"] not in ("anchored", "fps"):
+        raise ConfigError(
+            f"a run that looks at whole clips (data.sampling={options['sampling']}) has no sliding anchor",
             do="use a run with data.sampling=anchored or fps",
         )
     index = store.index(video)
@@ -101,10 +105,9 @@ def risk_over_time(
         pictures = decode(video, index, union, store.reader, store.size)
         for item, mine in zip(chunk, numbers, strict=True):
             part.append(Item(item.index, item.sample, pictures[np.searchsorted(union, mine)], index.times_s[mine]))
-        batch = module.collate(training=False)(part)
-        inputs: Batch = {k: v.to(device) for k, v in batch["inputs"].items()}
+        batch = module.transfer_batch_to_device(module.collate("predict")(part), device, 0)
         with torch.no_grad():
-            scores = module.compute_scores({**batch, "inputs": inputs}).double().cpu().tolist()
+            scores = module.compute_scores(batch)[:, -1].double().cpu().tolist()
         rows += [
             {"time_s": round(i.sample.anchor_s, 6), "risk": s, "oldest_frame_s": i.sample.times_s[0],
              "repeated_frames": i.sample.num_padded}

@@ -126,7 +126,7 @@ def quiet_libraries() -> None:
     for text in (
         ".*is_gradient_checkpointing.*", ".*treespec.*", ".*predict returned None.*", ".*in eval mode at the start.*",
         ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*smaller than the logging interval.*",
-        ".*Experiment logs directory.*",
+        ".*Experiment logs directory.*", ".*You have overridden .transfer_batch_to_device.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", text)
 

@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 from dashvlm.build import Data, evaluation_samples, part_census
 from dashvlm.data.clip import Sample
 from dashvlm.data.datamodule import ClipDataModule
-from dashvlm.data.samples import feasibility
+from dashvlm.data.samples import feasibility, sampling_skew
 from dashvlm.errors import DataError
 from dashvlm.fit import build_trainer
 from dashvlm.metrics.evaluate import evaluate
@@ -40,24 +40,33 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
             got=f"test {len(data.samples['test'])}, val {len(data.samples['val'])}",
             do="give data.splits.test a share, or add clips",
         )
-    loaders = ClipDataModule(
-        {}, data.store, module.collate(training=True), module.collate(training=False), cfg["data"], int(cfg["seed"])
-    )
+    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
     loaders.trainer = trainer
-    primary = float(cfg["data"]["horizon_s"])
+    task, primary = module.task, float(cfg["data"]["horizon_s"])
     rows = _predict(trainer, module, loaders, samples)
-    table = pd.DataFrame([{**sample_row(s), **r} for s, r in zip(samples, rows, strict=True)])
+    table = pd.DataFrame([{**sample_row(s), **task.columns(s), **r} for s, r in zip(samples, rows, strict=True)])
     first = [s for s in samples if s.horizon_s == primary]
-    with _without_generation(module):
-        blind = _predict(trainer, module, loaders, first, blank=True)
+    # What has no scores is judged by what it writes, so the blind pass must write too.
+    with _options(module, constrained=False, **({"generate": False} if task.choices else {})):
+        blind = {s.sample_id: r for s, r in zip(first, _predict(trainer, module, loaders, first, True), strict=True)}
     table["primary"] = table["horizon_s"] == primary
-    table["target"] = pd.array([module.task.target(s) for s in samples], dtype="Int64")
-    off = {s.sample_id: r.get("score") for s, r in zip(first, blind, strict=True)}
-    table["pixels_off_score"] = table["sample_id"].map(off).astype(float)
-    for column in ("text", "answer", "status", "latency_s", "frame_times_s"):
+    for column in ("scores", "text", "answer", "status", "latency_s", "frame_times_s"):
         if column not in table:
             table[column] = None
-    table["answer"] = table["answer"].astype("Int64")
+    targets = [task.target(s) for s in samples]
+    whole = all(t is None or isinstance(t, int) for t in targets)
+    table["target"] = pd.array(targets, dtype="Int64") if whole else [_as_json(t) for t in targets]
+    for column in [c for c in table if c.endswith("answer")]:
+        read = table[column]
+        table[column] = read.astype("Int64") if whole else [_as_json(a) for a in read]
+    off = "scores" if task.choices else "answer"
+    unseen = [blind.get(i, {}).get(off) for i in table["sample_id"]]
+    table[f"pixels_off_{off}"] = unseen if task.choices else [_as_json(a) for a in unseen]
+    if task.evaluation == "binary":
+        for name in ("score", "pixels_off_score"):
+            table[name] = [_last(v) for v in table[f"{name}s"]]
+    for name, values in task.baseline(data.samples["train"], samples).items():
+        table[name] = pd.array(values, dtype="Int64")
     return table.drop(columns="index")
 
 
@@ -66,10 +75,19 @@ def write_results(
 ) -> dict[str, Any]:
     """Write ``predictions.parquet`` and compute every number from it."""
     rows.to_parquet(folder / "predictions.parquet", index=False)
-    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), int(cfg["seed"]))
+    kind = module.task.evaluation
+    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), int(cfg["seed"]), kind)
     if data.test_split != "test":
         numbers["alarms"].append("there is no test split: these are validation numbers")
     options = cfg["data"]
+    skew = sampling_skew(data.samples, options)
+    if len({round(v, 3) for v in skew.values()}) > 1:
+        shares = ", ".join(f"{split} {share:.0%}" for split, share in skew.items())
+        numbers["alarms"].append(
+            f"sampling differs between the splits: samples seen around annotated moments are {shares} "
+            f"(data.support_frames={options['support_frames']})"
+        )
+    numbers["alarms"] += module.task.write(rows, folder)
     points = [(int(options["num_frames"]), float(options["frame_interval_s"]))]
     return numbers | {
         "run_id": folder.name,
@@ -80,6 +98,7 @@ def write_results(
         "feasibility": feasibility(data.manifest.split(data.test_split), options, points)
         if options["sampling"] == "anchored"
         else [],
+        "sampling_skew": skew,
         "parameters": part_census(module),
         "quarantined": len(data.manifest.quarantine),
         "commit": _commit(),
@@ -107,11 +126,21 @@ def _predict(
 
 
 @contextlib.contextmanager
-def _without_generation(module: VLMModule) -> Iterator[None]:
-    before = module.options.get("generate")
-    module.options["generate"] = False
+def _options(module: VLMModule, **changed: Any) -> Iterator[None]:
+    """Change options of the objective for a while."""
+    before = dict(module.options)
+    module.options.update(changed)
     yield
-    module.options["generate"] = before
+    module.options.clear()
+    module.options.update(before)
+
+
+def _as_json(value: Any) -> str | None:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, Mapping) else None
+
+
+def _last(scores: Any) -> float:
+    return float("nan") if scores is None or not np.ndim(scores) else float(scores[-1])
 
 
 def _commit() -> str | None:

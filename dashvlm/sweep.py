@@ -31,7 +31,7 @@ from dashvlm.report.collect import axes_of, collect, read_result, run_status
 
 PLAN = "DASHVLM_SWEEP_PLAN"
 POINT = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "reference",
-         "negative_reference", "sampling_seed")  # fmt: skip
+         "negative_reference", "sampling_seed", "support_frames", "support_num_frames")  # fmt: skip
 """Keys of ``data`` that decide which times a job looks at."""
 
 
@@ -142,6 +142,9 @@ def job(cfg: DictConfig) -> float:
         "grid": sweep.get("grid") or [],
         "overrides": overrides,
     }
+    if config["trainer"]["data_only"]:
+        _check_data(config)
+        return 0.0
     config["data"]["fingerprint"] = fingerprint(_manifest(config))
     name = run_id(config)
     folder = Path(config["paths"]["output_dir"]) / name
@@ -284,14 +287,26 @@ _MANIFESTS: dict[str, Manifest] = {}
 
 
 def _print_run(folder: Path) -> None:
-    from dashvlm.report.tables import print_table, result_table
+    from dashvlm.report.tables import detail_tables, print_table, result_table
 
     result = read_result(folder)
     header, body = result_table(result)
     counts = result["counts"]
+    for title, names, rows in detail_tables(result):
+        print_table(title, names, rows)
     title = f"{folder.name}: {counts['test_clips']} {result['split']} clips in {counts['groups']} groups"
     print_table(title, header, body, result["alarms"])
     print(f"written: {folder}/")
+
+
+def _check_data(config: Mapping[str, Any]) -> None:
+    from dashvlm.build import check_data
+    from dashvlm.report.tables import print_table
+
+    rows = check_data(config)
+    header = list(rows[0])
+    print_table(f"{config['data']['name']}: data only, no model loaded", header,
+                [[str(v) for v in row.values()] for row in rows])  # fmt: skip
 
 
 def _wait(child: subprocess.Popen[bytes]) -> int:

@@ -198,6 +198,47 @@ def bench_step(folder, steps=40, repeats=5):
     return row
 
 
+def bench_letters(folder, questions=24, repeats=5):
+    """All letters of a question from one pass against one pass a letter, encoding included."""
+    import torch
+
+    from dashvlm.build import build_module, prepare_data
+    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.sweep import make_plan
+    from dashvlm.tasks.base import observe
+    from dashvlm.tasks.mcq import LETTERS
+
+    words = ["experiment=mcq_demo", "data.options.num_drives=60", "task.prompt=full", "data.num_frames=5"]
+    cfg = make_plan([*words, f"paths.cache_dir={folder}/cache", f"paths.output_dir={folder}"]).configs[0]
+    data, module = prepare_data(cfg), build_module(cfg).eval()
+    four = [s for s in data.samples["train"] if len(s.clip.extra["choices"]) == 4][:questions]
+    items = [i for i in (SampleDataset(four, data.store)[n] for n in range(len(four)))]
+    chats = [module.task.messages(observe(i.sample, i.frame_times_s.tolist())) for i in items]
+    frames, backbone = [i.frames for i in items], module.backbone
+
+    @torch.no_grad()
+    def at_once():
+        return backbone.score(backbone.encoder.encode(chats, frames), LETTERS)
+
+    @torch.no_grad()
+    def apart():
+        found = [backbone.answer_logprobs(backbone.encoder.encode(chats, frames, [x] * len(chats))) for x in LETTERS]
+        return torch.stack([values[:, 0] for values, _ in found], 1).log_softmax(-1)
+
+    difference = float((at_once() - apart()).abs().max())
+    pairs = [(cpu(at_once), cpu(apart)) for _ in range(repeats)]
+    row = {
+        "model": f"tiny InternVL3, {len(items)} questions with 4 choices, 5 frames, CPU",
+        "one_pass_cpu_s": round(statistics.median(a for a, _ in pairs), 3),
+        "a_pass_a_letter_cpu_s": round(statistics.median(b for _, b in pairs), 3),
+        "ratio": round(statistics.median(b / a for a, b in pairs), 2),
+        "ratio_range": [round(min(b / a for a, b in pairs), 2), round(max(b / a for a, b in pairs), 2)],
+        "largest_difference": difference,
+    }
+    print_row("scoring four letters", row)
+    return row
+
+
 def print_row(title, row):
     print(f"== {title}")
     for key, value in row.items():
@@ -211,7 +252,8 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         quiet_libraries()
-        found = {"step": bench_step(Path(folder)), "decode": bench_decode(Path(folder))}
+        place = Path(folder)
+        found = {"step": bench_step(place), "letters": bench_letters(place), "decode": bench_decode(place)}
     out = Path("bench_out")
     out.mkdir(exist_ok=True)
     (out / "bench.json").write_text(json.dumps(found, indent=2) + "\n")

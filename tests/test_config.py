@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from dashvlm.cli import composing
 from dashvlm.config import CONF, check, check_overrides, flags_first, plain
@@ -45,7 +46,9 @@ def test_there_are_as_many_options_as_expected():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_passes_the_check(option):
-    cfg = composed(option, "model.checkpoint=tiny")
+    group, name = option.split("=")
+    data = yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) if group == "data" else {}
+    cfg = composed(option, "model.checkpoint=tiny", *(f"task={t}" for t in data.get("tasks", ())[:1]))
     assert check(cfg) == []
     assert resolve(cfg["objective"]["_target_"])
     assert resolve(cfg["data"]["importer"])
@@ -62,6 +65,16 @@ def test_a_task_brings_its_data_and_the_command_line_wins():
     assert composed("data=synthetic", "task=crash")["data"]["name"] == "synthetic"
     assert composed("experiment=crash_demo")["data"]["name"] == "synthetic"
     assert composed("experiment=crash_demo", "data=jsonl")["data"]["name"] == "jsonl"
+
+
+def test_a_task_needs_data_that_can_answer_it_and_a_metric_that_it_measures():
+    assert check(composed("task=mcq")) == []
+    assert composed("task=mcq")["data"]["name"] == "roadbuddy"
+    assert "for task=mcq, got task=crash" in check(composed("data=roadbuddy"))[0]
+    assert "measures val/loss" in check(composed("task=scene", "callbacks.checkpoint.monitor=val/roc_auc"))[0]
+    assert composed("task=scene", "callbacks=early_stopping")["callbacks"]["early_stopping"]["monitor"] == "val/loss"
+    assert "needs a task with a schema" in check(composed("objective.constrained=true"))[0]
+    assert "needs a task with two answers" in check(composed("task=mcq", "objective=pooled"))[0]
 
 
 def test_all_wrong_words_are_reported_at_once():

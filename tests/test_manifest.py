@@ -11,6 +11,7 @@ from dashvlm.data.formats import jsonl, nexar
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest, leakage_report
 from dashvlm.errors import ConfigError, DataError
+from dashvlm.tasks.crash import CrashTask
 
 FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
 OPTIONS = {
@@ -137,7 +138,7 @@ def test_jsonl_round_trip_and_bad_lines(tmp_path, counter_video):
 
 def test_the_card_sees_duplicates_and_a_leaking_anchor(nexar_folder, tmp_path):
     made = manifest(nexar_folder, nexar.rows(nexar_folder, {}), tmp_path)
-    card = dataset_card(made, OPTIONS)
+    card = dataset_card(made, OPTIONS, CrashTask("crash_yes_no"))
     assert len(card["duplicates"]) == 1
     assert len(card["duplicates"][0]) == 16
     assert len(card["feasibility"]) == 13

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.pictures import confined_files
 from dashvlm.data.sampling import anchored_times, nearest_frames
 from dashvlm.data.synthetic.encode import read_counter
-from dashvlm.data.video import READERS, confined, decode, index_video
+from dashvlm.data.video import READERS, decode, index_video
 from dashvlm.errors import DataError, VideoError
 
 from .conftest import REAL
@@ -130,10 +131,10 @@ def test_paths_stay_inside_the_root(tmp_path):
     (tmp_path / "data_sibling").mkdir()
     root.mkdir()
     (root / "link").symlink_to(tmp_path / "data_sibling")
-    assert confined(root, "a/b.mp4") == (root / "a/b.mp4").resolve()
+    assert confined_files(root, "a/b.mp4") == (root / "a/b.mp4").resolve()
     for name in ("../data_sibling/x.mp4", "/etc/passwd", "link/x.mp4", "http://host/x.mp4"):
         with pytest.raises(DataError, match="leads out of the data root"):
-            confined(root, name)
+            confined_files(root, name)
 
 
 def test_nearest_frames_at_variable_rate(counter_video):

@@ -75,6 +75,15 @@ class Backbone(nn.Module, ABC):
         """Log-probabilities [B, C] of the choices, normalised over them."""
 
     @abstractmethod
+    def answer_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probability of each answer token, from a batch with ``labels``.
+
+        Returns:
+            Values [B, N] and a mask [B, N] of the answer and end tokens, N the longest answer's length;
+            values are 0 where the mask is.
+        """
+
+    @abstractmethod
     def pooled(self, batch: Batch, how: Literal["last", "mean"] | nn.Module) -> Tensor:
         """A representation [B, H] of the prompt.
 
@@ -85,8 +94,21 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
-        """Greedy continuation of each prompt, without the prompt."""
+    def generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Continuation of each prompt, without the prompt; greedy unless the options say otherwise.
+
+        Args:
+            batch: encoded without answers.
+            max_new_tokens: length limit.
+            options: beams, penalties, sampling: arguments of transformers' ``generate``.
+            schema: a JSON schema that the answer must keep to, from its first character.
+        """
 
     @property
     @abstractmethod

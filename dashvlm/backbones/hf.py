@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dashvlm.backbones.base import IGNORED, Backbone, Batch, Encoder
+from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.processors import load_processor
 from dashvlm.backbones.sheet import as_video, contact_sheet, number_frames
 from dashvlm.data.clip import FrameArray, Messages
@@ -215,6 +216,18 @@ class HFBackbone(Backbone):
                 logits = logits + head.bias[ids].float()
         return logits.log_softmax(-1)
 
+    def answer_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See :meth:`Backbone.answer_logprobs`. The vocabulary is projected at answer positions only."""
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        hidden = self.base().model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        labels = batch["labels"][:, 1:]
+        kept = labels != IGNORED
+        logits = self.base().get_output_embeddings()(hidden[kept]).float()
+        chosen = logits.log_softmax(-1).gather(1, labels[kept][:, None]).squeeze(1)
+        lengths = kept.sum(1)
+        mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
+        return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen), mask
+
     def pooled(self, batch: Batch, how: Literal["last", "mean"] | nn.Module) -> Tensor:
         """See :meth:`Backbone.pooled`."""
         hidden = self.base().model(**batch, use_cache=False).last_hidden_state
@@ -229,9 +242,20 @@ class HFBackbone(Backbone):
         return how(hidden, mask)
 
     @torch.no_grad()
-    def generate(self, batch: Batch, max_new_tokens: int) -> list[str]:
+    def generate(
+        self,
+        batch: Batch,
+        max_new_tokens: int,
+        options: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> list[str]:
         """See :meth:`Backbone.generate`."""
-        ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        kwargs: dict[str, Any] = {"do_sample": False, **(options or {})}
+        if schema is not None:
+            assert isinstance(self.encoder, HFEncoder)
+            width = int(self.base().get_output_embeddings().weight.shape[0])
+            kwargs["logits_processor"] = [keep_to_schema(schema, self.encoder.tokenizer, width)]
+        ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, **kwargs)
         return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])
 
 

@@ -34,9 +34,21 @@ CORPUS = (
     "Assistant: A Assistant: B Assistant: C Assistant: D Frame 1: Frame 2: answer choices letter",
     "car pedestrian sidewalk road left right front center traffic light sign red green yellow",
     "Câu hỏi lựa chọn đáp án hình ảnh biển báo đèn đỏ xanh vàng đường xe trái phải không có",
-    'The road_type is urban, weather clear, visibility good, risk_factor low medium high { } [ ] " :',
+    "Trời sáng hay tối? Thời tiết thế nào? Xe phía trước màu gì? Bây giờ là ban đêm, đúng hay sai? Đường có tuyết",
+    "Trời có sương mù, Đây là đường cao tốc, A. Đúng B. Sai ban ngày hoàng hôn ban đêm quang mưa sương mù tuyết",
+    "xanh dương trắng đen xanh lá Đáp án: Answer: A. day B. dusk C. night D. clear rain fog snow highway",
+    "What time of day is it? What is the weather? What colour is the vehicle ahead? Is it night? Is this a",
+    "**Scene Description:** **Driving Parameters (JSON):** **Risk Assessment:** ```json ```",
+    "A residential road by day at dusk at night, weather clear. A red blue white black green yellow vehicle is ahead.",
+    "The traffic light is red. A pedestrian is on the left. The vehicle ahead is getting closer fast. Risk is low.",
+    "The gap to the vehicle ahead is steady. Describe the scene from a driving and safety perspective in these",
+    '{\n  "road_type": "urban",\n  "lane_count": "3",\n  "ego_lane_position": "middle",'
+    '\n  "traffic_light_state": "none",'
+    '\n  "pedestrian_on_road": "no",\n  "closest_vehicle_distance": "close",\n  "ego_vehicle_speed": "slow",'
+    '\n  "road_curvature": "straight",\n  "weather": "clear",\n  "visibility": "good",'
+    '\n  "traffic_density": "low",\n  "risk_factor": "medium"\n}',
 )
-VOCABULARY = 640
+VOCABULARY = 1024
 
 
 def twin_folder(spec: Mapping[str, Any], cache: Path) -> Path:

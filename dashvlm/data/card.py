@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,16 +23,18 @@ GRID = [(n, dt) for n in (5, 10, 15, 20) for dt in (0.5, 1.0, 1.5)]
 """The published Nexar sweep (frankafan/dashcam-collisions): 12 points."""
 
 
-def dataset_card(manifest: Manifest, options: Mapping[str, Any]) -> dict[str, Any]:
+def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> dict[str, Any]:
     """Describe a dataset.
 
     Args:
         manifest: the dataset.
         options: the ``data`` group.
+        task: adds its own tables (:meth:`dashvlm.tasks.base.Task.census`).
 
     Returns:
-        ``splits`` (a row a split), ``numbers`` (durations, frame rates), ``problems`` (rows),
-        ``duplicates``, ``feasibility`` (the configured point and the published 12), ``leakage``, ``anchor_auc``.
+        ``splits`` (a row a split), ``tables`` (title -> rows, the task's), ``numbers`` (durations, frame
+        rates), ``problems`` (rows), ``duplicates``, ``feasibility`` (the configured point and the
+        published 12), ``leakage``, ``anchor_auc``.
     """
     clips = manifest.clips
     leak = leakage_report(manifest, int(options["split_seed"]))
@@ -40,9 +43,13 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any]) -> dict[str, An
             "split": split,
             "clips": leak["clips"][split],
             "groups": leak["groups"][split],
-            "positives": leak["positives"][split],
-            "unlabelled": sum(c.label is None for c in manifest.split(split)),
+            "videos": len({c.path for c in manifest.split(split) if c.path and "failed" not in c.extra}),
         }
+        | (
+            {"positives": leak["positives"][split], "unlabelled": sum(c.label is None for c in manifest.split(split))}
+            if task.evaluation == "binary"
+            else {}
+        )
         for split in SPLITS
     ]
     usable = [c for c in clips if "failed" not in c.extra]
@@ -51,6 +58,7 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any]) -> dict[str, An
     return {
         "name": manifest.name,
         "splits": rows,
+        "tables": task.census(clips),
         "numbers": {
             "duration_s": _spread([c.duration_s for c in usable]),
             "fps": _spread([c.fps for c in usable]),
@@ -67,9 +75,9 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any]) -> dict[str, An
             if "failed" in c.extra
         ],
         "duplicates": duplicates(usable),
-        "feasibility": feasibility(clips, options, points) if options["sampling"] == "anchored" else [],
+        "feasibility": feasibility(usable, options, points) if options["sampling"] == "anchored" and usable else [],
         "leakage": leak,
-        "anchor_auc": vars(anchor_auc(clips, options)),
+        "anchor_auc": vars(anchor_auc(usable, options)),
     }
 
 
@@ -91,8 +99,9 @@ def anchor_auc(clips: Sequence[Clip], options: Mapping[str, Any]) -> Estimate:
 def duplicates(clips: Sequence[Clip]) -> list[list[str]]:
     """Return groups of clips whose files have the same content."""
     by_size: dict[int, list[Clip]] = defaultdict(list)
-    for clip in clips:
-        by_size[Path(clip.path).stat().st_size].append(clip)
+    for clip in {c.path: c for c in clips}.values():  # questions about one video share it on purpose
+        if Path(clip.path).is_file():
+            by_size[Path(clip.path).stat().st_size].append(clip)
     by_hash: dict[str, list[str]] = defaultdict(list)
     for same in by_size.values():
         for clip in same if len(same) > 1 else []:
@@ -118,10 +127,8 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
 
     from dashvlm.tasks.base import observe
 
-    ones = [s for s in samples if s.clip.label == 1][: (count + 1) // 2]
-    others = [s for s in samples if s.clip.label != 1][: count - len(ones)]
     shown = []
-    for sample in [*ones, *others]:
+    for sample in _mixed(samples, task, count):
         try:
             shown.append((sample, *store.frames(Path(sample.clip.path), sample.times_s)))
         except DataError:
@@ -144,7 +151,7 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
                 axis.set_title(f"{times[place]:.3f} s", fontsize=7, pad=2)
         padded = f", {sample.num_padded} repeated" if sample.num_padded else ""
         line[0].text(
-            0, -0.05, f"{sample.sample_id}, label {sample.clip.label}, group {sample.clip.group}{padded}",
+            0, -0.05, f"{sample.sample_id}, {_label(sample, task)}, group {sample.clip.group}{padded}",
             transform=line[0].transAxes, fontsize=7, va="top",
         )  # fmt: skip
     chat = task.messages(observe(shown[0][0], shown[0][2].tolist()))
@@ -160,6 +167,22 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)
+
+
+def _mixed(samples: Sequence[Sample], task: Any, count: int) -> list[Sample]:
+    """Pick samples of all targets in turn."""
+    by_target: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        target = task.target(sample)
+        by_target[str(target) if isinstance(target, int) else ""].append(sample)
+    turns = itertools.zip_longest(*(by_target[k] for k in sorted(by_target, reverse=True)))
+    picked = [s for turn in itertools.islice(turns, count) for s in turn if s is not None]
+    return picked[:count]
+
+
+def _label(sample: Sample, task: Any) -> str:
+    target = task.target(sample)
+    return f"right: {task.choices[target]}" if isinstance(target, int) else "" if target is None else "annotated"
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

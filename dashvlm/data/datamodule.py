@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -30,6 +30,7 @@ from dashvlm.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 Collate = Callable[[list["Item"]], dict[str, Any]]
+Stage = Literal["train", "val", "predict"]
 
 
 @dataclass(frozen=True)
@@ -159,8 +160,8 @@ class ClipDataModule(pl.LightningDataModule):
     Args:
         samples: split -> samples.
         store: the frame store, already filled.
-        train_collate: encodes training items (with answers where the objective has them).
-        eval_collate: encodes items without any access to targets' text.
+        collate: stage (train, val, predict) -> function that encodes items; that of ``predict`` has no
+            access to targets' text.
         options: ``batch_size, eval_batch_size, num_workers, pixels, augmentation`` of ``data``.
         seed: of the training order.
         num_batches: training batches of the whole run.
@@ -170,15 +171,14 @@ class ClipDataModule(pl.LightningDataModule):
         self,
         samples: Mapping[Split, Sequence[Sample]],
         store: FrameStore,
-        train_collate: Collate,
-        eval_collate: Collate,
+        collate: Callable[[Stage], Collate],
         options: Mapping[str, Any],
         seed: int,
         num_batches: int = 0,
     ) -> None:
         super().__init__()
         self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
-        self.train_collate, self.eval_collate = train_collate, eval_collate
+        self.collate = collate
         self.num_batches = num_batches
         self.start = 0  # first batch of the training loader; a resumed run sets it
 
@@ -193,20 +193,22 @@ class ClipDataModule(pl.LightningDataModule):
             self.start,
         )
         dataset = SampleDataset(self.samples["train"], self.store, self._blank(), self.options.get("augmentation"))
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=self.train_collate, **self._workers())
+        return DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate("train"), **self._workers())
 
     def val_dataloader(self) -> DataLoader[Item]:
         """The validation split in order."""
-        return self.eval_dataloader(self.samples["val"])
+        return self.eval_dataloader(self.samples["val"], stage="val")
 
-    def eval_dataloader(self, samples: Sequence[Sample], blank: bool = False) -> DataLoader[Item]:
+    def eval_dataloader(
+        self, samples: Sequence[Sample], blank: bool = False, stage: Stage = "predict"
+    ) -> DataLoader[Item]:
         """Samples in order, none dropped; ``blank`` switches all pixels off."""
         dataset = SampleDataset(samples, self.store, blank or self._blank())
         return DataLoader(
             dataset,
             batch_size=int(self.options["eval_batch_size"]),
             sampler=ShardSampler(len(dataset), *self._place()),
-            collate_fn=self.eval_collate,
+            collate_fn=self.collate(stage),
             **self._workers(),
         )
 

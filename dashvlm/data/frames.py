@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from dashvlm.data.clip import FrameArray
+from dashvlm.data.pictures import files_of
 from dashvlm.data.sampling import Times, nearest_frames
 from dashvlm.data.video import VideoIndex, decode, index_video, reader_version
 
@@ -109,12 +110,11 @@ class FrameStore:
         return _index(entry) if entry else _index(self.fill(video, []))
 
     def _path(self, video: Path) -> Path:
-        stat = video.stat() if video.exists() else None
+        stats = [f.stat() for f in files_of(video) if f.exists()]
         key = [
             FORMAT,
-            str(video.resolve()),
-            stat.st_size if stat else None,
-            stat.st_mtime_ns if stat else None,
+            [str(f.resolve()) for f in files_of(video)],
+            [(s.st_size, s.st_mtime_ns) for s in stats],
             reader_version(self.reader),
             self.size,
         ]

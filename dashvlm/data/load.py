@@ -24,8 +24,13 @@ def build_store(cfg: Config) -> FrameStore:
     )
 
 
-def load_manifest(cfg: Config, store: FrameStore) -> Manifest:
+def load_manifest(cfg: Config, store: FrameStore, require_videos: bool = True) -> Manifest:
     """Import the dataset's rows, probe the videos and split.
+
+    Args:
+        cfg: the configuration.
+        store: remembers the videos' indices.
+        require_videos: see :func:`dashvlm.data.manifest.build_manifest`.
 
     Raises:
         DataError: if the dataset is missing or unusable.
@@ -43,4 +48,5 @@ def load_manifest(cfg: Config, store: FrameStore) -> Manifest:
         data["split_by"],
         bool(data["force_row_split"]),
         float(data["max_bad_fraction"]),
+        require_videos,
     )

@@ -22,15 +22,16 @@ import pandera.pandas as pa
 
 from dashvlm.data.clip import SPLITS, Clip, Split
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.pictures import confined_files, size_of
 from dashvlm.data.sampling import stable_uniform
-from dashvlm.data.video import confined
 from dashvlm.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
-"""What an importer yields: ``clip_id, video`` and optionally ``group, split, label,
-event_time_s, alert_time_s, question, choices, extra``; ``problem`` marks a row as unusable."""
+"""What an importer yields: ``clip_id, video`` (a file, a folder of pictures, or a list of pictures)
+and optionally ``group, split, label, event_time_s, alert_time_s, question, choices, extra``. ``problem``
+marks a row as unusable, ``failed`` one that must stay in its split all the same and is scored as failed."""
 
 SCHEMA = pa.DataFrameSchema(
     {
@@ -92,6 +93,7 @@ def build_manifest(
     split_by: str = "group",
     force_row_split: bool = False,
     max_bad_fraction: float = 0.02,
+    require_videos: bool = True,
 ) -> Manifest:
     """Turn an importer's rows into a manifest: check, probe the videos, split by group.
 
@@ -105,6 +107,7 @@ def build_manifest(
         split_by: ``group``, or ``row`` (which needs ``force_row_split``).
         force_row_split: accept that one group straddles splits.
         max_bad_fraction: largest fraction of rows that may be quarantined.
+        require_videos: quarantine training rows whose video is missing; a dataset card does not.
 
     Raises:
         DataError: if no row is usable, too many are not, ids repeat, or groups straddle splits.
@@ -132,7 +135,7 @@ def build_manifest(
         raise DataError(f"data={name}: no usable clip of {total}", got=reasons, do=_inspect(name))
     clips = _assign_splits(clips, splits, seed, by_group=split_by == "group")
     # Which split a damaged clip would have had is unknown only if its row did not say.
-    failed = [clip for clip in clips if "failed" in clip.extra and clip.split == "train"]
+    failed = [c for c in clips if "failed" in c.extra and c.split == "train" and require_videos]
     bad += [Quarantined(c.clip_id, "train", str(c.extra["failed"])) for c in failed]
     gone = {clip.clip_id for clip in failed}
     clips = [clip for clip in clips if clip.clip_id not in gone]
@@ -151,24 +154,25 @@ def build_manifest(
 def fingerprint(manifest: Manifest) -> str:
     """Hash what a result depends on: ids, groups, splits, labels, times, texts and file sizes."""
     rows = [
-        [c.clip_id, c.group, c.split, c.label, c.event_time_s, c.alert_time_s, str(c.extra.get("question")),
-         list(c.extra.get("choices", ())), Path(c.path).stat().st_size if c.path and Path(c.path).exists() else 0]
+        [c.clip_id, c.group, c.split, c.label, c.event_time_s, c.alert_time_s, c.extra, size_of(Path(c.path))]
         for c in sorted(manifest.clips, key=lambda c: c.clip_id)
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    ]
+    return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
     """Say what the splits share, and what a split by row would have shared.
 
     Returns:
-        Counts of clips, groups and positives a split; groups in several splits; and the fraction
-        of test clips whose group a row split of the same sizes would have put into training too.
+        Counts of clips, groups and positives a split; groups in several splits; and the fractions of
+        test clips whose group, and whose very video, a row split of the same sizes would have put into
+        training too.
     """
     groups: dict[str, set[str]] = {s: {c.group for c in manifest.split(s)} for s in SPLITS}
     sizes = {s: len(manifest.split(s)) for s in SPLITS}
     shuffled = sorted(manifest.clips, key=lambda c: stable_uniform(seed, "row split", c.clip_id))
-    train = {c.group for c in shuffled[: sizes["train"]]}
+    first = shuffled[: sizes["train"]]
+    train, videos = {c.group for c in first}, {c.path for c in first if c.path}
     test = shuffled[len(shuffled) - sizes["test"] :]
     return {
         "clips": sizes,
@@ -179,6 +183,7 @@ def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
             set().union(*(groups[a] & groups[b] for a in SPLITS for b in SPLITS if a < b))
         ),
         "row_split_would_share": sum(c.group in train for c in test) / len(test) if test else 0.0,
+        "row_split_would_share_video": sum(c.path in videos for c in test) / len(test) if test else 0.0,
     }
 
 
@@ -247,7 +252,9 @@ def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
     extra |= {k: row[k] for k in ("question", "choices") if row.get(k)}
     path, duration, fps = "", 1.0, 1.0
     try:
-        path = str(confined(root, str(row["video"])))
+        if row.get("failed"):
+            raise DataError(str(row["failed"]))
+        path = str(confined_files(root, row["video"]))
         index = store.index(Path(path))
         duration, fps = index.duration_s, index.fps
     except DataError as error:

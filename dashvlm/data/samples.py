@@ -8,21 +8,25 @@ from typing import Any
 
 import numpy as np
 
-from dashvlm.data.clip import Clip, Sample
+from dashvlm.data.clip import Clip, Sample, Split
 from dashvlm.data.sampling import (
     Times,
     anchored_times,
+    dense_times,
+    endpoint_times,
     fit_history,
     fps_times,
     is_feasible,
     reference_times,
+    support_count,
+    support_times,
     uniform_times,
 )
 from dashvlm.errors import DataError
 
 Options = Mapping[str, Any]
 """The sampling part of the ``data`` group: ``sampling, num_frames, frame_interval_s, sample_fps,
-horizon_s, reference, negative_reference, short_history, sampling_seed``."""
+horizon_s, reference, negative_reference, short_history, sampling_seed, support_frames, support_num_frames``."""
 
 
 def build_samples(
@@ -89,6 +93,23 @@ def references_of(clips: Sequence[Clip], options: Options) -> dict[str, float]:
     return reference_times(events, int(options["sampling_seed"]), options["negative_reference"])
 
 
+def sees_support(clip: Clip, options: Options) -> bool:
+    """Whether a clip is looked at around its annotated moments (``data.support_frames``)."""
+    wanted = options.get("support_frames", "never")
+    return bool(clip.extra.get("support_frames")) and (
+        wanted == "always" or (wanted == "train_only" and clip.split == "train")
+    )
+
+
+def sampling_skew(samples: Mapping[Split, Sequence[Sample]], options: Options) -> dict[str, float]:
+    """Share of each split's samples that are looked at around annotated moments."""
+    return {
+        split: sum(sees_support(s.clip, options) for s in found) / len(found)
+        for split, found in samples.items()
+        if found
+    }
+
+
 def feasibility(clips: Sequence[Clip], options: Options, points: Iterable[tuple[int, float]]) -> list[dict[str, Any]]:
     """Count for each (num_frames, frame_interval_s) the clips with enough history.
 
@@ -132,14 +153,22 @@ def union_of_times(clips: Sequence[Clip], grid: Sequence[Options], horizons: Seq
 
 def _times(clip: Clip, anchor_s: float, options: Options) -> tuple[Times, int] | None:
     kind, num_frames = options["sampling"], int(options["num_frames"])
-    if kind == "uniform":
+    if sees_support(clip, options):
+        moments = clip.extra["support_frames"]
+        bounds = options.get("support_num_frames")
+        times = support_times(clip.duration_s, moments, support_count(len(moments), bounds) if bounds else num_frames)
+    elif kind == "uniform":
         times = uniform_times(clip.duration_s, num_frames)
+    elif kind == "endpoints":
+        times = endpoint_times(_last_time(clip), num_frames)
+    elif kind == "dense":
+        times = dense_times(clip.duration_s, float(options["sample_fps"]), num_frames)
     elif kind == "fps":
         times = fps_times(clip.duration_s, float(options["sample_fps"]), num_frames)
     elif kind == "anchored":
         times = anchored_times(anchor_s, num_frames, float(options["frame_interval_s"]))
     else:
-        raise DataError("unknown data.sampling", got=str(kind), do="use anchored, uniform or fps")
+        raise DataError("unknown data.sampling", got=str(kind), do="use anchored, uniform, endpoints, fps or dense")
     fitted = fit_history(times, options["short_history"])
     if fitted is None:
         return None

@@ -117,6 +117,69 @@ def fps_times(duration_s: float, sample_fps: float, num_frames: int) -> Times:
     return anchored_times(newest, num_frames, 1.0 / sample_fps)
 
 
+def endpoint_times(last_s: float, num_frames: int) -> Times:
+    """Return evenly spaced times that include the first frame and the last, which lies at ``last_s``.
+
+    Example:
+        >>> endpoint_times(6.0, 4).tolist(), endpoint_times(6.0, 1).tolist()
+        ([0.0, 2.0, 4.0, 6.0], [6.0])
+    """
+    _check_num_frames(num_frames)
+    return np.linspace(0.0, last_s, num_frames) if num_frames > 1 else np.array([last_s])
+
+
+def dense_times(duration_s: float, sample_fps: float, num_frames: int) -> Times:
+    """Return a grid of ``sample_fps`` over the whole clip, thinned evenly where it has more than ``num_frames``.
+
+    A shorter grid is filled up in front with negative times; see :func:`fit_history`.
+
+    Example:
+        >>> dense_times(4.0, 2.0, 4).tolist(), dense_times(1.0, 2.0, 3).tolist()
+        ([0.0, 1.0, 2.5, 3.5], [-0.5, 0.0, 0.5])
+    """
+    _check_num_frames(num_frames)
+    count = max(int(np.ceil(duration_s * sample_fps - 1e-9)), 1)
+    if count <= num_frames:
+        return fps_times(duration_s, sample_fps, num_frames)
+    return np.asarray(np.floor(np.linspace(0, count - 1, num_frames) + 0.5) / sample_fps, np.float64)
+
+
+def support_times(duration_s: float, support_s: Sequence[float], num_frames: int, context_s: float = 0.5) -> Times:
+    """Return midpoints of ``num_frames`` equal segments of the window around annotated moments.
+
+    The window reaches from ``context_s`` before the first moment to ``context_s`` after the last
+    and is clamped to the clip: the project this comes from (huynhtuandat05december/demo, RoadBuddy)
+    ran past the end, which reversed the frames. Moments may be unsorted.
+
+    Args:
+        duration_s: of the clip.
+        support_s: annotated moments in seconds, at least one.
+        num_frames: how many times.
+        context_s: on either side.
+
+    Example:
+        >>> support_times(10.0, [4.0, 3.0], 4).tolist()
+        [2.75, 3.25, 3.75, 4.25]
+        >>> support_times(10.0, [12.0], 2).tolist()
+        [9.625, 9.875]
+    """
+    _check_num_frames(num_frames)
+    # Moments past the end mean the end; the window keeps at least the context before it.
+    low, high = (min(float(t), duration_s) for t in (min(support_s), max(support_s)))
+    start, end = max(low - context_s, 0.0), min(high + context_s, duration_s)
+    return start + uniform_times(end - start, num_frames)
+
+
+def support_count(num_moments: int, bounds: Sequence[int]) -> int:
+    """Return the RoadBuddy project's number of frames: two a moment, within ``bounds``.
+
+    Example:
+        >>> [support_count(n, (4, 6)) for n in (1, 2, 3, 9)]
+        [4, 4, 6, 6]
+    """
+    return int(min(max(2 * num_moments, bounds[0]), bounds[1]))
+
+
 def reference_times(
     events: Mapping[str, tuple[float | None, float]], seed: int, negatives: str = "matched"
 ) -> dict[str, float]:

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dashvlm.data.clip import FrameArray
-from dashvlm.errors import ConfigError, DataError, VideoError
+from dashvlm.data.pictures import is_pictures, picture_size, read_pictures
+from dashvlm.errors import ConfigError, VideoError
 
 # Demuxers that read one self-contained file. Playlists (hls, concat, dash) are absent on purpose:
 # a text file renamed to .mp4 must not make the decoder open other files or sockets.
@@ -66,30 +67,19 @@ class VideoIndex:
         return float(self.times_s[-1] + 1.0 / self.fps)
 
 
-def confined(root: Path, name: str) -> Path:
-    """Resolve a file name from a dataset, refusing anything outside the dataset's folder.
-
-    Raises:
-        DataError: if the name leads out of ``root`` (absolute path, ``..``, symbolic link).
-    """
-    base = root.resolve()
-    path = (base / name).resolve()
-    if not path.is_relative_to(base) or "://" in name:
-        raise DataError(
-            "a video path leads out of the data root",
-            got=f"{name!r} under {root}",
-            do="keep videos below data.root and name them relative to it",
-        )
-    return path
-
-
 def index_video(path: Path) -> VideoIndex:
     """Read the presentation times of all frames without decoding (the first frame excepted).
+
+    Still pictures (see ``dashvlm.data.pictures``) are a second apart.
 
     Raises:
         VideoError: if the file is missing, empty, has no video stream or no frames, is of an
             unknown format, or declares an absurd size.
     """
+    if is_pictures(path):
+        count, width, height = picture_size(path)
+        numbers = np.arange(count, dtype=np.int64)
+        return VideoIndex(numbers.astype(np.float64), numbers, numbers, width, height, "pictures")
     with _open(path) as container:
         if not container.streams.video:
             raise VideoError(f"{path}: no video stream", do="remove the file or replace it")
@@ -153,7 +143,7 @@ def decode(
             f"{path}: frame number out of range",
             got=f"{wanted[0]}..{wanted[-1]} of {len(index.pts)}",
         )
-    frames = READERS[reader](path, index, wanted)
+    frames = read_pictures(path, wanted, size) if is_pictures(path) else READERS[reader](path, index, wanted)
     if size is not None:
         frames = resize(frames, size)
     place = np.searchsorted(wanted, frame_numbers)

@@ -156,6 +156,28 @@ def pr_curve(target: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
     return _divide(tp, tp[-1]), _divide(tp, tp + fp)
 
 
+def macro_f1(target: ArrayLike, said: ArrayLike, weight: ArrayLike = 1.0) -> Array:
+    """Mean F1 of the classes that occur in ``target``; ``said`` may hold others, or -1 for none.
+
+    Classes are whole numbers; classes that a resample lacks are left out of its mean.
+
+    Example:
+        >>> round(float(macro_f1([0, 0, 1, 2], [0, 1, 1, -1])), 4)
+        0.4444
+    """
+    y, s = np.asarray(target), np.asarray(said)
+    w = np.broadcast_to(np.asarray(weight, np.float64), (*np.shape(weight)[:-1], len(y)))
+    scores, present = [], []
+    for c in np.unique(y):
+        tp, support = (w * ((y == c) & (s == c))).sum(-1), (w * (y == c)).sum(-1)
+        said_c = (w * (s == c)).sum(-1)
+        scores.append(np.where(support > 0, 2 * tp / np.where(support + said_c > 0, support + said_c, 1), 0.0))
+        present.append(support > 0)
+    if not scores:
+        return np.full(w.shape[:-1], np.nan)
+    return _divide(np.sum(scores, 0), np.sum(present, 0).astype(np.float64))
+
+
 METRICS: dict[str, Metric] = {
     "roc_auc": roc_auc,
     "ap": average_precision,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+RESAMPLES = 1000
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -41,3 +43,12 @@ def estimate(value: float, resampled: NDArray[np.float64], level: float = 0.95) 
         return Estimate(float(value), float("nan"), float("nan"))
     low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(value), float(low), float(high))
+
+
+def mean_estimate(values: NDArray[np.float64], weights: NDArray[np.float64]) -> Estimate:
+    """Estimate the mean of values [N] under bootstrap weights [R, N]; nan without values."""
+    if not len(values):
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    total = weights.sum(-1)
+    sums = (weights * values).sum(-1)
+    return estimate(float(values.mean()), np.where(total > 0, sums / np.where(total > 0, total, 1), np.nan))

@@ -94,5 +94,6 @@ class PooledModule(VLMModule):
         return (weight * losses).mean()
 
     def compute_scores(self, batch: dict[str, Any]) -> Tensor:
-        """The sigmoid of the logit."""
-        return self.logits(batch).sigmoid()
+        """The sigmoid of the logit, and what it leaves to the other choice."""
+        positive = self.logits(batch).sigmoid()
+        return torch.stack([1 - positive, positive], dim=1)

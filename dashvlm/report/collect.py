@@ -54,6 +54,9 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
         for kind in ("metrics", "baselines"):
             for name, value in (result.get(kind) or {}).items():
                 row |= _columns(name, value)
+        if result["status"] == "done":
+            row["evaluation"] = result.get("evaluation", "binary")
+            row["primary_metric"] = result.get("primary_metric", "roc_auc")
         row["alarms"] = " | ".join(result.get("alarms") or [])
         row["message"] = str(result.get("message") or "").splitlines()[0] if result.get("message") else ""
         row["seconds"] = (result.get("seconds") or {}).get("all")

@@ -39,6 +39,12 @@ def plot_run(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store
         Name -> file.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    kind = results.get("evaluation", "binary")
+    if kind != "binary":
+        from dashvlm.report.task_plots import plot_choice, plot_scene
+
+        with mpl.rc_context(STYLE):
+            return {"choice": plot_choice, "scene": plot_scene}[kind](rows, results, folder, store)
     main = rows[rows["primary"] & rows["target"].notna() & rows["score"].notna()]
     made: dict[str, Path] = {}
     if main["target"].nunique() < 2:
@@ -49,28 +55,30 @@ def plot_run(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store
         for name, draw in (("roc", _roc), ("pr", _pr), ("reliability", _reliability)):
             figure, axes = plt.subplots(figsize=(3.6, 3.4))
             draw(axes, target, score, results["metrics"])
-            made[name] = _save(figure, folder / f"{name}.png")
+            made[name] = save(figure, folder / f"{name}.png")
         figure, axes = plt.subplots(figsize=(3.2, 3.0))
         _confusion(axes, results["confusion"])
-        made["confusion"] = _save(figure, folder / "confusion.png")
+        made["confusion"] = save(figure, folder / "confusion.png")
         figure = _worst(main, store)
         if figure is not None:
-            made["worst_errors"] = _save(figure, folder / "worst_errors.png")
+            made["worst_errors"] = save(figure, folder / "worst_errors.png")
     return made
 
 
-def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metric: str = "roc_auc") -> Path | None:
+def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metric: str | None = None) -> Path | None:
     """Draw a metric over a sweep: a line over one axis, a heatmap over two.
 
     Args:
         table: from :func:`dashvlm.report.collect.collect`.
         axes_names: the swept keys.
         path: the PNG file.
-        metric: the column.
+        metric: the column; by default the primary metric of the runs' kind of task.
 
     Returns:
         The file, or None if there is nothing to draw.
     """
+    known = table["primary_metric"].dropna().tolist() if "primary_metric" in table else []
+    metric = metric or (str(known[0]) if known else "roc_auc")
     if metric not in table:
         return None
     done = table[(table["status"] == "done") & table[metric].notna()]
@@ -81,7 +89,7 @@ def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metri
             figure = _heatmap(done, axes_names[0], axes_names[1], metric)
         else:
             figure = _line(done, axes_names, metric)
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
@@ -103,6 +111,8 @@ def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
             ms=4,
             label="same model, pixels off",
         )
+    if f"majority_{metric}" in done and done[f"majority_{metric}"].notna().any():
+        axes.plot(done["_x"], done[f"majority_{metric}"], color=ORANGE, lw=1, ls=":", label="majority")
     if metric == "roc_auc":
         axes.axhline(0.5, color=ORANGE, lw=1, ls=":", label="chance")
         axes.set_ylim(min(0.35, float(np.nanmin(low)) - 0.03), 1.02)
@@ -148,7 +158,7 @@ def plot_risk(times_s: Sequence[float], risk: Sequence[float], path: Path, title
         axes.set_xlabel("time in the video (s)")
         axes.set_ylabel("risk, P(Yes)")
         axes.set_title(title, loc="left")
-        return _save(figure, path)
+        return save(figure, path)
 
 
 def _roc(axes: Any, target: F.Array, score: F.Array, metrics: Mapping[str, Any]) -> None:
@@ -213,35 +223,41 @@ def _confusion(axes: Any, counts: Mapping[str, float]) -> None:
 
 def _worst(main: pd.DataFrame, store: FrameStore, count: int = 6) -> Any:
     """Filmstrips of the errors with the most confident score."""
-    if "path" not in main:
-        return None
     gap = (main["score"] - main["target"].astype(float)).abs()
     worst = main[gap >= 0.5].assign(_gap=gap).sort_values("_gap", ascending=False).head(count)
-    if worst.empty:
+    kinds = ["missed" if t == 1 else "false alarm" for t in worst["target"]]
+    captions = [f"{k}: {i}, score {s:.2f}" for k, i, s in zip(kinds, worst["clip_id"], worst["score"], strict=True)]
+    return filmstrips(worst, captions, store)
+
+
+def filmstrips(rows: pd.DataFrame, captions: Sequence[str], store: FrameStore) -> Any:
+    """Draw a strip of frames a row under its caption; None if no frame can be shown."""
+    if "path" not in rows:
         return None
     strips = []
-    for _, row in worst.iterrows():
+    for (_, row), caption in zip(rows.iterrows(), captions, strict=True):
         try:
             frames, times = store.frames(Path(row["path"]), row["frame_times_s"])
-        except DataError:
+        except (DataError, TypeError):  # a failed row has no times
             continue
         pick = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), 6)).round().astype(int))
-        strips.append((row, frames[pick], times[pick]))
+        strips.append((caption, frames[pick], times[pick]))
     if not strips:
         return None
-    columns = max(len(f) for _, f, _ in strips)
-    figure, axes = plt.subplots(len(strips), columns, figsize=(1.5 * columns, 1.75 * len(strips)), squeeze=False)
-    for line, (row, frames, times) in zip(axes, strips, strict=True):
+    columns = max(max(len(f) for _, f, _ in strips), 2)
+    lines = 1 + max(c.count("\n") for c, _, _ in strips)
+    figure, axes = plt.subplots(
+        len(strips), columns, figsize=(1.5 * columns, (1.6 + 0.15 * lines) * len(strips)), squeeze=False
+    )
+    for line, (caption, frames, times) in zip(axes, strips, strict=True):
         for place, axis in enumerate(line):
             axis.axis("off")
             if place < len(frames):
                 axis.imshow(frames[place])
                 axis.set_title(f"{times[place]:.2f} s", fontsize=7, pad=2)
-        kind = "missed" if row["target"] == 1 else "false alarm"
         line[0].set_title("")
-        line[0].set_title(
-            f"{kind}: {row['clip_id']}, score {row['score']:.2f}\n{times[0]:.2f} s", fontsize=7, pad=2, loc="left"
-        )
+        line[0].set_title(f"{caption}\n{times[0]:.2f} s", fontsize=7, pad=2, loc="left")
+    figure.subplots_adjust(hspace=0.35 + 0.1 * lines)
     return figure
 
 
@@ -252,10 +268,11 @@ def _value(node: Mapping[str, Any]) -> str:
 
 
 def _title(metric: str) -> str:
-    return {"roc_auc": "ROC AUC", "ap": "average precision"}.get(metric, metric)
+    return {"roc_auc": "ROC AUC", "ap": "average precision", "field_accuracy": "field accuracy"}.get(metric, metric)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     plt.close(figure)

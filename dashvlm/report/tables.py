@@ -9,13 +9,33 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-# What a reader compares first; the CSV has everything.
-SHOWN = {
-    "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP", "accuracy": "accuracy",
-    "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
+# What a reader compares first, by kind of task; the CSV has everything.
+SHOWN: dict[str, dict[str, str]] = {
+    "binary": {
+        "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP", "accuracy": "accuracy",
+        "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
+    },
+    "choice": {
+        "accuracy": "accuracy", "majority_accuracy": "majority", "random_accuracy": "random",
+        "text_only_accuracy": "text only", "pixels_off_accuracy": "no pixels", "answer_accuracy": "as written",
+        "parse_rate": "parsed", "latency_s": "s/sample",
+    },
+    "scene": {
+        "field_accuracy": "field accuracy", "majority_field_accuracy": "majority",
+        "field_macro_f1": "macro-F1", "majority_field_macro_f1": "majority F1",
+        "pixels_off_field_accuracy": "no pixels", "constrained_field_accuracy": "constrained",
+        "json_valid": "valid JSON", "risk_macro_f1": "risk F1",
+    },
 }  # fmt: skip
+BASELINES = {
+    "majority": "majority", "always_a": "always A", "random": "random", "prior_random": "prior random",
+    "text_only": "text only", "pixels_off": "pixels off",
+}  # fmt: skip
+"""Prefix of a baseline's name -> header of its column."""
 
-DROPPED_FIRST = ("mAP", "accuracy", "parsed", "feasible", "AP", "majority")
+DROPPED_FIRST = (
+    "mAP", "s/sample", "as written", "parsed", "feasible", "AP", "random", "risk F1", "majority F1", "majority",
+)  # fmt: skip
 
 
 def cell(row: Any, name: str) -> str:
@@ -31,12 +51,14 @@ def cell(row: Any, name: str) -> str:
 
 def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of a sweep's table."""
-    shown = [m for m in SHOWN if m in table and table[m].notna().any()]
+    kinds = [k for k in SHOWN if k in set(table.get("evaluation", ()))]
+    titles = {m: title for k in kinds for m, title in SHOWN[k].items()}
+    shown = [m for m in titles if m in table and table[m].notna().any()]
     names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
     header = [
         *names,
         "run",
-        *[SHOWN[m] for m in shown],
+        *[titles[m] for m in shown],
         "feasible",
         "status",
     ]
@@ -94,26 +116,36 @@ def notes_of(table: pd.DataFrame) -> list[str]:
 
 def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of one run's numbers with the baselines beside them."""
-
-    def text(node: dict[str, Any] | None) -> str:
-        if not node or node["value"] is None or pd.isna(node["value"]):
-            return "–"
-        if node["low"] is None:
-            return f"{node['value']:.3f}"
-        return f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
-
     base = result["baselines"]
-    beside: dict[str, list[str | None]] = {
-        "roc_auc": [None, "prior_random_roc_auc", "pixels_off_roc_auc"],
-        "ap": [None, "prior_random_ap", "pixels_off_ap"],
-        "accuracy": ["majority_accuracy", "prior_random_accuracy", "pixels_off_accuracy"],
-    }
+    beside = [p for p in BASELINES if any(f"{p}_{m}" in base for m in result["metrics"])]
     body = [
-        [
-            name,
-            text(value),
-            *[text(base.get(b)) if b else "–" for b in beside.get(name, [None, None, None])],
-        ]
+        [name, _text(value), *[_text(base.get(f"{p}_{name}")) for p in beside]]
         for name, value in result["metrics"].items()
     ]
-    return ["metric", "value [95 %]", "majority", "prior random", "pixels off"], body
+    return ["metric", "value [95 %]", *(BASELINES[p] for p in beside)], body
+
+
+def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Return what a kind of task adds: a confusion of letters, a row a parameter."""
+    made = []
+    if result.get("evaluation") == "choice":
+        said = list(next(iter(result["confusion"].values())))
+        rows = [[true, *(str(row[s]) for s in said)] for true, row in result["confusion"].items()]
+        made.append(("right letter (rows) and said letter", ["right", *said], rows))
+    if result.get("fields"):
+        rows = []
+        for row in result["fields"]:
+            mine, f1, usual = row["accuracy"], row["macro_f1"], row["majority_accuracy"]
+            rows.append([row["field"], _text(mine), _text(f1), row["majority"], _text(usual),
+                         _text(row["majority_macro_f1"])])  # fmt: skip
+        header = ["parameter", "accuracy", "macro-F1", "majority word", "its accuracy", "its macro-F1"]
+        made.append(("driving parameters", header, rows))
+    return made
+
+
+def _text(node: dict[str, Any] | None) -> str:
+    if not node or node["value"] is None or pd.isna(node["value"]):
+        return "–"
+    if node["low"] is None or pd.isna(node["low"]):
+        return f"{node['value']:.3f}"
+    return f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"

@@ -1,16 +1,22 @@
-"""The task contract: how a clip is asked about, what the answer should be, how text is read."""
+"""The task contract: how a clip is asked about, what the answer should be, how text is read.
+
+A task is scored in one of two ways. Tasks with ``choices`` (crash, multiple choice) are scored
+from logits, a probability for each choice that a sample has. The others write text, and what is
+scored is read from it.
+"""
 
 from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
+import pandas as pd
 
-from dashvlm.data.clip import Messages, Observation, Sample
+from dashvlm.data.clip import Clip, Messages, Observation, Sample
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.parsing import Status
 
@@ -22,35 +28,48 @@ IMAGE = "\x00"
 class Task(ABC):
     """One kind of question about clips.
 
-    Subclasses are final and set ``name`` and ``choices``.
+    Subclasses are final and set the class attributes.
 
     Attributes:
         name: the name in the configuration.
-        choices: the answers that are scored against each other.
+        evaluation: name of the function in ``dashvlm.metrics.evaluate`` that makes numbers from the rows.
+        choices: all answers that can be scored against each other; empty for tasks that write text.
     """
 
     name: str
-    choices: tuple[str, ...]
+    evaluation: Literal["binary", "choice", "scene"]
+    choices: tuple[str, ...] = ()
 
     def __init__(self, prompt: str, print_times: bool = True, question: str | None = None) -> None:
         self.prompt, self.print_times, self.question = prompt, print_times, question
-        _template(prompt)  # an unknown prompt is an error now, not at the first batch
+        for name in self.templates():
+            _template(name)  # an unknown prompt is an error now, not at the first batch
+
+    # -- the prompt ----------------------------------------------------------------------------
+
+    def templates(self) -> tuple[str, ...]:
+        """Names of the prompt templates that :meth:`template_of` may choose."""
+        return (self.prompt,)
+
+    def template_of(self, seen: Observation) -> str:
+        """The prompt template for an observation."""
+        return self.prompt
 
     def messages(self, seen: Observation) -> Messages:
         """Build the chat from what a model may know; the target is out of its reach.
 
         Args:
-            seen: times of the frames and the clip's question.
+            seen: times of the frames, the clip's question and its choices.
 
         Returns:
             One user turn whose i-th image part stands for the i-th frame, oldest first.
         """
         newest = seen.frame_times_s[-1]
-        text = _template(self.prompt).render(
+        text = _template(self.template_of(seen)).render(
             ages_s=[newest - t for t in seen.frame_times_s],
             print_times=self.print_times,
             question=(seen.question or self.question or self.default_question()).replace(IMAGE, ""),
-            choices=seen.choices,
+            choices=[choice.replace(IMAGE, "") for choice in seen.choices],
             image=IMAGE,
         )
         if text.count(IMAGE) != len(seen.frame_times_s):
@@ -71,37 +90,82 @@ class Task(ABC):
     def default_question(self) -> str:
         """The question for clips that bring none."""
 
-    @abstractmethod
-    def target(self, sample: Sample) -> int | None:
-        """The number of the right choice, or None if unknown."""
+    # -- choices -------------------------------------------------------------------------------
 
-    @abstractmethod
-    def parse(self, text: str | None) -> tuple[int | None, Status]:
-        """Read a generated text: (number of the choice or None, status)."""
+    def num_choices(self, seen: Observation) -> int:
+        """How many of ``choices`` exist for an observation: the first so many."""
+        return len(self.choices)
 
-    def answer(self, sample: Sample) -> str:
-        """The text that training teaches.
+    def reorderings(self, seen: Observation) -> list[tuple[int, ...]]:
+        """Other orders that the choices are to be shown in, to average over; empty for none.
 
-        Raises:
-            ConfigError: if the clip has no label.
+        An order names for each place shown the original number of the choice shown there.
         """
-        target = self.target(sample)
-        if target is None:
-            raise ConfigError(
-                f"clip {sample.clip.clip_id} has no label and cannot be trained on",
-                do="move it out of the training split",
-            )
-        return self.choices[target]
+        return []
+
+    def option_texts(self, seen: Observation) -> tuple[str, ...] | None:
+        """Texts to score as whole answers, one a choice; None scores the choices' first tokens at once."""
+        return None
+
+    # -- the answer ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def target(self, sample: Sample) -> Any:
+        """What the answer is compared with (the number of a choice, or a mapping); None if unknown."""
+
+    @abstractmethod
+    def answer(self, sample: Sample) -> str:
+        """The text that training teaches, for a sample whose target is known."""
+
+    @abstractmethod
+    def parse(self, text: str | None, seen: Observation) -> tuple[Any, Status]:
+        """Read a generated text: (a value like the target's or None, status). Never guesses."""
+
+    # -- what a dataset and a run show ---------------------------------------------------------
+
+    def problem(self, clip: Clip) -> str | None:
+        """Why a labelled clip cannot be taught or compared, or None; such training clips are quarantined."""
+        return None
+
+    def columns(self, sample: Sample) -> dict[str, Any]:
+        """More columns of the predictions table, for the evaluation."""
+        return {}
+
+    def baseline(self, train: Sequence[Sample], scored: Sequence[Sample]) -> dict[str, list[Any]]:
+        """Columns with answers that need no pixels, learned from the training samples."""
+        return {}
+
+    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+        """Tables for the dataset card: title -> rows."""
+        return {}
+
+    def write(self, rows: pd.DataFrame, folder: Path) -> list[str]:
+        """Write files of the task's own from a run's rows; return notes for the reader."""
+        return []
 
 
 def observe(sample: Sample, frame_times_s: Sequence[float]) -> Observation:
     """Reduce a sample to what a prompt may be built from."""
-    extra = sample.clip.extra
+    extra: Mapping[str, Any] = sample.clip.extra
     return Observation(
         tuple(float(t) for t in frame_times_s),
         extra.get("question"),
         tuple(extra.get("choices", ())),
     )
+
+
+def need_target(target: Any, sample: Sample) -> Any:
+    """Return a target that training needs.
+
+    Raises:
+        ConfigError: if it is None.
+    """
+    if target is None:
+        raise ConfigError(
+            f"clip {sample.clip.clip_id} has no label and cannot be trained on",
+            do="move it out of the training split",
+        )
+    return target
 
 
 @functools.cache

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import final
 
-from dashvlm.data.clip import Sample
-from dashvlm.tasks.base import Task
+from dashvlm.data.clip import Observation, Sample
+from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_yes_no
 
 QUESTION = "Is a vehicle collision likely to happen within 1 to 2 seconds?"
@@ -19,6 +19,7 @@ class CrashTask(Task):
     """Yes/no question about a clip; the score is P(Yes) against P(No)."""
 
     name = "crash"
+    evaluation = "binary"
     choices = ("No", "Yes")  # the number of a choice is the label
 
     def default_question(self) -> str:
@@ -29,6 +30,10 @@ class CrashTask(Task):
         """The clip's label."""
         return sample.clip.label
 
-    def parse(self, text: str | None) -> tuple[int | None, Status]:
+    def answer(self, sample: Sample) -> str:
+        """Yes or No."""
+        return self.choices[need_target(self.target(sample), sample)]
+
+    def parse(self, text: str | None, seen: Observation) -> tuple[int | None, Status]:
         """Read yes or no, strictly."""
         return parse_yes_no(text)

@@ -7,6 +7,7 @@ negative for crashes. Here a text that is not an answer is counted as one that i
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Literal
 
 Status = Literal["parsed", "unparsed", "refused", "failed"]
@@ -17,9 +18,15 @@ _TAG = re.compile(r"<answer>\s*(yes|no)\s*</answer>", re.IGNORECASE)
 _BARE = re.compile(r"^\W*(yes|no)\b", re.IGNORECASE)
 _REFUSAL = re.compile(
     r"\b(i'?m sorry|i am sorry|cannot (?:assist|help|determine|analy[sz]e)|can'?t (?:assist|help)|"
-    r"unable to (?:assist|help|determine|analy[sz]e)|as an ai)\b",
+    r"unable to (?:assist|help|determine|analy[sz]e)|as an ai|not sure|do not know|don'?t know|"
+    r"không biết|không chắc|không thể)\b",
     re.IGNORECASE,
 )
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text declines to answer."""
+    return bool(_REFUSAL.search(text))
 
 
 def parse_yes_no(text: str | None) -> tuple[int | None, Status]:
@@ -51,4 +58,70 @@ def parse_yes_no(text: str | None) -> tuple[int | None, Status]:
         if not re.search(rf"\b{other}\b", text[bare.end() :], re.IGNORECASE):
             return int(word == "yes"), "parsed"
         return None, "unparsed"
+    return None, "refused" if _REFUSAL.search(text) else "unparsed"
+
+
+_KEYWORD = r"(?:answer|option|choose|đáp án|lựa chọn|chọn|trả lời)"
+_REPEATED = re.compile(r"^\W*([A-Z])\s*[.):]")  # an option repeated: "B. Đúng"
+_OPTION = re.compile(r"(?:^|\s)([A-Z])\s*[.):]")
+_LETTER_RULES = (
+    # An explicit statement, with nothing but an "is" and punctuation in between.
+    (
+        re.compile(
+            rf"(?i:<answer>)\s*([A-Z])\s*(?i:</answer>)|(?i:\b{_KEYWORD})\W*(?:(?i:is|là|đúng là)\b\W*)?([A-Z])\b(?!')"
+        ),
+    ),
+    (
+        re.compile(r"^\W*([A-Z])\W*$"),  # nothing but a letter
+        _REPEATED,
+        re.compile(r"(?i:\b(?:so|thus|therefore|hence|vậy|nên|do đó))\W+(?:(?i:is|là)\W+)?([A-Z])\W*$"),
+    ),
+)
+_OTHER_LETTER = re.compile(r"^\W*(?:(?i:or|and|hoặc|hay|và)\W+)?([A-Z])\b(?!\w)")
+
+
+def parse_letter(text: str | None, num_choices: int) -> tuple[int | None, Status]:
+    """Read the letter of a multiple-choice answer.
+
+    Only capital letters count, so that an article is no answer. An explicit statement ("answer:
+    B", "đáp án là B", ``<answer>B</answer>``) goes before a leading or concluding letter; rules of
+    one rank that find different letters find nothing, and so does a letter that has no choice.
+    The parser this replaces (huynhtuandat05december/demo) took the first a, b, c or d of any
+    text, and "A" where there was none.
+
+    Args:
+        text: the model's text; None if the row could not be computed.
+        num_choices: how many letters exist.
+
+    Returns:
+        (number of the choice, parsed), or (None, status).
+
+    Example:
+        >>> parse_letter("B. Đúng", 2), parse_letter("The correct answer is a green light so C.", 4)
+        ((1, 'parsed'), (2, 'parsed'))
+        >>> parse_letter("The correct answer is a green light", 4), parse_letter("Tôi không biết", 4)
+        ((None, 'unparsed'), (None, 'refused'))
+        >>> parse_letter("Answer: C", 2), parse_letter("A or B", 4), parse_letter("Answer: A car", 4)
+        ((None, 'unparsed'), (None, 'unparsed'), (None, 'unparsed'))
+    """
+    if text is None:
+        return None, "failed"
+    text = unicodedata.normalize("NFC", text).strip()
+    for rank in _LETTER_RULES:
+        found: set[str] = set()
+        for rule in rank:
+            for match in rule.finditer(text):
+                letter = next(g for g in match.groups() if g)
+                rest = text[match.end(match.lastindex or 0) :]
+                if letter == "A" and re.match(r"\s+\w", rest) and "</" not in match.group():
+                    continue  # an article: "the answer is A car"
+                other = _OTHER_LETTER.match(rest)
+                found |= {letter, *(other.groups() if other else ())}
+                if rule is _REPEATED:  # several options repeated are no answer
+                    found |= {o for o in _OPTION.findall(rest) if ord(o) - ord("A") < num_choices}
+        if len(found) == 1:
+            number = ord(found.pop()) - ord("A")
+            return (number, "parsed") if number < num_choices else (None, "unparsed")
+        if found:
+            return None, "unparsed"
     return None, "refused" if _REFUSAL.search(text) else "unparsed"

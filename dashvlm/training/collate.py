@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 from dashvlm.backbones.base import Encoder
+from dashvlm.data.clip import FrameArray, Observation
 from dashvlm.data.datamodule import Item
 from dashvlm.errors import TrainingError
 from dashvlm.tasks.base import Task, observe
@@ -21,43 +22,88 @@ class Collate:
     Attributes:
         task: builds prompts and answers.
         encoder: turns them into tensors.
-        training: an unreadable item is an error in training, a failed row in evaluation.
+        stage: an unreadable item is an error in ``train``, a failed row in ``val`` and ``predict``.
         with_answers: encode the answers' text too. Without it no target is within the encoder's reach.
     """
 
     task: Task
     encoder: Encoder
-    training: bool
+    stage: Literal["train", "val", "predict"]
     with_answers: bool
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """Encode.
 
         Returns:
-            ``inputs`` for the backbone, ``labels`` [B] (-1 unknown), ``index`` [B], ``frame_times_s``
-            and ``clip_ids``, all of the readable items; ``failed``: indices of the others.
+            Of the readable items: ``inputs`` for the backbone, ``labels`` [B] (number of the right choice, -1
+            where there is none), ``choice_mask`` [B, C] of the choices that exist, ``reordered`` (the same
+            questions with their options in other orders), ``options`` (each option's text as an answer),
+            ``index`` [B], ``seen``, ``frame_times_s`` and ``clip_ids``; and ``failed``: indices of the others.
         """
-        good, chats, frames, times = [], [], [], []
+        good, seen, frames = [], [], []
         for item in items:
             if item.frames is None or item.frame_times_s is None:
-                if self.training:
+                if self.stage == "train":
                     raise TrainingError(
                         f"training clip {item.sample.clip.clip_id} became unreadable",
                         got=str(item.problem),
                         do="restore the file and run the same command again: the run resumes",
                     )
                 continue
+            if self.with_answers and self.task.target(item.sample) is None:
+                continue  # a validation loss needs a reference; training samples all have one
             good.append(item)
             frames.append(item.frames)
-            times.append(item.frame_times_s.tolist())
-            chats.append(self.task.messages(observe(item.sample, times[-1])))
+            seen.append(observe(item.sample, item.frame_times_s.tolist()))
+        chats = [self.task.messages(s) for s in seen]
         answers = [self.task.answer(i.sample) for i in good] if self.with_answers else None
         targets = [self.task.target(i.sample) for i in good]
-        return {
+        batch: dict[str, Any] = {
             "inputs": self.encoder.encode(chats, frames, answers) if good else {},
-            "labels": torch.tensor([-1 if t is None else t for t in targets]),
+            "labels": torch.tensor([t if isinstance(t, int) else -1 for t in targets]),
             "index": torch.tensor([i.index for i in good], dtype=torch.long),
             "clip_ids": [i.sample.clip.clip_id for i in good],
-            "frame_times_s": times,
+            "seen": seen,
+            "frame_times_s": [list(s.frame_times_s) for s in seen],
             "failed": [i.index for i in items if i.frames is None],
         }
+        if self.task.choices and self.stage != "train":
+            batch["choice_mask"] = torch.stack([self._mask(s) for s in seen]) if good else torch.ones(0, 0)
+            batch["reordered"] = self._reordered(seen, frames)
+            batch["options"] = self._options(seen, frames)
+        return batch
+
+    def _mask(self, seen: Observation) -> torch.Tensor:
+        return torch.arange(len(self.task.choices)) < self.task.num_choices(seen)
+
+    def _reordered(self, seen: Sequence[Observation], frames: Sequence[FrameArray]) -> list[dict[str, Any]]:
+        """Batches with one other order for each sample that has so many."""
+        orders = [self.task.reorderings(s) for s in seen]
+        views = []
+        for turn in range(max((len(o) for o in orders), default=0)):
+            rows = [i for i, o in enumerate(orders) if turn < len(o)]
+            shown = [replace(seen[i], choices=tuple(seen[i].choices[j] for j in orders[i][turn])) for i in rows]
+            places = torch.arange(len(self.task.choices)).repeat(len(rows), 1)
+            for line, i in enumerate(rows):
+                places[line, : len(orders[i][turn])] = torch.tensor(orders[i][turn])
+            views.append(
+                {
+                    "inputs": self.encoder.encode([self.task.messages(s) for s in shown], [frames[i] for i in rows]),
+                    "rows": torch.tensor(rows),
+                    "choice_mask": torch.stack([self._mask(s) for s in shown]),
+                    "places": places,
+                }
+            )
+        return views
+
+    def _options(self, seen: Sequence[Observation], frames: Sequence[FrameArray]) -> list[dict[str, Any]]:
+        """For each choice the samples that have it, with its text as the answer. Knows no target."""
+        texts = [self.task.option_texts(s) for s in seen]
+        batches = []
+        for number in range(max((len(t) for t in texts if t), default=0)):
+            rows = [i for i, t in enumerate(texts) if t and number < len(t)]
+            chats = [self.task.messages(seen[i]) for i in rows]
+            answers = [t[number] for i in rows if (t := texts[i])]
+            inputs = self.encoder.encode(chats, [frames[i] for i in rows], answers)
+            batches.append({"inputs": inputs, "rows": torch.tensor(rows), "number": number})
+        return batches

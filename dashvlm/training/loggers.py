@@ -81,6 +81,8 @@ def finish(
                     run.log({f"plots/{name}": wandb.Image(str(path))})
                 if rows is not None:
                     shown = rows.drop(columns=[c for c in rows if c.endswith("times_s")])
+                    for name in [c for c in shown if c.endswith(("scores", "choices"))]:
+                        shown[name] = shown[name].map(str)  # W&B wants one type a cell
                     run.log({"predictions": wandb.Table(dataframe=shown.astype(object).where(shown.notna(), None))})
             wandb.finish(exit_code=0 if results is not None else 1)
         elif results is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -21,7 +21,7 @@ from dashvlm.backbones.adapters import load_trained, role_of
 from dashvlm.backbones.base import Backbone
 from dashvlm.data.clip import Sample
 from dashvlm.errors import TrainingError
-from dashvlm.metrics import functional as F
+from dashvlm.metrics.evaluate import validation_metrics
 from dashvlm.tasks.base import Task
 from dashvlm.training.collate import Collate
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
@@ -55,7 +55,7 @@ class VLMModule(pl.LightningModule, ABC):
         self.backbone, self.task = backbone, task
         self.options, self.optim, self.seed = dict(options), dict(optim), seed
         self.strict_loading = False  # checkpoints hold trained parameters; load_trained is strict
-        self._seen: list[tuple[int, float, int]] = []
+        self._seen: list[tuple[int, Any, int]] = []
         self.rows: list[Row] = []
         self.longest: int | None = None  # tokens of the longest sample of the batch in work
 
@@ -67,17 +67,26 @@ class VLMModule(pl.LightningModule, ABC):
 
     @abstractmethod
     def compute_scores(self, batch: dict[str, Any]) -> Tensor:
-        """P(positive) [B] in [0, 1], from an evaluation batch."""
+        """Probabilities [B, C] of the task's choices, 0 for those a sample lacks, from an evaluation batch."""
 
-    def generate(self, batch: dict[str, Any]) -> list[str] | None:
-        """Texts for an evaluation batch, or None if the objective writes none."""
-        return None
+    def generate(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Texts for an evaluation batch by name of their column; empty if the objective writes none."""
+        return {}
 
     # -- batches -------------------------------------------------------------------------------
 
-    def collate(self, training: bool) -> Collate:
-        """The collate function of the training or evaluation loaders."""
-        return Collate(self.task, self.backbone.encoder, training, training and self.teaches_answers)
+    def collate(self, stage: Literal["train", "val", "predict"]) -> Collate:
+        """The collate function of a stage's loader.
+
+        Answers are encoded where they are taught, and for the validation loss of tasks that write text.
+        """
+        answers = self.teaches_answers and (stage == "train" or (stage == "val" and not self.task.choices))
+        return Collate(self.task, self.backbone.encoder, stage, answers)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move the tensors; observations stay as they are (Lightning would take them apart)."""
+        rest = {k: v for k, v in batch.items() if k != "seen"}
+        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "seen": batch["seen"]}
 
     # -- training ------------------------------------------------------------------------------
 
@@ -123,22 +132,26 @@ class VLMModule(pl.LightningModule, ABC):
         self._seen = []
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Score a batch."""
-        if len(batch["index"]):
-            scores = self.compute_scores(batch).double().cpu()
-            self._seen += list(zip(batch["index"].tolist(), scores.tolist(), batch["labels"].tolist(), strict=True))
+        """Score a batch, or measure the answers' loss where the task has no choices."""
+        if not len(batch["index"]):
+            return
+        if self.task.choices:
+            scores, targets = self.compute_scores(batch).double().cpu().tolist(), batch["labels"].tolist()
+        else:
+            values, mask = self.backbone.answer_logprobs(batch["inputs"])
+            scores = (-(values * mask).sum(1) / mask.sum(1)).double().cpu().tolist()
+            targets = [0] * len(scores)
+        self._seen += list(zip(batch["index"].tolist(), scores, targets, strict=True))
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics over the whole split, each sample once whatever the number of processes."""
         seen = {i: (s, y) for i, s, y in _gather(self._seen) if y >= 0}
         if not seen:
             return
-        score, target = (np.array(v, np.float64) for v in zip(*seen.values(), strict=True))
-        for name in ("roc_auc", "ap", "accuracy", "brier"):
-            value = float(F.METRICS[name](target, score, np.ones(len(score))))
-            # An undefined metric (one class) must not make early stopping believe in progress.
-            value = value if np.isfinite(value) else 0.0
-            self.log(f"val/{name}", value, prog_bar=name == "roc_auc", rank_zero_only=False)
+        scores, targets = zip(*seen.values(), strict=True)
+        values = validation_metrics(self.task.evaluation, np.array(targets), np.array(scores, np.float64))
+        for number, (name, value) in enumerate(values.items()):
+            self.log(f"val/{name}", value, prog_bar=number == 0, rank_zero_only=False)
 
     def on_predict_epoch_start(self) -> None:
         """Start a new table."""
@@ -146,26 +159,22 @@ class VLMModule(pl.LightningModule, ABC):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make a row a sample; a sample that cannot be read becomes a failed row."""
-        self.rows += [{"index": i, "score": np.nan, "status": "failed"} for i in batch["failed"]]
+        self.rows += [{"index": i, "status": "failed"} for i in batch["failed"]]
         if not len(batch["index"]):
             return
         start = time.perf_counter()
-        scores = self.compute_scores(batch).double().cpu().tolist()
+        scores = self.compute_scores(batch).double().cpu().tolist() if self.task.choices else None
         texts = self.generate(batch)
-        took = (time.perf_counter() - start) / len(scores)
-        for row, index in enumerate(batch["index"].tolist()):
-            answer, status = self.task.parse(texts[row]) if texts is not None else (None, None)
-            self.rows.append(
-                {
-                    "index": index,
-                    "frame_times_s": batch["frame_times_s"][row],
-                    "score": scores[row],
-                    "text": texts[row] if texts is not None else None,
-                    "answer": answer,
-                    "status": status,
-                    "latency_s": took,
-                }
-            )
+        took = (time.perf_counter() - start) / len(batch["seen"])
+        for row, (index, seen) in enumerate(zip(batch["index"].tolist(), batch["seen"], strict=True)):
+            made: Row = {"index": index, "frame_times_s": batch["frame_times_s"][row], "latency_s": took}
+            if scores is not None:
+                made["scores"] = scores[row][: self.task.num_choices(seen)]
+            for name, written in texts.items():
+                answer, status = self.task.parse(written[row], seen)
+                prefix = name.removesuffix("text")
+                made |= {name: written[row], f"{prefix}answer": answer, f"{prefix}status": status}
+            self.rows.append(made)
 
     def on_predict_epoch_end(self) -> None:
         """Bring the rows of all processes together, each sample once, in order."""

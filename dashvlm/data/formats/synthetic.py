@@ -13,6 +13,7 @@ from typing import Any
 
 from dashvlm.data.manifest import Row
 from dashvlm.data.synthetic.encode import write_scene
+from dashvlm.data.synthetic.language import annotation, questions
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
     Args:
         root: folder for the videos and ``scenes.jsonl``; several processes may share it.
-        options: ``num_drives, seed, horizon_s, duration_s, fps, width, height``.
+        options: ``num_drives, seed, horizon_s, duration_s, fps, width, height``, and ``task``: what the rows are for.
     """
     scenes = list(
         draw_scenes(
@@ -39,15 +40,29 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         if not (root / "scenes.jsonl").exists():
             _render(root, scenes, options)
     for scene in scenes:
-        yield {
-            "clip_id": scene.scene_id,
-            "video": f"videos/{scene.scene_id}.mp4",
-            "group": scene.drive.group,
-            "label": scene.label,
-            "event_time_s": scene.event_time_s,
-            "alert_time_s": None,
-            "extra": {"scene": scene.to_dict()},
-        }
+        yield from _rows_of(scene, str(options.get("task") or "crash"), int(options["seed"]))
+
+
+def _rows_of(scene: Scene, task: str, seed: int) -> Iterator[Row]:
+    """A row a scene; for multiple choice a row a question, and they share the scene's video."""
+    row: Row = {
+        "clip_id": scene.scene_id,
+        "video": f"videos/{scene.scene_id}.mp4",
+        "group": scene.drive.group,
+        "label": scene.label,
+        "event_time_s": scene.event_time_s,
+        "alert_time_s": None,
+        "extra": {"scene": scene.to_dict()},
+    }
+    if task == "mcq":
+        for asked in questions(scene, seed):
+            extra = {"answer": asked.answer, "support_frames": list(asked.support_s), "kind": asked.key}
+            yield {
+                **row, "clip_id": f"{scene.scene_id}_{asked.key}", "question": asked.text,
+                "choices": list(asked.choices), "extra": extra,
+            }  # fmt: skip
+        return
+    yield {**row, "extra": {**row["extra"], "annotation": annotation(scene)}} if task == "scene" else row
 
 
 def _render(root: Path, scenes: list[Scene], options: Mapping[str, Any]) -> None:

@@ -1,0 +1,129 @@
+"""BDD100K scene annotations: ``[{"video_id", "QA": {"q", "a"}}]`` with videos or extracted frames.
+
+Layout of the BDD100K description project (SarveshBTelang): a JSON list beside the videos. Also read:
+rows of prompt and completion with pictures, as JSON lines. Videos of one drive share the first
+eight characters of their name, so that is the group.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dashvlm.data.manifest import Row
+from dashvlm.data.pictures import SUFFIXES
+from dashvlm.errors import DataError
+
+VIDEOS = (".mov", ".mp4", ".avi", ".mkv", ".webm")
+
+
+def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield a row an annotated video.
+
+    Args:
+        root: folder with the annotations; videos are looked for in it and in ``videos/``, folders of
+            extracted frames also in ``frames/`` and ``images/``.
+        options: ``file``: the annotations, below the root; by default the only JSON file, or the
+            one with ``main`` in its name.
+
+    Raises:
+        DataError: if no file, or more than one, could be meant, or it is not in a known layout.
+    """
+    path = _annotations(root, options.get("file"))
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    if path.suffix == ".jsonl":
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.strip():
+                yield _completion(line, f"{path.name}:{number}")
+        return
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON", got=str(error), do="mend or download it again") from error
+    if not isinstance(items, list):
+        raise DataError(f"{path} is not a list of rows", got=type(items).__name__, do="name another data.options.file")
+    for number, item in enumerate(items):
+        yield _row(item, f"{path.name}[{number}]", root)
+
+
+def _annotations(root: Path, wanted: Any) -> Path:
+    if wanted:
+        path = root / str(wanted)
+        if not path.is_file():
+            raise DataError(f"data.options.file={wanted} is not in {root}", do="name a .json or .jsonl file")
+        return path
+    found = sorted(p for p in (*root.glob("*.json"), *root.glob("*.jsonl")))
+    main = [p for p in found if "main" in p.stem] if len(found) > 1 else found
+    if len(main) != 1:
+        raise DataError(
+            f"data=bdd100k: {'no' if not found else 'more than one'} file of annotations in {root}",
+            got=", ".join(p.name for p in found) or "no .json or .jsonl file",
+            do="set data.options.file=NAME" if found else "set data.root=FOLDER; or try data=synthetic",
+        )
+    return main[0]
+
+
+def _row(item: Any, place: str, root: Path) -> Row:
+    qa = item.get("QA") if isinstance(item, Mapping) else None
+    name = item.get("video_id") if isinstance(item, Mapping) else None
+    if not isinstance(name, str) or not name:
+        return {"clip_id": place, "problem": "no video_id"}
+    stem = name.rsplit(".", 1)[0] if name.lower().endswith(VIDEOS) else name
+    row: Row = {"clip_id": stem, "group": group_of_video(stem), "video": _find(root, name, stem)}
+    if not isinstance(qa, Mapping) or not isinstance(qa.get("a"), str) or not qa["a"].strip():
+        return {**row, "problem": "no answer in QA"}
+    return {**row, "question": str(qa.get("q") or "").strip() or None, "extra": {"annotation": qa["a"]}}
+
+
+def _find(root: Path, name: str, stem: str) -> str:
+    for folder in ("", "videos/", "frames/", "images/"):
+        for candidate in (name, *(f"{stem}{s}" for s in VIDEOS), stem):
+            if (root / folder / candidate).exists():
+                return f"{folder}{candidate}"
+    return name
+
+
+def _completion(line: str, place: str) -> Row:
+    """Read ``{"images": [...], "prompt": ..., "completion": ...}``; texts or chats."""
+    try:
+        item = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return {"clip_id": place, "problem": f"not JSON: {error}"}
+    if not isinstance(item, Mapping):
+        return {"clip_id": place, "problem": "not an object"}
+    images = item.get("images") or item.get("image")
+    images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list) or not all(isinstance(i, str) and i.lower().endswith(SUFFIXES) for i in images):
+        return {"clip_id": place, "problem": "images is not a list of picture files"}
+    answer = _text(item.get("completion"))
+    first = Path(images[0]) if images else Path(place)
+    # Frames of one video lie in a folder, or share the name before the frame's number.
+    stem = first.parent.name if str(first.parent) != "." else re.sub(r"[_-]?(?:frame)?[_-]?\d{1,5}$", "", first.stem)
+    row: Row = {"clip_id": str(item.get("id") or place), "group": group_of_video(stem), "video": images}
+    if not answer:
+        return {**row, "problem": "no completion"}
+    return {**row, "question": _text(item.get("prompt")) or None, "extra": {"annotation": answer}}
+
+
+def _text(value: Any) -> str:
+    """The text of a string, a message or a chat."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, Mapping):
+        return _text(value.get("content") if "content" in value else value.get("text"))
+    if isinstance(value, list):
+        return "\n".join(filter(None, (_text(v) for v in value))).strip()
+    return ""
+
+
+def group_of_video(stem: str) -> str:
+    """Return the drive that a BDD100K video was cut from.
+
+    Example:
+        >>> group_of_video("000d35d3-41990aa4"), group_of_video("clip7")
+        ('000d35d3', 'clip7')
+    """
+    return stem.split("-")[0] if re.match(r"^[0-9a-f]{8}-", stem) else stem

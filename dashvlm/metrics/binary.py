@@ -1,0 +1,156 @@
+"""Numbers of a yes/no task from the predictions table, and what they must be compared with.
+
+Knows only the table: whoever has ``predictions.parquet`` can recompute every number.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dashvlm.metrics import functional as F
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
+
+
+def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
+    """Compute metrics, baselines and alarms.
+
+    Args:
+        table: a row a (clip, horizon) with ``clip_id, group, horizon_s, primary, target, score,
+            answer, status, pixels_off_score``. A failed row (score nan) counts as wrong.
+        seed: of the bootstrap.
+
+    Returns:
+        ``metrics`` and ``baselines``: name -> {value, low, high}; ``counts``; ``alarms``: sentences.
+    """
+    known = _as_wrong(table[table["target"].notna()])
+    main = known[known["primary"]]
+    weights = group_weights(main["group"].tolist(), RESAMPLES, seed) if len(main) else np.ones((1, 0))
+    target, score = _columns(main)
+    metrics = {name: _estimate(metric, target, score, weights) for name, metric in F.METRICS.items()}
+    metrics |= _horizons(known, seed)
+    if (main["status"].notna() & (main["status"] != "failed")).any():
+        parsed = (main["status"] == "parsed").to_numpy(float)
+        metrics["parse_rate"] = mean_estimate(parsed, weights)
+        right = (main["answer"] == main["target"]).fillna(False).to_numpy(float)
+        metrics["answer_accuracy"] = mean_estimate(right, weights)
+    baselines = _baselines(main, target, weights)
+    return {
+        "metrics": {k: vars(v) for k, v in metrics.items()},
+        "baselines": {k: vars(v) for k, v in baselines.items()},
+        "confusion": dict(zip(("tn", "fp", "fn", "tp"), F.confusion(target, score).tolist(), strict=True)),
+        "counts": {
+            "rows": len(table),
+            "test_clips": len(main),
+            "groups": int(main["group"].nunique()),
+            "positives": int((target == 1).sum()),
+            "failed_rows": int(table["score"].isna().sum()),
+            "unlabelled_rows": int(table["target"].isna().sum()),
+            "padded_rows": int((main["num_padded"] > 0).sum()) if "num_padded" in main else 0,
+        },
+        "alarms": alarms(main, metrics, baselines),
+    }
+
+
+def monitor_binary(target: F.Array, scores: F.Array) -> dict[str, float]:
+    """Validation metrics of scores [N, 2]; the first is shown while training."""
+    ones = np.ones(len(target))
+    found = {n: float(F.METRICS[n](target, scores[:, -1], ones)) for n in ("roc_auc", "ap", "accuracy", "brier")}
+    # An undefined metric (one class) must not make early stopping believe in progress.
+    return {name: value if np.isfinite(value) else 0.0 for name, value in found.items()}
+
+
+def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str, Estimate]) -> list[str]:
+    """Say in sentences why a number might not measure what it seems to."""
+    out = []
+    score = main["score"][~main["_failed"]]
+    said = (score >= F.THRESHOLD).astype(int)
+    if len(score) and score.nunique() == 1:
+        out.append(f"degenerate: every score is {score.iloc[0]:.4f}")
+    elif len(score) > 4 and score.std() < 1e-3:
+        out.append(f"degenerate: scores hardly vary (standard deviation {score.std():.1e})")
+    elif len(score) and said.nunique() == 1:
+        out.append(f"degenerate at 0.5: every clip is called {'positive' if said.iloc[0] else 'negative'}")
+    auc = metrics["roc_auc"]
+    if np.isfinite(auc.value) and auc.low <= 0.5 <= auc.high:
+        out.append(f"not better than chance: ROC AUC {auc} contains 0.5")
+    rate = metrics.get("parse_rate")
+    if rate is not None and rate.value < 0.9:
+        out.append(f"only {rate.value:.0%} of the answers could be parsed; answer_accuracy counts the rest as wrong")
+    failed = int(main["_failed"].sum())
+    if failed:
+        out.append(f"{failed} rows could not be computed and count as wrong")
+    if main["group"].nunique() < 10:
+        out.append(f"only {main['group'].nunique()} groups: the intervals themselves are unreliable")
+    blind = baselines.get("pixels_off_roc_auc")
+    if blind is not None and (blind.low > 0.5 or blind.high < 0.5):
+        out.append(f"shortcut: without pixels the model still reaches ROC AUC {blind}")
+    return out
+
+
+def _as_wrong(known: pd.DataFrame) -> pd.DataFrame:
+    """Give rows that could not be computed the worst score there is, so that failures never flatter."""
+    worst = 1.0 - known["target"].astype(float)
+    failed = known["status"] == "failed" if "status" in known else known["score"].isna()
+    out = known.assign(_failed=known["score"].isna(), score=known["score"].fillna(worst))
+    if "pixels_off_score" in out:
+        out["pixels_off_score"] = out["pixels_off_score"].where(out["pixels_off_score"].notna() | ~failed, worst)
+    return out
+
+
+def _columns(rows: pd.DataFrame) -> tuple[F.Array, F.Array]:
+    return rows["target"].to_numpy(np.float64), rows["score"].to_numpy(np.float64)
+
+
+def _estimate(metric: F.Metric, target: F.Array, score: F.Array, weights: F.Array) -> Estimate:
+    return estimate(float(metric(target, score, np.ones(len(target)))), metric(target, score, weights))
+
+
+def _horizons(known: pd.DataFrame, seed: int) -> dict[str, Estimate]:
+    """AP at each horizon, their mean (the Nexar challenge's metric), and the mean warning time."""
+    horizons = sorted(known["horizon_s"].unique())
+    wide = known.pivot_table(index="clip_id", columns="horizon_s", values="score", dropna=False)
+    wide = wide.dropna()
+    if len(horizons) < 2 or wide.empty:
+        return {}
+    about = known.drop_duplicates("clip_id").set_index("clip_id").loc[wide.index]
+    target = about["target"].to_numpy(np.float64)
+    weights = group_weights(about["group"].tolist(), RESAMPLES, seed)
+    ones = np.ones(len(wide))
+    out: dict[str, Estimate] = {}
+    values, resamples = [], []
+    for horizon in horizons:
+        score = wide[horizon].to_numpy(np.float64)
+        values.append(float(F.average_precision(target, score, ones)))
+        resamples.append(F.average_precision(target, score, weights))
+        out[f"ap@{horizon:g}s"] = estimate(values[-1], resamples[-1])
+    out["map_horizons"] = estimate(float(np.mean(values)), np.mean(resamples, axis=0))
+    positive = target == 1
+    scores = wide.to_numpy(np.float64)[positive]
+    out["mtta_s"] = estimate(
+        float(F.mean_time_to_accident(scores, horizons, np.ones(len(scores)))),
+        F.mean_time_to_accident(scores, horizons, weights[:, positive]),
+    )
+    return out
+
+
+def _baselines(main: pd.DataFrame, target: F.Array, weights: F.Array) -> dict[str, Estimate]:
+    if not len(main):
+        return {}
+    prior = float(target.mean())
+    majority = np.full(len(target), float(prior >= 0.5))
+    total = np.maximum(weights.sum(-1), 1)
+    chance = (weights * target).sum(-1) / total
+    out = {
+        "majority_accuracy": _estimate(F.accuracy, target, majority, weights),
+        "prior_random_accuracy": estimate(prior**2 + (1 - prior) ** 2, chance**2 + (1 - chance) ** 2),
+        "prior_random_roc_auc": Estimate(0.5, 0.5, 0.5),
+        "prior_random_ap": estimate(prior, chance),
+    }
+    if "pixels_off_score" in main and main["pixels_off_score"].notna().all():
+        off = main["pixels_off_score"].to_numpy(np.float64)
+        for name in ("roc_auc", "ap", "accuracy"):
+            out[f"pixels_off_{name}"] = _estimate(F.METRICS[name], target, off, weights)
+    return out

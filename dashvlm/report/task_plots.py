@@ -1,0 +1,112 @@
+"""Plots of runs that are not yes or no: multiple choice, scene description."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from dashvlm.data.frames import FrameStore
+from dashvlm.metrics.choice import LETTERS, said_choice
+from dashvlm.report.plots import BLUE, GREY, ORANGE, filmstrips, save
+
+
+def plot_choice(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore) -> dict[str, Path]:
+    """Draw the confusion of letters, accuracy against baselines, and the most confident errors."""
+    main = rows[rows["primary"] & rows["target"].notna()]
+    if main.empty:
+        return {}
+    said = np.array([said_choice(s) for s in main["scores"]])
+    grid = np.array([list(row.values()) for row in results["confusion"].values()])
+    figure, axes = plt.subplots(figsize=(3.8, 3.2))
+    axes.grid(False)
+    axes.imshow(grid, cmap="Blues", vmin=0, vmax=max(grid.max(), 1))
+    for (i, j), value in np.ndenumerate(grid):
+        dark = value > grid.max() / 2
+        axes.text(j, i, str(value), ha="center", va="center", color="white" if dark else "black")
+    axes.set_xticks(range(grid.shape[1]), [*LETTERS[: grid.shape[1] - 1], "none"])
+    axes.set_yticks(range(len(grid)), list(LETTERS[: len(grid)]))
+    axes.set(xlabel="said (highest score)", ylabel="right")
+    made = {"confusion": save(figure, folder / "confusion.png"), "accuracy": _bars(results, folder / "accuracy.png")}
+    confident = np.array([max(s) if said_choice(s) >= 0 else 0.0 for s in main["scores"]])
+    worst = main.assign(_said=said, _sure=confident)
+    worst = worst[(worst["_said"] != worst["target"]) & (worst["_said"] >= 0)].sort_values("_sure", ascending=False)
+    worst = worst.head(6)
+    captions = [
+        f"{textwrap.shorten(str(r['question']), 70)}\n{LETTERS[r['_said']]} ({r['_sure']:.2f}): "
+        f"{textwrap.shorten(str(r['choices'][r['_said']]), 25)}; right {LETTERS[r['target']]}: "
+        f"{textwrap.shorten(str(r['choices'][r['target']]), 25)}"
+        for _, r in worst.iterrows()
+    ]
+    strips = filmstrips(worst, captions, store) if len(worst) else None
+    if strips is not None:
+        made["worst_errors"] = save(strips, folder / "worst_errors.png")
+    return made
+
+
+def _bars(results: Mapping[str, Any], path: Path) -> Path:
+    shown = {"all": "accuracy"} | {
+        name.removeprefix("accuracy_").replace("_", " "): name
+        for name in results["metrics"]
+        if name.startswith("accuracy_") and name.endswith("choices")
+    }
+    figure, axes = plt.subplots(figsize=(1.6 + 1.1 * len(shown), 3.2))
+    for place, name in enumerate(shown.values()):
+        node = results["metrics"][name]
+        spread = [[max(node["value"] - node["low"], 0)], [max(node["high"] - node["value"], 0)]]
+        axes.bar(
+            place, node["value"], 0.55, color=BLUE, yerr=spread, capsize=3, label="accuracy" if not place else None
+        )
+        for prefix, colour, style in (("majority", ORANGE, "-"), ("random", GREY, ":"), ("pixels_off", "black", "--")):
+            base = results["baselines"].get(f"{prefix}_{name}")
+            if base:
+                label = prefix.replace("_", " ") if not place else None
+                axes.hlines(base["value"], place - 0.4, place + 0.4, color=colour, ls=style, label=label)
+    axes.set_xticks(range(len(shown)), list(shown))
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("accuracy")
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return save(figure, path)
+
+
+def plot_scene(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore) -> dict[str, Path]:
+    """Draw accuracy and macro-F1 of each parameter against the majority word, and the clips with most errors."""
+    fields = results["fields"]
+    if not fields:
+        return {}
+    figure, both = plt.subplots(1, 2, figsize=(8.4, 0.36 * len(fields) + 1.2), sharey=True)
+    at = np.arange(len(fields))
+    for axes, name, title in zip(both, ("accuracy", "macro_f1"), ("accuracy", "macro-F1"), strict=True):
+        axes.barh(at - 0.19, [f[name]["value"] for f in fields], 0.36, color=BLUE, label="model")
+        usual = [f[f"majority_{name}"]["value"] for f in fields]
+        axes.barh(at + 0.19, usual, 0.36, color=ORANGE, label="majority word")
+        low = [max(f[name]["value"] - f[name]["low"], 0) for f in fields]
+        high = [max(f[name]["high"] - f[name]["value"], 0) for f in fields]
+        axes.errorbar(
+            [f[name]["value"] for f in fields], at - 0.19, xerr=[low, high], fmt="none", ecolor="black", lw=0.8
+        )
+        axes.set_xlim(0, 1)
+        axes.set_xlabel(title)
+    both[0].set_yticks(at, [f["field"] for f in fields])
+    both[0].invert_yaxis()
+    both[1].legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    made = {"fields": save(figure, folder / "fields.png")}
+    main = rows[rows["primary"] & rows["target"].notna()]
+    pairs = [(json.loads(t), json.loads(a)["fields"] if isinstance(a, str) else {})
+             for t, a in zip(main["target"], main["answer"], strict=True)]  # fmt: skip
+    wrong = [[f"{k}: {a.get(k, '–')}, right {v}" for k, v in t.items() if a.get(k) != v] for t, a in pairs]
+    order = sorted(range(len(wrong)), key=lambda i: -len(wrong[i]))[:6]
+    captions = [
+        f"{main['clip_id'].iloc[i]}: {len(wrong[i])} wrong\n" + "\n".join(textwrap.wrap("; ".join(wrong[i]), 100)[:2])
+        for i in order
+    ]
+    strips = filmstrips(main.iloc[order], captions, store) if order else None
+    if strips is not None:
+        made["worst_errors"] = save(strips, folder / "worst_errors.png")
+    return made
