@@ -212,7 +212,8 @@ def bench_letters(folder, questions=24, repeats=5):
     cfg = make_plan([*words, f"paths.cache_dir={folder}/cache", f"paths.output_dir={folder}"]).configs[0]
     data, module = prepare_data(cfg), build_module(cfg).eval()
     four = [s for s in data.samples["train"] if len(s.clip.extra["choices"]) == 4][:questions]
-    items = [i for i in (SampleDataset(four, data.store)[n] for n in range(len(four)))]
+    dataset = SampleDataset(four, data.store)
+    items = [dataset[n] for n in range(len(four))]
     chats = [module.task.messages(observe(i.sample, i.frame_times_s.tolist())) for i in items]
     frames, backbone = [i.frames for i in items], module.backbone
 

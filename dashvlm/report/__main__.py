@@ -1,4 +1,8 @@
-"""The table of the runs in a folder: ``python -m dashvlm.report [paths.output_dir=runs]``."""
+"""Tables: of the runs in a folder, or of published predictions.
+
+python -m dashvlm.report [paths.output_dir=runs]
+python -m dashvlm.report table=bvpi_captions predictions=FILE
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,9 @@ def report(cfg: DictConfig) -> None:
     from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_markdown
 
     output = Path(cfg.paths.output_dir)
+    if cfg.table:
+        _published(cfg, output)
+        return
     folders = sorted(p.parent for p in output.glob("*/config.yaml"))
     if not folders:
         raise DataError(
@@ -31,6 +38,33 @@ def report(cfg: DictConfig) -> None:
     (output / "report.md").write_text(to_markdown(header, body, notes), encoding="utf-8")
     plot_sweep(table, axes, output / "report.png")
     print(f"written: {output}/report.csv, report.md, report.png")
+
+
+def _published(cfg: DictConfig, output: Path) -> None:
+    """Print and write a table of published predictions."""
+    import csv
+
+    from omegaconf import OmegaConf
+
+    from dashvlm.report.published import build
+    from dashvlm.report.tables import print_table, to_markdown
+
+    options = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(options, dict)
+    tables, notes = build(str(cfg.table), {str(k): v for k, v in options.items()})
+    for title, header, body in tables:
+        print_table(title, header, body)
+    for note in notes:
+        print(f"  ! {note}")
+    output.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(f"### {title}\n\n{to_markdown(header, body)}" for title, header, body in tables)
+    (output / f"{cfg.table}.md").write_text(text + "\n" + "".join(f"- {n}\n" for n in notes), encoding="utf-8")
+    with (output / f"{cfg.table}.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        for title, header, body in tables:
+            writer.writerow(["table", *header])
+            writer.writerows([title, *row] for row in body)
+    print(f"written: {output}/{cfg.table}.md, {cfg.table}.csv")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,312 @@
+"""BVPI, street pictures described for blind pedestrians (adityaBS/roadscene-vlm-for-visually-impaired).
+
+Read from the captions CSV (``image_path,target,split``) with the annotation CSV (24 columns), from the
+annotation form's JSON, or from SFT and DPO rows as JSON lines. From the CSVs the SFT and DPO rows are
+built by the published rules.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dashvlm.data.manifest import Row
+from dashvlm.errors import DataError
+from dashvlm.tasks.navigation_text import (
+    NOUNS,
+    OBJECTS,
+    PROMPT,
+    Truth,
+    contradictions,
+    parse_fields,
+    position,
+    response,
+    segment,
+    sides_of,
+    stated_sides,
+)
+
+SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
+NEAR = {"obstacle": "m_obstacle", "person": "m_person", "bicycle": "m_bicycle", "car": "m_car",
+        "traffic_sign": "m_traffic_sign", "traffic_light": "traffic_light"}  # fmt: skip
+"""Object -> its column in the annotation CSV; what is beside the way has ``_outside`` behind it."""
+STATUS = "done"
+
+
+def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield a row a picture.
+
+    Args:
+        root: folder with the files; pictures are named relative to it or to ``options.images``.
+        options: ``file``: a ``.jsonl`` of SFT or DPO rows, or a ``.json`` of the annotation form, instead of
+            the CSVs; ``images``: folder of the pictures below the root; ``group_by``: ``image`` or ``block``
+            (pictures with neighbouring numbers, ``block_size`` each); ``consistent_only``: leave out training
+            rows whose caption contradicts the annotation; ``clip_scores`` and ``min_clip_score``: a CSV
+            ``image,score`` and the least similarity of training rows.
+
+    Raises:
+        DataError: if files or columns are missing.
+    """
+    clip_scores = _clip_scores(root, options)
+    for row in _rows(root, options):
+        truth, extra = row.pop("truth", None), row.setdefault("extra", {})
+        name = Path(row["video"] or row["clip_id"]).name if isinstance(row.get("video"), str) else row["clip_id"]
+        if truth is not None:
+            extra["navigation"] = truth.to_dict()
+            wrong = contradictions(truth, extra.get("caption", ""))
+            if wrong:
+                extra["contradictions"] = wrong
+                if options.get("consistent_only") and row.get("split") == "train":
+                    row["problem"] = f"data.options.consistent_only: {'; '.join(wrong)}"
+        if clip_scores is not None and row.get("split") == "train":
+            score = clip_scores.get(name)
+            if score is None or score < float(options["min_clip_score"]):
+                found = "no score" if score is None else f"{score:.3f}"
+                row["problem"] = f"CLIP similarity {found}, data.options.min_clip_score={options['min_clip_score']}"
+        images = str(options.get("images") or "")
+        if images and row.get("video"):
+            row["video"] = f"{images.rstrip('/')}/{row['video']}"
+        block = options.get("group_by") == "block"
+        row["group"] = block_of(name, int(options.get("block_size") or 25)) if block else Path(name).stem
+        if block:  # the published split is by picture, so blocks need a split of their own
+            row.pop("split", None)
+        yield row
+
+
+def _rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
+    file = options.get("file")
+    if file and str(file).endswith(".jsonl"):
+        yield from _from_lines(_existing(root / str(file)))
+    elif file:
+        yield from _from_form(_existing(root / str(file)))
+    else:
+        captions, annotations = csv_files(root)
+        for item in joined(captions, annotations):
+            yield _caption_row(item)
+
+
+def csv_files(root: Path) -> tuple[Path, Path | None]:
+    """Find the captions CSV and, if it is there, the annotation CSV below a folder.
+
+    Raises:
+        DataError: if there is no captions CSV.
+    """
+    found = sorted(root.glob("*.csv")) + sorted(root.glob("data/*.csv"))
+    captions = [p for p in found if "caption" in p.stem.lower()]
+    annotations = [p for p in found if "annotation" in p.stem.lower()]
+    if not captions:
+        raise DataError(
+            f"data=bvpi: no captions CSV in {root}", got=", ".join(p.name for p in found) or "no CSV",
+            do="put complete_captions_sensation.csv (image_path,target,split) there, name data.options.file=X.jsonl, "
+            "or try data=synthetic",
+        )  # fmt: skip
+    return captions[0], annotations[0] if annotations else None
+
+
+def read_annotations(path: Path) -> tuple[dict[str, Truth], list[str]]:
+    """Read the annotation CSV.
+
+    A repeated picture counts once, the first time. A row whose status is not ``done`` is shifted or
+    unfinished and is left out.
+
+    Returns:
+        Picture's file name -> truth, and what is wrong with which rows.
+
+    Raises:
+        DataError: if columns are missing.
+    """
+    found: dict[str, Truth] = {}
+    notes: list[str] = []
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        needed = ["image", "sidewalk_pos", "road_pos", *NEAR.values(), *(f"{c}_outside" for c in NEAR.values())]
+        lacking = [c for c in needed if c not in (reader.fieldnames or [])]
+        if lacking:
+            raise DataError(
+                f"{path}: columns are missing: {', '.join(lacking)}", do="use the annotation CSV as published"
+            )
+        for number, line in enumerate(reader, start=2):
+            name = Path(str(line["image"] or "")).name
+            if "status" in line and str(line["status"]).strip().lower() != STATUS:
+                notes.append(f"line {number} ({name}): status is {line['status']!r}, the row is shifted or unfinished")
+            elif name in found:
+                notes.append(f"line {number}: {name} is annotated twice, the first counts")
+            else:
+                found[name] = Truth(
+                    _side(line["sidewalk_pos"]),
+                    position(line["road_pos"]),
+                    {k: s for k, c in NEAR.items() if (s := sides_of(line[c]))},
+                    {k: s for k, c in NEAR.items() if (s := sides_of(line[f"{c}_outside"]))},
+                )
+    return found, notes
+
+
+def joined(captions: Path, annotations: Path | None) -> Iterator[dict[str, Any]]:
+    """Yield ``image, target, split, truth`` for each caption, joined to its annotation by file name.
+
+    Raises:
+        DataError: if columns are missing.
+    """
+    truths = read_annotations(annotations)[0] if annotations else {}
+    with captions.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        reader = csv.DictReader(file)
+        lacking = [c for c in ("image_path", "target", "split") if c not in (reader.fieldnames or [])]
+        if lacking:
+            raise DataError(f"{captions}: columns are missing: {', '.join(lacking)}", do="image_path,target,split")
+        for line in reader:
+            yield {
+                "image": line["image_path"],
+                "target": str(line["target"] or "").strip(),
+                "split": SPLITS.get(str(line["split"]).strip().lower(), str(line["split"])),
+                "truth": truths.get(Path(str(line["image_path"])).name),
+            }
+
+
+def sft_row(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the published SFT row of a caption; a picture without annotation has unknown positions."""
+    truth = item["truth"] or Truth("unknown", "unknown")
+    return {"image": item["image"], "prompt": PROMPT, "response": response(truth, item["target"]), **truth.fields}
+
+
+def dpo_row(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the published preference row: the structured response over the bare caption, which it ends with."""
+    made = sft_row(item)
+    return {"image": made["image"], "prompt": PROMPT, "chosen": made["response"], "rejected": item["target"],
+            **{k: made[k] for k in ("sidewalk_pos", "road_pos", "road_vs_sidewalk")}}  # fmt: skip
+
+
+def write_rows(root: Path, target: Path) -> dict[str, int]:
+    """Write ``bvpi_sft_<split>.jsonl`` and, for training and validation, ``bvpi_dpo_<split>.jsonl``.
+
+    Returns:
+        File name -> number of rows.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    made: dict[str, list[str]] = {}
+    for item in joined(*csv_files(root)):
+        made.setdefault(f"bvpi_sft_{item['split']}.jsonl", []).append(json.dumps(sft_row(item), ensure_ascii=False))
+        if item["split"] != "test":
+            made.setdefault(f"bvpi_dpo_{item['split']}.jsonl", []).append(json.dumps(dpo_row(item), ensure_ascii=False))
+    for name, lines in made.items():
+        (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {name: len(lines) for name, lines in made.items()}
+
+
+def block_of(name: str, size: int) -> str:
+    """Return the group of pictures that a numbered name belongs to; neighbours may be one walk.
+
+    Example:
+        >>> block_of("0130.jpg", 25), block_of("image_007.jpg", 25), block_of("-4jzRz.jpg", 25)
+        ('0_5', 'image_0', '-4jzRz')
+    """
+    found = re.fullmatch(r"(\D*?)_?(\d{2,})", Path(name).stem)
+    return f"{found.group(1) or '0'}_{int(found.group(2)) // size}" if found else Path(name).stem
+
+
+def _caption_row(item: Mapping[str, Any]) -> Row:
+    row: Row = {"clip_id": str(item["image"]), "video": str(item["image"]), "split": item["split"]}
+    if not item["target"]:
+        return {**row, "problem": "no caption"}
+    extra = {"caption": item["target"]}
+    if item["truth"] is None:
+        extra["unannotated"] = "no annotation of this picture"
+    return {**row, "truth": item["truth"], "extra": extra}
+
+
+def _from_lines(path: Path) -> Iterator[Row]:
+    """Rows ``image, prompt, response`` or ``image, prompt, chosen, rejected``; the split is in the file's name."""
+    split = next((SPLITS[w] for w in reversed(re.split(r"[_\W]+", path.stem)) if w in SPLITS), None)
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
+        if not line.strip():
+            continue
+        row: Row = {"clip_id": f"{path.name}:{number}", "video": "", **({"split": split} if split else {})}
+        try:
+            item = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield {**row, "problem": f"not JSON: {error}"}
+            continue
+        text = item.get("response") or item.get("chosen") if isinstance(item, Mapping) else None
+        if not isinstance(text, str) or not isinstance(item.get("image"), str):
+            yield {**row, "problem": "no image, or neither response nor chosen"}
+            continue
+        extra = {"caption": segment(text, "Context") or text, "response": text}
+        if isinstance(item.get("rejected"), str):
+            extra |= {"chosen": text, "rejected": item["rejected"]}
+        yield {**row, "clip_id": item["image"], "video": item["image"], "question": item.get("prompt"),
+               "truth": truth_of_text(text), "extra": extra}  # fmt: skip
+
+
+def truth_of_text(text: str) -> Truth | None:
+    """Read a structured description back; None if it lacks a mandatory field."""
+    fields = parse_fields(text)
+    if not {"sidewalk_pos", "road_pos"} <= set(fields):
+        return None
+    near, far = (
+        {name: tuple(sorted(stated_sides(segment(text, part) or "", NOUNS[name]))) for name in OBJECTS}
+        for part in ("Nearby", "Far")
+    )
+    return Truth(fields["sidewalk_pos"], fields["road_pos"], {k: v for k, v in near.items() if v},
+                 {k: v for k, v in far.items() if v})  # fmt: skip
+
+
+def _from_form(path: Path) -> Iterator[Row]:
+    """The annotation form's JSON: a list of objects with ``image``, positions and objects on and beside the way."""
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON", got=str(error)) from error
+    for number, item in enumerate(items if isinstance(items, list) else [items]):
+        row: Row = {"clip_id": f"{path.name}[{number}]", "video": ""}
+        if not isinstance(item, Mapping) or not isinstance(item.get("image"), str):
+            yield {**row, "problem": "no image"}
+            continue
+        row |= {"clip_id": item["image"], "video": item["image"]}
+        needed = ("sidewalk_pos", "road_pos", "object_present", "object_present_outside")
+        missing = [k for k in needed if k not in item]
+        if missing:
+            yield {**row, "problem": f"missing {', '.join(missing)}"}
+            continue
+        on = item.get("objects_on_sidewalk") if item["object_present"] == "Yes" else {}
+        beside = item.get("objects_outside_sidewalk") if item["object_present_outside"] == "Yes" else {}
+        truth = Truth(_side(item["sidewalk_pos"]), position(item["road_pos"]), _objects(on), _objects(beside))
+        split = {"split": SPLITS[item["split"]]} if item.get("split") in SPLITS else {}
+        yield {
+            **row,
+            **split,
+            "truth": truth,
+            "extra": {"caption": str(item.get("caption") or item.get("target") or "")},
+        }
+
+
+def _objects(node: Any) -> dict[str, tuple[str, ...]]:
+    """Object -> sides; a value is a word or a list of words."""
+    found = {}
+    for name in OBJECTS:
+        value = node.get(name) if isinstance(node, Mapping) else None
+        sides = sides_of("-".join(map(str, value)) if isinstance(value, list) else value)
+        if sides:
+            found[name] = sides
+    return found
+
+
+def _side(value: object) -> str:
+    """The sidewalk's place; it is never in front."""
+    word = position(value)
+    return "unknown" if word == "front" else word
+
+
+def _clip_scores(root: Path, options: Mapping[str, Any]) -> dict[str, float] | None:
+    if not options.get("clip_scores"):
+        return None
+    with _existing(root / str(options["clip_scores"])).open(encoding="utf-8-sig", newline="") as file:
+        return {Path(line["image"]).name: float(line["score"]) for line in csv.DictReader(file)}
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", do="name a file below data.root")
+    return path

@@ -1,0 +1,313 @@
+"""Tables of published BVPI predictions: published, recomputed, difference, with the counts behind them.
+
+python -m dashvlm.report table=bvpi_captions predictions=FILE [predictions='[FILE,FILE]']
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dashvlm.data.formats.bvpi import SPLITS, csv_files, joined, read_annotations
+from dashvlm.errors import ConfigError, DataError
+from dashvlm.metrics.captions import caption_scores, clean, rule_for
+from dashvlm.metrics.navigation import DEFINITIONS, Scope, contradicts_itself, field_rows, object_counts
+from dashvlm.tasks.navigation_text import OBJECTS, Truth
+
+STUDIES = Path(__file__).resolve().parents[2] / "experiments"
+Table = tuple[str, list[str], list[list[str]]]
+TEXT_KEYS = ("prediction", "response", "text", "output", "generated_text")
+TARGET_KEYS = ("target", "reference", "caption", "ground_truth")
+IMAGE_KEYS = ("image", "image_path", "image_id")
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A published file of predictions, cleaned.
+
+    Attributes:
+        path: the file.
+        row: row of the published table that it belongs to, or None.
+        images: pictures' names.
+        texts: cleaned predictions, in the same order.
+        targets: references, where the file has them.
+        split: of the pictures, ``mixed`` or ``unknown``.
+        notes: what was done to the file.
+    """
+
+    path: Path
+    row: str | None
+    images: list[str]
+    texts: list[str]
+    targets: list[str | None]
+    split: str
+    notes: list[str]
+
+
+def build(name: str, options: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
+    """Build a table of the BVPI study.
+
+    Args:
+        name: ``bvpi_captions``, ``bvpi_fields`` or ``bvpi_objects``.
+        options: ``predictions`` (a file or a list), ``row`` (of the published table; ``auto`` goes by the
+            path), ``clean`` (``auto | none | chat | openflamingo``), ``text_key``, ``annotations`` and
+            ``captions`` (CSV files; looked for beside the predictions by default), ``spice``.
+
+    Returns:
+        Tables (title, header, rows) and notes.
+
+    Raises:
+        ConfigError: if the table is unknown or no file is named.
+        DataError: if a file cannot be used.
+    """
+    tables = {"bvpi_captions": _captions, "bvpi_fields": _fields, "bvpi_objects": _objects}
+    if name not in tables:
+        raise ConfigError("unknown table", got=name, do=f"use one of {', '.join(tables)}")
+    wanted = options.get("predictions")
+    files = [wanted] if isinstance(wanted, str) else list(wanted or [])
+    if not files:
+        raise ConfigError(f"table={name} needs predictions=FILE", do="for several: predictions='[A.json,B.json]'")
+    published = read_published(name)
+    loaded = [read_predictions(Path(str(f)), options) for f in files]
+    unknown = [p.row for p in loaded if p.row and not any(r["row"] == p.row for r in published)]
+    if unknown:
+        rows = sorted({str(r["row"]) for r in published})
+        raise ConfigError(f"row={unknown[0]} is not in the published table", do=f"use one of {', '.join(rows)}")
+    made: list[Table] = []
+    notes: list[str] = []
+    for found in loaded:
+        more, said = tables[name](found, [r for r in published if r["row"] == found.row], options)
+        made += more
+        notes += [f"{found.path.name}: {note}" for note in [*found.notes, *said]]
+    return made, notes + _split_notes(loaded, published)
+
+
+def read_published(name: str) -> list[dict[str, Any]]:
+    """Read a study's published numbers.
+
+    Raises:
+        DataError: if the study's folder is not there (it does not come with a wheel).
+    """
+    path = STUDIES / name / "published.csv"
+    if not path.is_file():
+        raise DataError(f"{path} is missing", do="install from a checkout: pip install -e .")
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{**r, "value": float(r["value"]), "n": int(r["n"]), "tolerance": float(r["tolerance"])}
+                for r in csv.DictReader(file)]  # fmt: skip
+
+
+def read_predictions(path: Path, options: Mapping[str, Any]) -> Predictions:
+    """Read a JSON list or JSON lines of predictions and bring it to one form."""
+    items = _items(path)
+    key = options.get("text_key") or next((k for k in TEXT_KEYS if any(k in i for i in items)), None)
+    image = next((k for k in IMAGE_KEYS if any(k in i for i in items)), None)
+    if key is None or image is None or not any(key in i for i in items):
+        raise DataError(
+            f"{path}: rows need a text and a picture", got=f"keys {', '.join(sorted({k for i in items for k in i}))}",
+            do="name the text with text_key=KEY",
+        )  # fmt: skip
+    target = next((k for k in TARGET_KEYS if k != key and any(k in i for i in items)), None)
+    notes, seen = [], {}
+    for item in items:
+        seen.setdefault(Path(str(item.get(image))).name, item)
+    if len(seen) < len(items):
+        notes.append(f"{len(items) - len(seen)} pictures occur twice; the first row counts")
+    raw = {name: str(item.get(key) or "") for name, item in seen.items()}
+    rule = str(options.get("clean") or "auto")
+    rule = rule_for(list(raw.values())) if rule == "auto" else rule
+    texts = {name: clean(t, rule) for name, t in raw.items()}  # type: ignore[arg-type]
+    changed = sum(texts[n] != raw[n] for n in raw)
+    notes.append(f"text from {key!r}, cleaning rule {rule!r} changed {changed} of {len(raw)} rows")
+    split, images = _split_of(path, seen, image, options, notes)
+    row = str(options.get("row") or "auto")
+    return Predictions(
+        path, _row_of(path) if row == "auto" else row, images, [texts.get(i, "") for i in images],
+        [str(seen[i][target]) if target and i in seen and seen[i].get(target) is not None else None for i in images],
+        split, notes,
+    )  # fmt: skip
+
+
+def _items(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", do="name a .json or .jsonl file with predictions=FILE")
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    try:
+        lines = [line for line in text.splitlines() if line.strip()]
+        found = [json.loads(x) for x in lines] if path.suffix == ".jsonl" else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON", got=str(error)) from error
+    items = [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
+    if not items:
+        raise DataError(f"{path} has no rows", do="a list of objects, or an object a line")
+    return items
+
+
+def _split_of(
+    path: Path, seen: Mapping[str, Mapping[str, Any]], image: str, options: Mapping[str, Any], notes: list[str]
+) -> tuple[str, list[str]]:
+    """The split of the pictures, and all pictures of it: one without a prediction counts as an empty text."""
+    captions, _ = _csvs(path, options)
+    if captions is None:
+        names = {SPLITS.get(Path(str(i.get(image))).parts[0], "unknown") for i in seen.values()}
+        return (names.pop() if len(names) == 1 else "mixed"), list(seen)
+    by_name = {Path(item["image"]).name: item["split"] for item in joined(captions, None)}
+    splits = {by_name.get(n, "unknown") for n in seen}
+    split = splits.pop() if len(splits) == 1 else "mixed"
+    lacking = [n for n, s in by_name.items() if s == split and n not in seen]
+    if lacking:
+        notes.append(f"{len(lacking)} pictures of the {split} split have no prediction and count as empty texts")
+    return split, [*seen, *lacking]
+
+
+def _csvs(path: Path, options: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
+    """Captions and annotation CSV: as named, or in the predictions' folder or one of the three above it."""
+    found: list[Path | None] = [None, None]
+    for folder in list(path.resolve().parents)[:3]:
+        try:
+            captions, annotations = csv_files(folder)
+        except DataError:
+            continue
+        found = [captions, annotations]
+        break
+    for place, key in enumerate(("captions", "annotations")):
+        if options.get(key):
+            found[place] = Path(str(options[key]))
+            if not found[place].is_file():  # type: ignore[union-attr]
+                raise DataError(f"{key}={options[key]} does not exist")
+    return found[0], found[1]
+
+
+def _row_of(path: Path) -> str | None:
+    """Which published row a file belongs to, by its name and the two folders above it."""
+    words = "/".join([*(p.name for p in list(path.resolve().parents)[:2]), path.name]).lower()
+    model = "openflamingo" if "flam" in words else "smolvlm2" if "smol" in words else None
+    return f"{model}_base" if model and "base" in path.name.lower() else model
+
+
+def _captions(
+    found: Predictions, published: list[dict[str, Any]], options: Mapping[str, Any]
+) -> tuple[list[Table], list[str]]:
+    pairs = [(t, x) for t, x in zip(found.targets, found.texts, strict=True) if t is not None]
+    if not pairs:
+        raise DataError(f"{found.path} has no references", got="no target in its rows", do="use table=bvpi_fields")
+    scores = caption_scores([t for t, _ in pairs], [x for _, x in pairs], "none", bool(options.get("spice")))
+    by_name = {r["column"]: r for r in published}
+    body = []
+    for name in dict.fromkeys([*by_name, *scores.values]):
+        mine, theirs = scores.values.get(name), by_name.get(name)
+        verdict = "–"
+        if mine is not None and theirs is not None:
+            verdict = "reproduced" if abs(mine - theirs["value"]) <= theirs["tolerance"] else "not reproduced"
+        body.append([
+            name, _number(theirs["value"] if theirs else None), _number(mine),
+            _number(mine - theirs["value"] if mine is not None and theirs else None, signed=True),
+            verdict if mine is not None else f"unavailable: {scores.unavailable.get(name, 'needs the pictures and CLIP')}",
+        ])  # fmt: skip
+    title = f"captions of {found.path.name}: {len(pairs)} pictures, {found.split} split, row {found.row or '–'}"
+    notes = [f"tokenised by {scores.tokenizer}; all metrics are over the whole set, one reference a picture"]
+    if scores.tokenizer == "plain":
+        notes.append("without Java the tokeniser is a close copy of the metrics' own: digits may differ")
+    return [(title, ["metric", "published", "recomputed", "difference", "verdict"], body)], notes
+
+
+def _truths(found: Predictions, options: Mapping[str, Any]) -> list[Truth]:
+    _, annotations = _csvs(found.path, options)
+    if annotations is None:
+        raise DataError(f"no annotation CSV for {found.path}", do="name it with annotations=FILE")
+    known, _ = read_annotations(annotations)
+    missing = [i for i in found.images if i not in known]
+    if missing:
+        found.notes.append(f"{len(missing)} pictures have no annotation and count as unknown, first {missing[0]}")
+    return [known.get(i, Truth("unknown", "unknown")) for i in found.images]
+
+
+def _fields(
+    found: Predictions, published: list[dict[str, Any]], options: Mapping[str, Any]
+) -> tuple[list[Table], list[str]]:
+    rows = field_rows(found.texts, [t.fields for t in _truths(found, options)])
+    by_name = {r["column"]: r for r in published}
+    n, body, notes = len(found.texts), [], []
+    for kind, key in (("presence", "present"), ("accuracy", "right")):
+        for name, row in rows.items():
+            count, theirs = int(row[key].sum()), by_name.get(f"{kind}_{name}")
+            usual = int(row["majority_right"].sum())
+            body.append([
+                f"{kind} {name}", _number(theirs["value"] if theirs else None, 3), f"{count}/{n} = {count / n:.3f}",
+                _number(round(count / n, 3) - theirs["value"] if theirs else None, 3, signed=True),
+                f"{row['majority']} {usual}/{n} = {usual / n:.3f}" if kind == "accuracy" else "–",
+            ])  # fmt: skip
+            if kind == "accuracy" and count <= usual:
+                notes.append(
+                    f"{name}: {count / n:.3f} is not above always saying {row['majority']!r} ({usual / n:.3f})"
+                )
+    against = sum(contradicts_itself(t) for t in found.texts)
+    notes.append(f"the written relation contradicts the text's own positions in {against} of {n} texts")
+    if all(row["present"].all() for row in rows.values()):
+        notes.append(
+            "every text has every field: presence measures nothing where a prefix was forced or a header added"
+        )
+    title = f"mandatory fields of {found.path.name}: {n} pictures, {found.split} split, row {found.row or '–'}"
+    header = ["measure", "published", "recomputed", "difference", "majority word"]
+    return [(title, header, body)], notes
+
+
+def _objects(
+    found: Predictions, published: list[dict[str, Any]], options: Mapping[str, Any]
+) -> tuple[list[Table], list[str]]:
+    near = [t.near for t in _truths(found, options)]
+    theirs_scope: Scope = "published_nearby" if (found.row or "").startswith("smolvlm2") else "published"
+    by_name = {r["column"]: r["value"] for r in published}
+    made: list[Table] = []
+    scopes: tuple[Scope, ...] = (theirs_scope, "nearby", "full_text")
+    for scope in scopes:
+        counts = object_counts(found.texts, near, scope)
+        body = []
+        for name in OBJECTS:
+            c = counts[name]
+            line = [name, str(c.tp + c.fn), f"{c.tp} / {c.fn} / {c.fp}", f"{c.recall:.3f}", f"{c.precision:.3f}"]
+            if scope == theirs_scope:
+                for measure, value in (("recall", c.recall), ("precision", c.precision)):
+                    shown = math.floor(value * 100 + 1e-9) / 100 if scope == "published" else round(value, 2)
+                    known = by_name.get(f"{measure}_{name}")
+                    line += [_number(known, 2), _number(None if known is None else shown - known, 2, signed=True)]
+            body.append(line)
+        header = ["object", "there", "tp / fn / fp", "recall", "precision"]
+        if scope == theirs_scope:
+            header += ["published recall", "difference", "published precision", "difference "]
+        title = f"nearby objects of {found.path.name}, {scope}: {DEFINITIONS[scope]}; {len(near)} pictures, {found.split} split"
+        made.append((title, header, body))
+    notes = [
+        "truth: the object is annotated on the way; several of a kind count once; left, center and right are not compared",
+        "the two published object tables use two definitions and two ways of rounding and cannot be compared with each other",
+    ]
+    return made, notes
+
+
+def _split_notes(loaded: Sequence[Predictions], published: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = []
+    splits = {p.split for p in loaded}
+    if len(splits) > 1:
+        shown = ", ".join(f"{p.path.name} {p.split} ({len(p.texts)})" for p in loaded)
+        notes.append(f"these files are of different splits and must not be compared: {shown}")
+    rows = {str(r["row"]): (r["split"], r["n"]) for r in published}
+    if len({s for s, _ in rows.values()}) > 1:
+        shown = ", ".join(f"{row} {split} ({n})" for row, (split, n) in rows.items())
+        notes.append(f"the published rows themselves are of different splits: {shown}")
+    for p in loaded:
+        if p.row in rows and p.split != rows[p.row][0]:
+            notes.append(f"{p.path.name} is of the {p.split} split, the published row {p.row} of {rows[p.row][0]}")
+    return notes
+
+
+def _number(value: float | None, digits: int = 6, signed: bool = False) -> str:
+    if value is None or not np.isfinite(value):
+        return "–"
+    text = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return text.replace("+", "").replace("-", "") if float(text) == 0 and signed else text
