@@ -5,7 +5,7 @@ BIN := .venv/bin
 OUT ?= runs
 EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard,constrained
 
-.PHONY: help install demo test test-all lint types bench clean
+.PHONY: help install demo test test-all lint types bench spice clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -41,6 +41,9 @@ types: .venv/installed ## mypy, strict
 
 bench: .venv/installed ## speed and memory as ratios against named alternatives, measured side by side
 	$(BIN)/python -m tests.bench
+
+spice: .venv/installed ## fetch the jars that SPICE needs, from Maven Central or JARS=FOLDER
+	$(BIN)/python -m dashvlm.metrics.fetch_spice $(if $(JARS),--source $(JARS))
 
 clean: ## remove caches, not runs
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -69,6 +69,7 @@ MONITORS = {
     "crash": ("val/roc_auc", "val/ap", "val/accuracy", "val/brier"),
     "mcq": ("val/accuracy", "val/log_loss"),
     "scene": ("val/loss",),
+    "caption": ("val/loss",),
 }
 """Task -> what its validation measures, and checkpoints may be chosen by."""
 
@@ -122,6 +123,9 @@ RULES: dict[str, Rule] = {
     "task.language": _one_of("auto", "vi", "en"),
     "task.answer_with": _one_of("letter", "text"),
     "task.reorder": _flag(),
+    "task.style": _one_of("structured", "caption"),
+    "task.text_dropout": _number(0, 1),
+    "objective.gate_penalty": _number(0),
     "task.submit": _one_of("scores", "text"),
     "task.fallback": _one_of("A", "B", "C", "D"),
     "logger.name": _one_of("csv", "wandb", "tensorboard"),

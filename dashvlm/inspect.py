@@ -31,6 +31,13 @@ def inspect(cfg: DictConfig) -> None:
         from dashvlm.data.formats.jsonl import write_from_folders
         from dashvlm.tasks.crash import QUESTION
 
+        if config["data"]["name"] == "bvpi":
+            from dashvlm.data.formats.bvpi import write_rows
+
+            target = Path(config["paths"]["output_dir"]) / "inspect-bvpi"
+            made = write_rows(Path(config["data"]["root"]), target)
+            print("\n".join(f"{name}: {n} rows" for name, n in made.items()) + f"\nwritten: {target}/")
+            return
         counts = write_from_folders(Path(config["data"]["root"]), f"{QUESTION}(0: No, 1: Yes)")
         print("\n".join(f"{split}.jsonl: {n} clips" for split, n in counts.items()))
         return

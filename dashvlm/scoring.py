@@ -62,6 +62,8 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     off = "scores" if task.choices else "answer"
     unseen = [blind.get(i, {}).get(off) for i in table["sample_id"]]
     table[f"pixels_off_{off}"] = unseen if task.choices else [_as_json(a) for a in unseen]
+    if not task.choices:
+        table["pixels_off_text"] = [blind.get(i, {}).get("text") for i in table["sample_id"]]
     if task.evaluation == "binary":
         for name in ("score", "pixels_off_score"):
             table[name] = [_last(v) for v in table[f"{name}s"]]

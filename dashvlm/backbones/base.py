@@ -26,6 +26,7 @@ class Encoder(ABC):
         chats: Sequence[Messages],
         frames: Sequence[FrameArray],
         answers: Sequence[str] | None = None,
+        prefix: str = "",
     ) -> Batch:
         """Encode a batch.
 
@@ -35,6 +36,7 @@ class Encoder(ABC):
             answers: target texts. With them, the batch is right-padded and has ``labels`` that
                 cover exactly the answer and the end token; without them it is left-padded and
                 ends where the model starts to answer.
+            prefix: words that the answer has begun with already, for generation.
 
         Returns:
             Tensors for the model; the first dimension of ``input_ids`` is the batch.

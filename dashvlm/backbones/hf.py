@@ -60,6 +60,7 @@ class HFEncoder(Encoder):
         chats: Sequence[Messages],
         frames: Sequence[FrameArray],
         answers: Sequence[str] | None = None,
+        prefix: str = "",
     ) -> Batch:
         """See :meth:`Encoder.encode`."""
         pictures: dict[str, Any] = {"images": [[Image.fromarray(f) for f in clip] for clip in frames]}
@@ -76,7 +77,7 @@ class HFEncoder(Encoder):
             chats = [number_frames(chat) for chat in chats]
             pictures = {"images": [[Image.fromarray(contact_sheet(clip)[0])] for clip in frames]}
         if answers is None:
-            texts = [self._render(chat, generation=True) for chat in chats]
+            texts = [self._render(chat, generation=True) + self._begun(prefix) for chat in chats]
         else:
             full = [[*c, _assistant(a)] for c, a in zip(chats, answers, strict=True)]
             texts = [self._render(chat, generation=False) for chat in full]
@@ -133,6 +134,15 @@ class HFEncoder(Encoder):
 
     def _render(self, chat: Messages, generation: bool) -> str:
         return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
+
+    def _begun(self, prefix: str) -> str:
+        """What the template puts between the prompt and an answer's first words, and those words."""
+        if not prefix:
+            return ""
+        chat: Messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        prompt = self._render(chat, generation=True)
+        rest = self._render([*chat, _assistant(prefix)], generation=False)[len(prompt) :]
+        return rest[: rest.index(prefix) + len(prefix)]
 
     def _suffix(self, answer: str) -> list[int]:
         """Token ids from the end of the prompt to the end token, inclusive."""

@@ -42,6 +42,7 @@ class Item:
     frames: FrameArray | None
     frame_times_s: Times | None
     problem: str | None = None
+    draw: int = 0  # number of the pass over the data, for what varies between passes
 
 
 class SampleDataset(Dataset[Item]):
@@ -80,7 +81,7 @@ class SampleDataset(Dataset[Item]):
             frames = np.full_like(frames, 127)
         elif self.augmentation:
             frames = augment(frames, self.augmentation, (draw, index))
-        return Item(index, sample, frames, times)
+        return Item(index, sample, frames, times, draw=draw)
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):

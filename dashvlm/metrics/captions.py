@@ -104,7 +104,7 @@ def caption_scores(
             except Unavailable as error:
                 unavailable[name] = str(error)
     if not with_spice:
-        unavailable["SPICE"] = "not asked for (spice=true)"
+        unavailable.setdefault("SPICE", "not asked for (spice=true)")
     values["avg_prediction_length"] = float(np.mean([len(t.split()) for t in texts]))
     values["avg_target_length"] = float(np.mean([len(t.split()) for t in references]))
     changed = sum(clean(t, rule) != t for t in texts)

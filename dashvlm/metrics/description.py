@@ -22,6 +22,9 @@ from dashvlm.metrics.navigation import (
 )
 from dashvlm.tasks.navigation_text import OBJECTS, parse_fields
 
+SPICE = "python -m dashvlm.report table=bvpi_captions predictions=RUN/predictions.parquet spice=true"
+"""Where to get it: minutes a set are too long for every run."""
+
 
 def evaluate_caption(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     """Compute metrics, baselines and alarms.
@@ -36,7 +39,8 @@ def evaluate_caption(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         ``metrics``, ``baselines``, ``objects`` (a row an object and scope), ``counts``, ``unavailable``, ``alarms``.
     """
     main = table[table["primary"]].reset_index(drop=True)
-    known = main[main["target"].notna()].reset_index(drop=True)
+    annotated = main["target"].map(lambda t: isinstance(t, str) and t != "{}")
+    known = main[annotated].reset_index(drop=True)
     weights = group_weights(known["group"].tolist(), RESAMPLES, seed) if len(known) else np.ones((1, 0))
     texts, truths = _texts(known["text"]), [json.loads(t) for t in known["target"]]
     metrics: dict[str, Estimate] = {}
@@ -65,7 +69,9 @@ def evaluate_caption(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         "metrics": {k: vars(v) for k, v in metrics.items()},
         "baselines": {k: vars(v) for k, v in baselines.items()},
         "objects": _objects(texts, truths),
-        "unavailable": dict(scores.unavailable) if scores else {},
+        "unavailable": {**scores.unavailable, **({"SPICE": SPICE} if scores.tokenizer == "ptb" else {})}
+        if scores
+        else {},
         "tokenizer": scores.tokenizer if scores else None,
         "forced_prefix": prefixes,
         "counts": {
@@ -118,7 +124,7 @@ def _rate(cases: Sequence[Sequence[bool]], weights: Array) -> Estimate:
 def _objects(texts: Sequence[str], truths: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for scope in ("nearby", "full_text"):
-        counts = object_counts(texts, [t["near"] for t in truths], scope)  # type: ignore[arg-type]
+        counts = object_counts(texts, [t["near"] for t in truths], scope)
         for name in OBJECTS:
             c = counts[name]
             rows.append({"object": name, "scope": scope, "there": c.tp + c.fn, "tp": c.tp, "fn": c.fn, "fp": c.fp,

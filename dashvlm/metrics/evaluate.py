@@ -14,14 +14,16 @@ import pandas as pd
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.binary import evaluate_binary, monitor_binary
 from dashvlm.metrics.choice import evaluate_choice, monitor_choice
+from dashvlm.metrics.description import evaluate_caption
 from dashvlm.metrics.scene import evaluate_scene
 
 EVALUATIONS: dict[str, Callable[[pd.DataFrame, int], dict[str, Any]]] = {
     "binary": evaluate_binary,
     "choice": evaluate_choice,
     "scene": evaluate_scene,
+    "caption": evaluate_caption,
 }
-PRIMARY = {"binary": "roc_auc", "choice": "accuracy", "scene": "field_accuracy"}
+PRIMARY = {"binary": "roc_auc", "choice": "accuracy", "scene": "field_accuracy", "caption": "accuracy_sidewalk_pos"}
 """The metric that a sweep's plot shows."""
 
 

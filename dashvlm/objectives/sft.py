@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from dashvlm.errors import ConfigError
 from dashvlm.training.module import VLMModule
 
 
@@ -15,8 +16,21 @@ class SFTModule(VLMModule):
     """The answer is text; choices are scored by the probability of being that text."""
 
     def compute_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Cross entropy over answer and end token; the prompt is masked."""
-        return self.backbone.loss(batch["inputs"])
+        """Cross entropy over answer and end token; the prompt is masked.
+
+        With ``gate_penalty`` each raw attention gate above 0.5 adds its excess, as the BVPI project
+        does for OpenFlamingo.
+        """
+        loss = self.backbone.loss(batch["inputs"])
+        penalty = float(self.options.get("gate_penalty") or 0.0)
+        if penalty:
+            gates = [p for n, p in self.backbone.named_parameters() if n.endswith("attn_gate.weight")]
+            if not gates:
+                raise ConfigError(
+                    "objective.gate_penalty needs a backbone with attention gates", do="use model=openflamingo"
+                )
+            loss = loss + penalty * torch.stack([(g.mean() - 0.5).clamp(min=0) for g in gates]).sum()
+        return loss
 
     def compute_scores(self, batch: dict[str, Any]) -> Tensor:
         """Probabilities of the choices where the answer begins, one forward pass for all of them.

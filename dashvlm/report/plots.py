@@ -41,10 +41,12 @@ def plot_run(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store
     folder.mkdir(parents=True, exist_ok=True)
     kind = results.get("evaluation", "binary")
     if kind != "binary":
-        from dashvlm.report.task_plots import plot_choice, plot_scene
+        from dashvlm.report.task_plots import plot_caption, plot_choice, plot_scene
 
         with mpl.rc_context(STYLE):
-            return {"choice": plot_choice, "scene": plot_scene}[kind](rows, results, folder, store)
+            return {"choice": plot_choice, "scene": plot_scene, "caption": plot_caption}[kind](
+                rows, results, folder, store
+            )
     main = rows[rows["primary"] & rows["target"].notna() & rows["score"].notna()]
     made: dict[str, Path] = {}
     if main["target"].nunique() < 2:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from dashvlm.data.formats.bvpi import SPLITS, csv_files, joined, read_annotations
 from dashvlm.errors import ConfigError, DataError
@@ -23,6 +24,7 @@ from dashvlm.tasks.navigation_text import OBJECTS, Truth
 
 STUDIES = Path(__file__).resolve().parents[2] / "experiments"
 Table = tuple[str, list[str], list[list[str]]]
+Published = list[dict[str, Any]]
 TEXT_KEYS = ("prediction", "response", "text", "output", "generated_text")
 TARGET_KEYS = ("target", "reference", "caption", "ground_truth")
 IMAGE_KEYS = ("image", "image_path", "image_id")
@@ -114,7 +116,8 @@ def read_predictions(path: Path, options: Mapping[str, Any]) -> Predictions:
             do="name the text with text_key=KEY",
         )  # fmt: skip
     target = next((k for k in TARGET_KEYS if k != key and any(k in i for i in items)), None)
-    notes, seen = [], {}
+    notes: list[str] = []
+    seen: dict[str, dict[str, Any]] = {}
     for item in items:
         seen.setdefault(Path(str(item.get(image))).name, item)
     if len(seen) < len(items):
@@ -136,7 +139,11 @@ def read_predictions(path: Path, options: Mapping[str, Any]) -> Predictions:
 
 def _items(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise DataError(f"{path} does not exist", do="name a .json or .jsonl file with predictions=FILE")
+        raise DataError(f"{path} does not exist", do="name a .json, .jsonl or .parquet file with predictions=FILE")
+    if path.suffix == ".parquet":  # of a run of ours
+        rows = pd.read_parquet(path, columns=["clip_id", "text", "reference"])
+        found = rows.rename(columns={"clip_id": "image"}).to_dict("records")
+        return [{str(k): v for k, v in row.items()} for row in found]
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     try:
         lines = [line for line in text.splitlines() if line.strip()]
@@ -198,23 +205,37 @@ def _captions(
     if not pairs:
         raise DataError(f"{found.path} has no references", got="no target in its rows", do="use table=bvpi_fields")
     scores = caption_scores([t for t, _ in pairs], [x for _, x in pairs], "none", bool(options.get("spice")))
+    values, missing = dict(scores.values), {"CLIPScore": "give images=FOLDER", **scores.unavailable}
+    if options.get("images"):
+        values["CLIPScore"] = _clip(found, str(options["images"]), str(options["clip"]))
     by_name = {r["column"]: r for r in published}
     body = []
-    for name in dict.fromkeys([*by_name, *scores.values]):
-        mine, theirs = scores.values.get(name), by_name.get(name)
+    for name in dict.fromkeys([*by_name, *values]):
+        mine, theirs = values.get(name), by_name.get(name)
         verdict = "–"
         if mine is not None and theirs is not None:
             verdict = "reproduced" if abs(mine - theirs["value"]) <= theirs["tolerance"] else "not reproduced"
         body.append([
             name, _number(theirs["value"] if theirs else None), _number(mine),
             _number(mine - theirs["value"] if mine is not None and theirs else None, signed=True),
-            verdict if mine is not None else f"unavailable: {scores.unavailable.get(name, 'needs the pictures and CLIP')}",
+            verdict if mine is not None else f"unavailable: {missing.get(name, 'not computed')}",
         ])  # fmt: skip
     title = f"captions of {found.path.name}: {len(pairs)} pictures, {found.split} split, row {found.row or '–'}"
     notes = [f"tokenised by {scores.tokenizer}; all metrics are over the whole set, one reference a picture"]
     if scores.tokenizer == "plain":
         notes.append("without Java the tokeniser is a close copy of the metrics' own: digits may differ")
     return [(title, ["metric", "published", "recomputed", "difference", "verdict"], body)], notes
+
+
+def _clip(found: Predictions, folder: str, checkpoint: str) -> float:
+    """CLIPScore over all pictures of a file."""
+    from dashvlm.metrics.clip import clip_score, clip_scores
+
+    by_name = {p.name: p for p in Path(folder).rglob("*") if p.is_file()}
+    absent = [i for i in found.images if i not in by_name]
+    if absent:
+        raise DataError(f"{len(absent)} of {len(found.images)} pictures are not below {folder}", got=absent[0])
+    return clip_score(clip_scores([by_name[i] for i in found.images], found.texts, checkpoint))
 
 
 def _truths(found: Predictions, options: Mapping[str, Any]) -> list[Truth]:
@@ -273,21 +294,27 @@ def _objects(
             c = counts[name]
             line = [name, str(c.tp + c.fn), f"{c.tp} / {c.fn} / {c.fp}", f"{c.recall:.3f}", f"{c.precision:.3f}"]
             if scope == theirs_scope:
-                for measure, value in (("recall", c.recall), ("precision", c.precision)):
-                    shown = math.floor(value * 100 + 1e-9) / 100 if scope == "published" else round(value, 2)
-                    known = by_name.get(f"{measure}_{name}")
-                    line += [_number(known, 2), _number(None if known is None else shown - known, 2, signed=True)]
+                line += _against(scope, c.recall, by_name.get(f"recall_{name}"))
+                line += _against(scope, c.precision, by_name.get(f"precision_{name}"))
             body.append(line)
         header = ["object", "there", "tp / fn / fp", "recall", "precision"]
         if scope == theirs_scope:
             header += ["published recall", "difference", "published precision", "difference "]
-        title = f"nearby objects of {found.path.name}, {scope}: {DEFINITIONS[scope]}; {len(near)} pictures, {found.split} split"
+        title = (
+            f"nearby objects, {scope}: {DEFINITIONS[scope]}; {found.path.name}, {len(near)} pictures of {found.split}"
+        )
         made.append((title, header, body))
     notes = [
-        "truth: the object is annotated on the way; several of a kind count once; left, center and right are not compared",
-        "the two published object tables use two definitions and two ways of rounding and cannot be compared with each other",
+        "truth: the object is annotated on the way; several of a kind count once; sides are not compared",
+        "the two published object tables use two definitions and two ways of rounding: they cannot be compared",
     ]
     return made, notes
+
+
+def _against(scope: Scope, value: float, known: float | None) -> list[str]:
+    """The published value, and the difference after rounding as that table rounds."""
+    shown = math.floor(value * 100 + 1e-9) / 100 if scope == "published" else round(value, 2)
+    return [_number(known, 2), _number(None if known is None else shown - known, 2, signed=True)]
 
 
 def _split_notes(loaded: Sequence[Predictions], published: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -300,9 +327,11 @@ def _split_notes(loaded: Sequence[Predictions], published: Sequence[Mapping[str,
     if len({s for s, _ in rows.values()}) > 1:
         shown = ", ".join(f"{row} {split} ({n})" for row, (split, n) in rows.items())
         notes.append(f"the published rows themselves are of different splits: {shown}")
-    for p in loaded:
-        if p.row in rows and p.split != rows[p.row][0]:
-            notes.append(f"{p.path.name} is of the {p.split} split, the published row {p.row} of {rows[p.row][0]}")
+    notes += [
+        f"{p.path.name} is of the {p.split} split, the published row {p.row} of {rows[p.row][0]}"
+        for p in loaded
+        if p.row in rows and p.split != rows[p.row][0]
+    ]
     return notes
 
 

@@ -26,6 +26,12 @@ SHOWN: dict[str, dict[str, str]] = {
         "pixels_off_field_accuracy": "no pixels", "constrained_field_accuracy": "constrained",
         "json_valid": "valid JSON", "risk_macro_f1": "risk F1",
     },
+    "caption": {
+        "accuracy_sidewalk_pos": "sidewalk", "majority_accuracy_sidewalk_pos": "majority",
+        "pixels_off_accuracy_sidewalk_pos": "no pixels", "accuracy_road_pos": "road",
+        "accuracy_road_vs_sidewalk": "relation", "presence_road_vs_sidewalk": "present",
+        "unsafe_omission": "unsafe omission", "CIDEr": "CIDEr", "BLEU-4": "BLEU-4", "METEOR": "METEOR",
+    },
 }  # fmt: skip
 BASELINES = {
     "majority": "majority", "always_a": "always A", "random": "random", "prior_random": "prior random",
@@ -122,6 +128,8 @@ def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         [name, _text(value), *[_text(base.get(f"{p}_{name}")) for p in beside]]
         for name, value in result["metrics"].items()
     ]
+    for name, why in (result.get("unavailable") or {}).items():
+        body.append([name, f"unavailable: {why}", *("–" for _ in beside)])
     return ["metric", "value [95 %]", *(BASELINES[p] for p in beside)], body
 
 
@@ -132,6 +140,13 @@ def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[lis
         said = list(next(iter(result["confusion"].values())))
         rows = [[true, *(str(row[s]) for s in said)] for true, row in result["confusion"].items()]
         made.append(("right letter (rows) and said letter", ["right", *said], rows))
+    if result.get("objects"):
+        rows = [
+            [r["object"], r["scope"], str(r["there"]), f"{r['tp']} / {r['fn']} / {r['fp']}", f"{r['recall']:.3f}",
+             f"{r['precision']:.3f}"]
+            for r in result["objects"]
+        ]  # fmt: skip
+        made.append(("nearby objects", ["object", "scope", "there", "tp / fn / fp", "recall", "precision"], rows))
     if result.get("fields"):
         rows = []
         for row in result["fields"]:

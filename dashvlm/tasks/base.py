@@ -37,7 +37,7 @@ class Task(ABC):
     """
 
     name: str
-    evaluation: Literal["binary", "choice", "scene"]
+    evaluation: Literal["binary", "choice", "scene", "caption"]
     choices: tuple[str, ...] = ()
 
     def __init__(self, prompt: str, print_times: bool = True, question: str | None = None) -> None:
@@ -116,6 +116,10 @@ class Task(ABC):
     @abstractmethod
     def answer(self, sample: Sample) -> str:
         """The text that training teaches, for a sample whose target is known."""
+
+    def training_answer(self, sample: Sample, draw: int) -> str:
+        """The text taught in one pass over the data; a task may vary it from pass to pass."""
+        return self.answer(sample)
 
     @abstractmethod
     def parse(self, text: str | None, seen: Observation) -> tuple[Any, Status]:

@@ -144,7 +144,7 @@ def stated_sides(phrases: str, words: Sequence[str]) -> set[str]:
     """Return the sides that a list of phrases gives an object; phrases end at ``;`` or a full stop.
 
     Example:
-        >>> sorted(stated_sides("a car close on the left; 2 people close on the center and right", ["people", "person"]))
+        >>> sorted(stated_sides("a car on the left; 2 people close on the center and right", ["people", "person"]))
         ['center', 'right']
     """
     sides: set[str] = set()

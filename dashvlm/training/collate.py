@@ -24,12 +24,14 @@ class Collate:
         encoder: turns them into tensors.
         stage: an unreadable item is an error in ``train``, a failed row in ``val`` and ``predict``.
         with_answers: encode the answers' text too. Without it no target is within the encoder's reach.
+        prefix: words that written answers are made to begin with (``objective.prefix``).
     """
 
     task: Task
     encoder: Encoder
     stage: Literal["train", "val", "predict"]
     with_answers: bool
+    prefix: str = ""
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """Encode.
@@ -56,10 +58,11 @@ class Collate:
             frames.append(item.frames)
             seen.append(observe(item.sample, item.frame_times_s.tolist()))
         chats = [self.task.messages(s) for s in seen]
-        answers = [self.task.answer(i.sample) for i in good] if self.with_answers else None
+        answers = [self._answer(i) for i in good] if self.with_answers else None
+        prefix = self.prefix if self.stage == "predict" and not self.task.choices else ""
         targets = [self.task.target(i.sample) for i in good]
         batch: dict[str, Any] = {
-            "inputs": self.encoder.encode(chats, frames, answers) if good else {},
+            "inputs": self.encoder.encode(chats, frames, answers, prefix) if good else {},
             "labels": torch.tensor([t if isinstance(t, int) else -1 for t in targets]),
             "index": torch.tensor([i.index for i in good], dtype=torch.long),
             "clip_ids": [i.sample.clip.clip_id for i in good],
@@ -72,6 +75,11 @@ class Collate:
             batch["reordered"] = self._reordered(seen, frames)
             batch["options"] = self._options(seen, frames)
         return batch
+
+    def _answer(self, item: Item) -> str:
+        if self.stage == "train":
+            return self.task.training_answer(item.sample, item.draw)
+        return self.task.answer(item.sample)
 
     def _mask(self, seen: Observation) -> torch.Tensor:
         return torch.arange(len(self.task.choices)) < self.task.num_choices(seen)

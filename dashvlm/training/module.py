@@ -81,7 +81,8 @@ class VLMModule(pl.LightningModule, ABC):
         Answers are encoded where they are taught, and for the validation loss of tasks that write text.
         """
         answers = self.teaches_answers and (stage == "train" or (stage == "val" and not self.task.choices))
-        return Collate(self.task, self.backbone.encoder, stage, answers)
+        prefix = str(self.options.get("prefix") or "")
+        return Collate(self.task, self.backbone.encoder, stage, answers, prefix)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; observations stay as they are (Lightning would take them apart)."""
@@ -164,12 +165,15 @@ class VLMModule(pl.LightningModule, ABC):
             return
         start = time.perf_counter()
         scores = self.compute_scores(batch).double().cpu().tolist() if self.task.choices else None
-        texts = self.generate(batch)
+        prefix = "" if self.task.choices else str(self.options.get("prefix") or "")
+        texts = {name: [f"{prefix} {t}".strip() for t in written] for name, written in self.generate(batch).items()}
         took = (time.perf_counter() - start) / len(batch["seen"])
         for row, (index, seen) in enumerate(zip(batch["index"].tolist(), batch["seen"], strict=True)):
             made: Row = {"index": index, "frame_times_s": batch["frame_times_s"][row], "latency_s": took}
             if scores is not None:
                 made["scores"] = scores[row][: self.task.num_choices(seen)]
+            if prefix and texts:
+                made["prefix"] = prefix
             for name, written in texts.items():
                 answer, status = self.task.parse(written[row], seen)
                 prefix = name.removesuffix("text")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,7 +21,8 @@ def parameter_groups(named: Named, role_of: Callable[[str], str], options: Mappi
     Args:
         named: names and parameters; frozen ones are left out.
         role_of: role of a parameter by its name.
-        options: the ``optim`` group: ``lr, weight_decay, lr_scale`` (role -> factor).
+        options: the ``optim`` group: ``lr, weight_decay, lr_scale`` (role -> factor; a key that begins with
+            ``/`` is a regular expression of parameter names and goes before roles).
 
     Returns:
         Groups for a torch optimiser. One-dimensional parameters (norms, biases) do not decay.
@@ -30,7 +32,7 @@ def parameter_groups(named: Named, role_of: Callable[[str], str], options: Mappi
     seen = set()
     for name, parameter in named:
         if parameter.requires_grad:
-            role = role_of(name)
+            role = next((k for k in scale if k.startswith("/") and re.search(k[1:], name)), role_of(name))
             seen.add(role)
             decay = float(options["weight_decay"]) if parameter.ndim > 1 else 0.0
             key = float(options["lr"]) * float(scale.get(role, 1.0)), decay

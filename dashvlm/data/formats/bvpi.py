@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.data.manifest import Row
+from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import DataError
+from dashvlm.tasks.caption import CAPTION_PROMPT, json_annotation
 from dashvlm.tasks.navigation_text import (
     NOUNS,
     OBJECTS,
@@ -46,7 +48,8 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             the CSVs; ``images``: folder of the pictures below the root; ``group_by``: ``image`` or ``block``
             (pictures with neighbouring numbers, ``block_size`` each); ``consistent_only``: leave out training
             rows whose caption contradicts the annotation; ``clip_scores`` and ``min_clip_score``: a CSV
-            ``image,score`` and the least similarity of training rows.
+            ``image,score`` and the least similarity of training rows; ``caption_share`` and
+            ``annotations_share``: training rows that teach the free caption, or bring the annotation.
 
     Raises:
         DataError: if files or columns are missing.
@@ -70,11 +73,24 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         images = str(options.get("images") or "")
         if images and row.get("video"):
             row["video"] = f"{images.rstrip('/')}/{row['video']}"
+        if row.get("split") == "train" and not row.get("problem"):
+            _mix(row, truth, options)
         block = options.get("group_by") == "block"
         row["group"] = block_of(name, int(options.get("block_size") or 25)) if block else Path(name).stem
         if block:  # the published split is by picture, so blocks need a split of their own
             row.pop("split", None)
         yield row
+
+
+def _mix(row: Row, truth: Truth | None, options: Mapping[str, Any]) -> None:
+    """Let a share of the training rows teach the free caption, or bring the annotation in the prompt."""
+    extra, name = row["extra"], str(row["clip_id"])
+    if stable_uniform(0, "caption share", name) < float(options.get("caption_share") or 0.0):
+        extra["style"], row["question"] = "caption", CAPTION_PROMPT
+    if truth and stable_uniform(0, "annotation share", name) < float(options.get("annotations_share") or 0.0):
+        asked = row.get("question") or PROMPT
+        row["question"] = f"Using road annotations: {json_annotation(truth)}, generate caption and cue. {asked}"
+        extra["annotation_in_prompt"] = True
 
 
 def _rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:

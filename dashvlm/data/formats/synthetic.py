@@ -15,6 +15,7 @@ from dashvlm.data.manifest import Row
 from dashvlm.data.synthetic.encode import write_scene
 from dashvlm.data.synthetic.language import annotation, questions
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
+from dashvlm.data.synthetic.street import caption, draw_streets, write_street
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,10 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         root: folder for the videos and ``scenes.jsonl``; several processes may share it.
         options: ``num_drives, seed, horizon_s, duration_s, fps, width, height``, and ``task``: what the rows are for.
     """
+    root.mkdir(parents=True, exist_ok=True)
+    if options.get("task") == "caption":
+        yield from _streets(root, options)
+        return
     scenes = list(
         draw_scenes(
             int(options["num_drives"]),
@@ -34,7 +39,6 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             float(options["duration_s"]),
         )
     )
-    root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / "scenes.jsonl").exists():
@@ -63,6 +67,26 @@ def _rows_of(scene: Scene, task: str, seed: int) -> Iterator[Row]:
             }  # fmt: skip
         return
     yield {**row, "extra": {**row["extra"], "annotation": annotation(scene)}} if task == "scene" else row
+
+
+def _streets(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of street pictures, two a walk."""
+    streets = list(draw_streets(int(options["num_drives"]), int(options["seed"])))
+    size = int(options["width"]), int(options["height"])
+    with (root / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / "streets.json").exists():
+            for street in streets:
+                write_street(root / "streets" / f"{street.scene_id}.png", street, *size)
+            (root / "streets.json").write_text(json.dumps([s.scene_id for s in streets]), encoding="utf-8")
+    for street in streets:
+        extra = {"navigation": street.truth.to_dict(), "caption": caption(street)}
+        yield {
+            "clip_id": street.scene_id,
+            "video": f"streets/{street.scene_id}.png",
+            "group": street.group,
+            "extra": extra,
+        }
 
 
 def _render(root: Path, scenes: list[Scene], options: Mapping[str, Any]) -> None:

@@ -1,0 +1,183 @@
+"""Descriptions for blind pedestrians: mandatory positions, close objects first, then the scene.
+
+After the BVPI project (adityaBS/roadscene-vlm-for-visually-impaired), whose presence rates were 1.0 because a
+prefix was forced or a header added afterwards. Here a text is scored as written, and a forced prefix is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, final
+
+from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
+from dashvlm.data.sampling import stable_uniform
+from dashvlm.errors import ConfigError
+from dashvlm.tasks.base import Task, need_target
+from dashvlm.tasks.navigation_text import HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
+from dashvlm.tasks.parsing import Status, is_refusal
+
+CAPTION_PROMPT = "Describe the road scene for a blind pedestrian."
+STYLES = ("structured", "caption")
+
+
+@final
+class CaptionTask(Task):
+    """Describe a picture for navigation.
+
+    Args:
+        prompt: template.
+        print_times: print ages, where there are several frames.
+        question: replaces the instruction where the clip brings none.
+        style: ``structured``: header, nearby, far, context; ``caption``: the free caption alone.
+        text_dropout: share of training samples that lose each labelled part (``Sidewalk: left.``) of what is
+            taught. A part goes as a whole: the project's rule broke ``RoadVsSidewalk:`` into ``RoadVs``.
+        dropped_parts: which parts may go: labels, or ``Context``.
+    """
+
+    name = "caption"
+    evaluation = "caption"
+
+    def __init__(
+        self,
+        prompt: str,
+        print_times: bool = True,
+        question: str | None = None,
+        style: str = "structured",
+        text_dropout: float = 0.0,
+        dropped_parts: Sequence[str] = ("Sidewalk", "Road", "RoadVsSidewalk", "Nearby", "Far"),
+    ) -> None:
+        known = [label for label, _ in HEADERS.values()] + ["Nearby", "Far", "Context"]
+        if style not in STYLES or [p for p in dropped_parts if p not in known]:
+            raise ConfigError(
+                "task.style or task.dropped_parts is unknown", got=f"{style}, {', '.join(dropped_parts)}",
+                do=f"styles: {', '.join(STYLES)}; parts: {', '.join(known)}",
+            )  # fmt: skip
+        self.style, self.text_dropout, self.dropped_parts = style, float(text_dropout), tuple(dropped_parts)
+        super().__init__(prompt, print_times, question)
+
+    def default_question(self) -> str:
+        """The published instruction, or the short one for free captions."""
+        return PROMPT if self.style == "structured" else CAPTION_PROMPT
+
+    def target(self, sample: Sample) -> dict[str, Any] | None:
+        """Mandatory fields and objects; for free captions without annotation, only that there is a reference."""
+        found = truth_of(sample.clip)
+        if found is not None:
+            return found.to_dict()
+        return {} if self.style_of(sample.clip) == "caption" and sample.clip.extra.get("caption") else None
+
+    def style_of(self, clip: Clip) -> str:
+        """A clip's own style in a mix of both, else the task's."""
+        return str(clip.extra.get("style") or self.style)
+
+    def answer(self, sample: Sample) -> str:
+        """The structured description, or the caption."""
+        need_target(self.target(sample), sample)
+        caption = str(sample.clip.extra.get("caption", ""))
+        found = truth_of(sample.clip)
+        return caption if self.style_of(sample.clip) == "caption" or found is None else response(found, caption)
+
+    def training_answer(self, sample: Sample, draw: int) -> str:
+        """The answer without the parts that are dropped in this pass over the data."""
+        text = self.answer(sample)
+        if not self.text_dropout or self.style_of(sample.clip) == "caption":
+            return text
+        kept = [
+            part
+            for label, part in parts_of(text)
+            if label not in self.dropped_parts
+            or stable_uniform(draw, "text dropout", sample.sample_id, label) >= self.text_dropout
+        ]
+        return " ".join(kept) if kept else text
+
+    def parse(self, text: str | None, seen: Observation) -> tuple[dict[str, Any] | None, Status]:
+        """Read the mandatory fields; a free caption is its own answer."""
+        if text is None:
+            return None, "failed"
+        if self.style == "caption":
+            return ({"text": text}, "parsed") if text.strip() else (None, "unparsed")
+        found = parse_fields(text)
+        if not found:
+            return None, "refused" if is_refusal(text) else "unparsed"
+        return dict(found), "parsed"
+
+    def columns(self, sample: Sample) -> dict[str, Any]:
+        """The text that was to be written."""
+        extra = sample.clip.extra
+        found = truth_of(sample.clip)
+        caption = str(extra.get("caption") or "")
+        structured = self.style_of(sample.clip) == "structured" and found is not None
+        return {"reference": response(found, caption) if structured and found else caption or None}
+
+    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+        """Fields, objects near and far, contradictions between caption and annotation, a split."""
+        splits, fields, objects = [], [], []
+        for split in SPLITS:
+            mine = [c for c in clips if c.split == split]
+            truths = [t for c in mine if (t := truth_of(c)) is not None]
+            splits.append(
+                {
+                    "split": split, "captions": sum(bool(c.extra.get("caption")) for c in mine),
+                    "annotated": len(truths), "nothing near": sum(not t.near for t in truths),
+                    "caption contradicts annotation": sum(bool(c.extra.get("contradictions")) for c in mine),
+                    "annotation in the prompt": sum(bool(c.extra.get("annotation_in_prompt")) for c in mine),
+                }
+            )  # fmt: skip
+            for name in HEADERS:
+                counts = Counter(t.fields[name] for t in truths)
+                if counts:
+                    word, most = counts.most_common(1)[0]
+                    words = ", ".join(f"{w} {n}" for w, n in counts.most_common())
+                    share = round(most / len(truths), 3)
+                    fields.append({"split": split, "field": name, "majority": word, "share": share, "words": words})
+            if truths:
+                near, far = ({n: sum(bool(p.get(n)) for p in parts) for n in OBJECTS}
+                             for parts in ([t.near for t in truths], [t.far for t in truths]))  # fmt: skip
+                objects.append({"split": split, **{n: f"{near[n]} / {far[n]}" for n in OBJECTS}})
+        tables: dict[str, list[dict[str, Any]]] = {"captions and annotations": splits}
+        if fields:
+            tables |= {"mandatory fields": fields, "objects, near / far": objects}
+        return tables
+
+
+def truth_of(clip: Clip) -> Truth | None:
+    """A clip's annotation, or None."""
+    found = clip.extra.get("navigation")
+    if not found:
+        return None
+    near, far = ({k: tuple(v) for k, v in found[part].items()} for part in ("near", "far"))
+    return Truth(found["sidewalk_pos"], found["road_pos"], near, far)
+
+
+def parts_of(text: str) -> list[tuple[str, str]]:
+    """Cut a structured description into its labelled parts.
+
+    Example:
+        >>> parts_of("Sidewalk: left. Road: front. Context: Clear.")
+        [('Sidewalk', 'Sidewalk: left.'), ('Road', 'Road: front.'), ('Context', 'Context: Clear.')]
+    """
+    labels = [label for label, _ in HEADERS.values()] + ["Nearby", "Far", "Context"]
+    starts: list[tuple[int, str]] = []
+    position = 0
+    for label in labels:  # they stand in this order; what a caption says later is no label
+        place = 0 if text.startswith(f"{label}: ") and not starts else text.find(f" {label}: ", position)
+        if place >= 0:
+            starts.append((place + (place > 0), label))
+            position = place + 1
+    ends = [s for s, _ in starts[1:]] + [len(text)]
+    return [(label, text[start:end].strip()) for (start, label), end in zip(starts, ends, strict=True)]
+
+
+def json_annotation(truth: Truth) -> str:
+    """An annotation in the project's form, for prompts that give it away on purpose."""
+
+    def words(sides: Sequence[str]) -> Any:
+        return [s.capitalize() for s in sides] if len(sides) > 1 else sides[0].capitalize()
+
+    form: dict[str, Any] = {"sidewalk_pos": truth.sidewalk.capitalize(), "road_pos": truth.road.capitalize(),
+                            "object_present": "Yes" if truth.near else "No"}  # fmt: skip
+    if truth.near:
+        form["objects_on_sidewalk"] = {k: words(v) for k, v in truth.near.items()}
+    return json.dumps(form)

@@ -1,0 +1,632 @@
+"""BVPI: the builder gives the published rows back, the tables the published numbers, and bad files are named."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from dashvlm.build import build_module, prepare_data
+from dashvlm.data.clip import Clip, Observation, Sample
+from dashvlm.data.datamodule import SampleDataset
+from dashvlm.data.formats import bvpi
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.manifest import build_manifest
+from dashvlm.data.synthetic.street import caption, draw_streets, render
+from dashvlm.errors import ConfigError, DataError
+from dashvlm.metrics import java
+from dashvlm.metrics.captions import caption_scores, clean
+from dashvlm.metrics.evaluate import evaluate
+from dashvlm.metrics.navigation import contradicts_itself, field_rows, mentions, omissions, side_rows
+from dashvlm.report.published import build
+from dashvlm.run import run
+from dashvlm.tasks.caption import CaptionTask, parts_of
+from dashvlm.tasks.navigation_text import Truth, parse_fields, relation, response, segment, sides_of, stated_sides
+
+from .conftest import REAL
+
+BVPI = REAL / "bvpi"
+PUBLISHED = BVPI / "published_openflamingo"
+real = pytest.mark.skipif(not BVPI.exists(), reason="the real BVPI files are not part of the project")
+needs_java = pytest.mark.skipif(
+    subprocess.run(["which", "java"], capture_output=True).returncode != 0, reason="Java is not installed"
+)
+WORLD = [
+    "data=synthetic", "data.options.num_drives=24", "task=caption", "data.batch_size=4", "trainer.accelerator=cpu",
+    "model.checkpoint=tiny", "objective.max_new_tokens=24",
+]  # fmt: skip
+
+# -- text ---------------------------------------------------------------------------------------
+
+
+def test_relations_follow_from_positions():
+    expected = {
+        ("center", "left"): "left_of", ("center", "right"): "right_of", ("left", "center"): "right_of",
+        ("left", "right"): "right_of", ("right", "center"): "left_of", ("right", "left"): "left_of",
+        ("left", "left"): "unknown", ("unknown", "left"): "unknown", ("left", "unknown"): "unknown",
+        ("unknown", "front"): "crossing_front", ("center", "front"): "crossing_front",
+    }  # fmt: skip
+    assert {pair: relation(*pair) for pair in expected} == expected
+
+
+def test_phrases_count_objects_and_join_sides():
+    truth = Truth(
+        "left",
+        "front",
+        {"person": ("left", "left"), "obstacle": ("center",), "car": ("left", "center", "right")},
+        {"traffic_light": ("right",)},
+    )
+    assert response(truth, "A path.") == (
+        "Sidewalk: left. Road: front. RoadVsSidewalk: crossing_front. Nearby: an obstacle close on the center; "
+        "2 people close on the left; 3 cars close across the left, center, and right. Far: a traffic light farther "
+        "away on the right. Context: A path."
+    )
+    assert "Nearby: no important close objects visible. Context: x" in response(Truth("left", "left"), "x")
+    assert sides_of("Left-Left, Center / right") == ("left", "left", "center", "right")
+    assert sides_of("Outside") == sides_of(None) == sides_of("nan") == ()
+
+
+@given(
+    st.builds(
+        Truth,
+        st.sampled_from(["left", "center", "right", "unknown"]),
+        st.sampled_from(["left", "right", "front", "unknown"]),
+        st.dictionaries(
+            st.sampled_from(["person", "car", "traffic_sign"]),
+            st.lists(st.sampled_from(["left", "center", "right"]), min_size=1, max_size=4).map(tuple),
+            max_size=3,
+        ),
+    )
+)
+def test_what_is_written_is_read_back(truth):
+    text = response(truth, "The sidewalk is fine.")
+    assert parse_fields(text) == truth.fields
+    found = bvpi.truth_of_text(text)
+    assert {k: set(v) for k, v in found.near.items()} == {k: set(v) for k, v in truth.near.items()}
+    assert not contradicts_itself(text)
+
+
+def test_parts_are_dropped_whole_and_differently_in_each_pass():
+    truth = Truth("center", "left", {"person": ("left",)}, {"car": ("right",)})
+    text = response(truth, "Road: is a word here. A path.")
+    assert [label for label, _ in parts_of(text)] == ["Sidewalk", "Road", "RoadVsSidewalk", "Nearby", "Far", "Context"]
+    assert " ".join(part for _, part in parts_of(text)) == text
+    clip = Clip(
+        "c", "c.png", "g", "train", None, None, None, 1.0, 1.0, {"navigation": truth.to_dict(), "caption": "A path."}
+    )
+    sample = Sample("c@0", clip, 0.0, 1.0, (0.0,), 0)
+    task = CaptionTask("caption", text_dropout=0.5)
+    texts = [task.training_answer(sample, draw) for draw in range(40)]
+    assert len(set(texts)) > 5
+    assert all("RoadVs:" not in t and "Context: A path." in t for t in texts)
+    assert task.training_answer(sample, 3) == task.training_answer(sample, 3)
+    kept = np.mean(["Sidewalk: center." in t for t in texts])
+    assert 0.2 < kept < 0.8
+    assert task.answer(sample) == response(truth, "A path.")
+
+
+# -- safety metrics -----------------------------------------------------------------------------
+
+NEAR = {"person": ("left",), "obstacle": ("center", "right")}
+
+
+def test_mentions_are_whole_words_of_the_nearby_segment():
+    text = "Nearby: a manhole; 2 cones close on the left. Far: a car. Context: carried by a woman, blocked."
+    assert segment(text, "Far") == "a car."
+    assert mentions(text, "obstacle")
+    assert not mentions(text, "person")
+    assert mentions(text, "person", "full_text")
+    assert not mentions(text, "car")
+    assert mentions(text, "car", "full_text")
+    assert mentions("Nearby: a manhole.", "person", "published_nearby")
+    assert not mentions("a person", "person")
+    assert mentions("a person", "person", "published")
+    assert mentions("Nearby: pedestrians.", "person")
+    assert not mentions("Nearby: a signature.", "traffic_sign")
+
+
+def test_omissions_and_denials_and_sides():
+    told = "Nearby: a person close on the left; 2 obstacles close on the center and right."
+    assert omissions(told, NEAR) == {"person": "told", "obstacle": "told"}
+    assert side_rows(told, NEAR) == {"person": True, "obstacle": True}
+    assert side_rows("Nearby: a person close on the right.", NEAR) == {"person": False}
+    assert omissions("Nearby: no important close objects visible.", NEAR) == {"person": "denied", "obstacle": "denied"}
+    assert omissions("Sidewalk: left.", NEAR) == {"person": "omitted", "obstacle": "omitted"}
+    assert omissions("Nearby: a car.", {"traffic_sign": ("left",)}) == {}
+    assert stated_sides("a person close on the centre", ["person"]) == {"center"}
+
+
+def test_missing_fields_are_wrong_even_where_the_truth_is_unknown():
+    truths = [Truth("unknown", "unknown").fields, Truth("left", "right").fields]
+    rows = field_rows(["", "Sidewalk: left. Road: right. RoadVsSidewalk: left_of."], truths)
+    assert rows["sidewalk_pos"]["present"].tolist() == [False, True]
+    assert rows["sidewalk_pos"]["right"].tolist() == [False, True]
+    assert rows["road_vs_sidewalk"]["right"].tolist() == [False, False]
+    assert rows["road_vs_sidewalk_derived"]["right"].tolist() == [False, True]
+
+
+# -- captions -----------------------------------------------------------------------------------
+
+REFERENCES = ["The sidewalk is centered in the view.", "A person stands on the left.", "The path's clear, isn't it?"]
+
+
+def test_plain_words_need_no_java_and_a_missing_java_is_said(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    java.java_version.cache_clear()
+    scores = caption_scores(REFERENCES, REFERENCES)
+    java.java_version.cache_clear()
+    assert scores.tokenizer == "plain"
+    assert "no java on the path" in scores.unavailable["METEOR"]
+    assert "no java on the path" in scores.unavailable["SPICE"]
+    assert "METEOR" not in scores.values
+    assert scores.values["BLEU-4"] == pytest.approx(1.0)
+    assert scores.values["CIDEr"] == pytest.approx(10.0)
+    assert scores.values["avg_target_length"] == pytest.approx(sum(len(r.split()) for r in REFERENCES) / 3)
+
+
+@needs_java
+def test_line_breaking_characters_do_not_shift_the_captions():
+    bad = ["a\rb", "c\u2028d", "e\x0bf", "g\x0ch", "i\nj", "k\u2029l", "", "m\x85n"]
+    assert java.ptb_tokenize(bad) == ["a b", "c d", "e f", "g h", "i j", "k l", "", "m n"]
+    assert java.plain_tokenize(bad) == java.ptb_tokenize(bad)
+
+
+@needs_java
+def test_meteor_uses_one_process(monkeypatch):
+    started = []
+    popen = subprocess.Popen
+
+    class Counted(popen):
+        def __init__(self, command, *args, **kwargs):
+            started.append(list(command))
+            super().__init__(command, *args, **kwargs)
+
+    java._meteor_process.cache_clear()
+    monkeypatch.setattr(subprocess, "Popen", Counted)
+    first = java.meteor(["a b c"] * 40, ["a b c"] * 40)
+    second = java.meteor(["a b c d"] * 300, ["a b x d"] * 300)
+    assert first[0] == pytest.approx(1.0, abs=0.05)
+    assert len(second[1]) == 300
+    assert sum("meteor-1.5.jar" in " ".join(map(str, c)) for c in started) == 1
+
+
+def test_spice_says_what_is_missing(tmp_path):
+    problem = java.spice_problem(tmp_path)
+    assert "stanford-corenlp-3.6.0.jar" in problem or "java" in problem
+    for name in java.CORENLP:
+        (tmp_path / name).write_bytes(b"")
+    try:
+        version = java.java_version()
+    except java.Unavailable:
+        return
+    assert ("nashorn" in str(java.spice_problem(tmp_path))) == (version >= 15)
+
+
+def test_jars_are_fetched_with_their_checksum_or_not_kept(tmp_path):
+    import functools
+    import hashlib
+    import http.server
+    import threading
+
+    from dashvlm.metrics.fetch_spice import JARS, fetch
+
+    root = tmp_path / "central"
+    for number, (name, place) in enumerate(JARS.items()):
+        (root / place).mkdir(parents=True, exist_ok=True)
+        (root / place / name).write_bytes(name.encode())
+        digest = hashlib.sha1(b"other" if number == 0 else name.encode()).hexdigest()
+        (root / place / f"{name}.sha1").write_text(digest)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(root))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    problems = fetch(tmp_path / "jars", central=f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    bad = next(iter(JARS))
+    assert len(problems) == 1
+    assert "checksum" in problems[0]
+    assert not (tmp_path / "jars" / bad).exists()
+    assert len(list((tmp_path / "jars").glob("*.jar"))) == len(JARS) - 1
+    again = fetch(tmp_path / "jars", source=root / JARS[bad])
+    assert again == []
+
+
+def test_cleaning_rules_keep_what_they_say():
+    assert clean("User: x Assistant: A path.", "chat") == "A path."
+    assert clean("A path.\n\nmore", "openflamingo") == "A path."
+    assert clean("A path. Assistant: x", "none") == "A path. Assistant: x"
+
+
+def test_clip_scores_are_cosines_whatever_the_batch(tmp_path):
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+    from dashvlm.backbones.tiny import _tokenizer
+    from dashvlm.metrics.clip import clip_score, clip_scores
+
+    words: PreTrainedTokenizerFast = _tokenizer(
+        {
+            "tokenizer": {
+                "special": ["<s>", "</s>", "<pad>"],
+                "pad_token": "<pad>",
+                "eos_token": "</s>",
+                "bos_token": "<s>",
+            }
+        }
+    )
+    words.padding_side = "right"
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CLIPConfig(text_config={**small, "vocab_size": len(words), "eos_token_id": words.eos_token_id},
+                        vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=16)  # fmt: skip
+    net = CLIPModel(config).eval()
+    net.save_pretrained(tmp_path / "clip")
+    words.save_pretrained(tmp_path / "clip")
+    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        tmp_path / "clip"
+    )
+    pictures = []
+    for number in range(3):
+        pictures.append(tmp_path / f"{number}.png")
+        Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(pictures[-1])
+    texts = [f"{t}</s>" for t in ("a path", "the sidewalk is on the left", "a person is close")]
+    one = clip_scores(pictures, texts, str(tmp_path / "clip"), batch=1)
+    assert one == pytest.approx(clip_scores(pictures, texts, str(tmp_path / "clip"), batch=3), abs=1e-3)
+    assert all(-100 <= s <= 100 for s in one)
+    assert clip_score(one) == pytest.approx(max(sum(one) / 3, 0))
+
+
+# -- the real files -----------------------------------------------------------------------------
+
+
+@real
+@pytest.mark.parametrize(("split", "count"), [("test", 333), ("val", 317)])
+def test_the_builder_gives_the_published_rows_back(split, count):
+    made = [bvpi.sft_row(i) for i in bvpi.joined(*bvpi.csv_files(BVPI)) if i["split"] == split]
+    shipped = [json.loads(line) for line in (BVPI / f"bvpi_sft_{split}.jsonl").read_text().splitlines()]
+    assert len(shipped) == count
+    assert made == shipped
+
+
+@real
+def test_the_builder_gives_the_published_pairs_back_and_chosen_ends_with_rejected(tmp_path):
+    made = {i["image"]: bvpi.dpo_row(i) for i in bvpi.joined(*bvpi.csv_files(BVPI))}
+    shipped = [json.loads(line) for line in (BVPI / "bvpi_dpo_train_head300.jsonl").read_text().splitlines()]
+    assert [made[s["image"]] for s in shipped] == shipped
+    assert all(s["chosen"].endswith(s["rejected"]) for s in shipped)
+    assert bvpi.write_rows(BVPI, tmp_path) == {
+        "bvpi_sft_train.jsonl": 2581, "bvpi_dpo_train.jsonl": 2581, "bvpi_sft_val.jsonl": 317,
+        "bvpi_dpo_val.jsonl": 317, "bvpi_sft_test.jsonl": 333,
+    }  # fmt: skip
+
+
+@real
+@needs_java
+def test_published_captions_are_reproduced_to_every_digit():
+    rows = json.loads((PUBLISHED / "inference_results_openflamingo_test.json").read_text())
+    published = json.loads((PUBLISHED / "evaluation_metrics_openflamingo.json").read_text())
+    scores = caption_scores([r["target"] for r in rows], [r["prediction"] for r in rows])
+    for name in set(published) - {"SPICE", "CLIPScore"}:
+        assert scores.values[name] == pytest.approx(published[name], abs=1e-12), name
+
+
+@real
+@needs_java
+def test_plain_words_are_the_metrics_own_on_all_real_captions():
+    texts = [i["target"] for i in bvpi.joined(*bvpi.csv_files(BVPI))]
+    pairs = zip(java.ptb_tokenize(texts), java.plain_tokenize(texts), strict=True)
+    assert sum(a != b for a, b in pairs) < 5
+
+
+@real
+def test_published_fields_and_objects_are_reproduced_with_their_counts():
+    file = PUBLISHED / "bvpi_flamingo_inference_results.jsonl"
+    ((_, _, body),) = build("bvpi_fields", {"predictions": str(file)})[0]
+    shown = {row[0]: (row[2], row[3]) for row in body}
+    assert shown["accuracy sidewalk_pos"] == ("167/333 = 0.502", "0.000")
+    assert shown["accuracy road_pos"] == ("145/333 = 0.435", "0.000")
+    assert shown["accuracy road_vs_sidewalk"] == ("136/333 = 0.408", "0.000")
+    assert shown["presence sidewalk_pos"] == ("333/333 = 1.000", "0.000")
+    tables, notes = build("bvpi_objects", {"predictions": str(file)})
+    counts = {row[0]: row[2] for row in tables[0][2]}
+    assert counts == {
+        "person": "24 / 18 / 35",
+        "car": "5 / 4 / 324",
+        "bicycle": "7 / 7 / 15",
+        "obstacle": "50 / 31 / 188",
+        "traffic_sign": "16 / 25 / 55",
+        "traffic_light": "1 / 9 / 1",
+    }
+    assert all(row[6] == row[8] == "0.00" for row in tables[0][2])
+    assert len(tables) == 3
+    notes = build("bvpi_fields", {"predictions": str(file)})[1]
+    assert any("225 of 333" in n for n in notes)
+    assert any("not above always saying 'center' (0.589)" in n for n in notes)
+
+
+@real
+def test_another_models_file_needs_configuration_only(tmp_path):
+    """Chat echo, another key, missing headers, a missing row: the layout of the SmolVLM2 files."""
+    rows = [json.loads(x) for x in (PUBLISHED / "bvpi_flamingo_inference_results.jsonl").read_text().splitlines()]
+    made = []
+    for number, row in enumerate(rows[:-1]):
+        text = row["prediction"] if number % 10 else row["prediction"].split("Nearby:")[1]
+        made.append({"image_path": row["image"], "response": f"User:<row_1_col_1> {row['prompt']}\nAssistant: {text}"})
+    folder = tmp_path / "SMOL_BVPI"
+    folder.mkdir()
+    path = folder / "inference.jsonl"
+    path.write_text("\n".join(map(json.dumps, made)))
+    options = {
+        "predictions": str(path),
+        "annotations": str(BVPI / "annotations_with_obj_pos.csv"),
+        "captions": str(BVPI / "complete_captions_sensation.csv"),
+    }
+    tables, notes = build("bvpi_fields", options)
+    assert any("'response', cleaning rule 'chat' changed 332 of 332" in n for n in notes)
+    assert any("1 pictures of the test split have no prediction" in n for n in notes)
+    presence = next(row for row in tables[0][2] if row[0] == "presence sidewalk_pos")
+    assert presence[2].startswith("298/333")
+    assert "row smolvlm2" in tables[0][0]
+    assert "published_nearby" in build("bvpi_objects", options)[0][0][0]
+    with pytest.raises(DataError, match="no references"):
+        build("bvpi_captions", options)
+    with pytest.raises(ConfigError, match="not in the published table"):
+        build("bvpi_fields", {**options, "row": "gpt"})
+    with pytest.raises(DataError, match="need a text and a picture"):
+        build("bvpi_fields", {**options, "text_key": "nope"})
+    mixed = [str(path), str(PUBLISHED / "bvpi_flamingo_inference_results.jsonl")]
+    assert len(build("bvpi_fields", {**options, "predictions": mixed})[0]) == 2
+
+
+@real
+def test_files_of_different_splits_are_flagged(tmp_path):
+    rows = [json.loads(x) for x in (BVPI / "bvpi_sft_val.jsonl").read_text().splitlines()]
+    path = tmp_path / "flamingo_val.jsonl"
+    path.write_text(
+        "\n".join(json.dumps({"image": r["image"], "prediction": r["response"], "target": r["response"]}) for r in rows)
+    )
+    files = [str(path), str(PUBLISHED / "bvpi_flamingo_inference_results.jsonl")]
+    options = {
+        "predictions": files,
+        "annotations": str(BVPI / "annotations_with_obj_pos.csv"),
+        "captions": str(BVPI / "complete_captions_sensation.csv"),
+    }
+    tables, notes = build("bvpi_fields", options)
+    assert any("different splits and must not be compared" in n for n in notes)
+    assert any("is of the val split, the published row openflamingo of test" in n for n in notes)
+    perfect = {row[0]: row[2] for row in tables[0][2]}
+    assert perfect["accuracy road_vs_sidewalk"] == "317/317 = 1.000"
+
+
+@real
+def test_the_report_verb_prints_and_writes_the_table(dashvlm, tmp_path):
+    done = dashvlm("report", "table=bvpi_objects", f"predictions={PUBLISHED / 'bvpi_flamingo_inference_results.jsonl'}")
+    assert "50 / 31 / 188" in done.stdout
+    assert (tmp_path / "runs" / "bvpi_objects.md").exists()
+    done = dashvlm("report", "table=bvpi_objects", "predictions=/nowhere.json", check=False)
+    assert done.returncode == 2
+    assert "does not exist" in done.stderr
+    done = dashvlm("report", "table=bvpi_captions", check=False)
+    assert "needs predictions=FILE" in done.stderr
+
+
+@real
+def test_the_real_card_counts_contradictions(dashvlm, tmp_path):
+    dashvlm("inspect", "data=bvpi", f"data.root={BVPI}")
+    card = json.loads((tmp_path / "runs" / "inspect-bvpi" / "card.json").read_text())
+    rows = {r["split"]: r for r in card["tables"]["captions and annotations"]}
+    assert (rows["train"]["captions"], rows["val"]["captions"], rows["test"]["captions"]) == (2581, 317, 333)
+    assert rows["train"]["caption contradicts annotation"] > 600
+
+
+# -- importers ----------------------------------------------------------------------------------
+
+HEADER = (
+    "image,status,sidewalk_pos,road_pos,Object_present,Object_present_outside,m_bicycle,m_car,m_person,m_traffic_sign,"
+    "traffic_light,m_obstacle,m_grass,m_plants,m_trees,m_bicycle_outside,m_car_outside,m_person_outside,"
+    "m_traffic_sign_outside,traffic_light_outside,m_obstacle_outside,m_grass_outside,m_plants_outside,m_trees_outside"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "bvpi"
+    nothing = ["not present"] * 18
+    lines = [HEADER]
+    captions = ["image_path,target,split"]
+    for number in range(12):
+        objects = list(nothing)
+        objects[2] = "Left-Center" if number % 2 else "not present"
+        lines.append(",".join([f"{100 + number * 5:04d}.jpg", "done", "Center", "Left", "Yes", "No", *objects]))
+        split = "train" if number < 8 else "val" if number < 10 else "test"
+        captions.append(
+            f"{split}/{100 + number * 5:04d}.jpg,"
+            f'"The sidewalk is centered, a road on the {"left" if number else "right"}.",{split}'
+        )
+        path = root / split / f"{100 + number * 5:04d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 20 * number, np.uint8)).save(path)
+    lines.append(",".join(["0100.jpg", "done", "Left", "Left", "No", "No", *nothing]))
+    lines.append(",".join(["ne", "Center", "No", "not present", "x", *nothing]))
+    captions += ["train/none.jpg,,train", "train/unannotated.jpg,A street.,train"]
+    (root / "x_annotations.csv").write_text("\n".join(lines) + "\n")
+    (root / "x_captions.csv").write_text("\n".join(captions) + "\n")
+    return root
+
+
+def load(root, tmp_path, **options):
+    return build_manifest("bvpi", bvpi.rows(root, options), root, FrameStore(tmp_path / "store"),
+                          {"train": 0.5, "val": 0.25, "test": 0.25}, 0, max_bad_fraction=1.0)  # fmt: skip
+
+
+def test_duplicates_and_shifted_rows_are_named(folder, tmp_path):
+    truths, notes = bvpi.read_annotations(folder / "x_annotations.csv")
+    assert truths["0100.jpg"].sidewalk == "center"
+    assert len(notes) == 2
+    assert "annotated twice" in notes[0]
+    assert "shifted" in notes[1]
+    made = load(folder, tmp_path)
+    assert len(made.clips) == 12
+    reasons = {q.clip_id: q.reason for q in made.quarantine}
+    assert reasons["train/none.jpg"] == "no caption"
+    assert "no such file" in reasons["train/unannotated.jpg"]
+    (folder / "x_annotations.csv").write_text("image,status\n")
+    with pytest.raises(DataError, match="columns are missing"):
+        load(folder, tmp_path)
+
+
+def test_planned_filters_and_mixes_are_options_for_training_rows_only(folder, tmp_path):
+    consistent = load(folder, tmp_path, consistent_only=True)
+    assert (
+        "the caption has the road on the right"
+        in {q.clip_id: q.reason for q in consistent.quarantine}["train/0100.jpg"]
+    )
+    (folder / "clip.csv").write_text(
+        "image,score\n" + "".join(f"{100 + n * 5:04d}.jpg,{0.2 + 0.02 * n}\n" for n in range(12))
+    )
+    kept = load(folder, tmp_path, clip_scores="clip.csv", min_clip_score=0.28)
+    assert len(kept.split("train")) == 4
+    assert len(kept.split("test")) == 2
+    mixed = load(folder, tmp_path, caption_share=0.7, annotations_share=0.5)
+    train = mixed.split("train")
+    assert any(c.extra.get("style") == "caption" for c in train)
+    told = [c for c in train if c.extra.get("annotation_in_prompt")]
+    assert told
+    assert '"sidewalk_pos": "Center"' in told[0].extra["question"]
+    assert not any("question" in c.extra for c in mixed.split("val") + mixed.split("test"))
+    blocks = load(folder, tmp_path, group_by="block", block_size=25)
+    by_group = {}
+    for clip in blocks.clips:
+        by_group.setdefault(clip.group, set()).add(clip.split)
+    assert len(set(by_group) - {"unannotated"}) == 3
+    assert all(len(splits) == 1 for splits in by_group.values())
+
+
+def test_lines_and_the_annotation_form_are_read(folder, tmp_path):
+    item = {
+        "image": "train/0100.jpg",
+        "target": "A path.",
+        "truth": Truth("left", "front", {"person": ("left",)}),
+        "split": "train",
+    }
+    (folder / "bvpi_sft_train.jsonl").write_text(json.dumps(bvpi.sft_row(item)) + "\n{bad\n")
+    made = load(folder, tmp_path, file="bvpi_sft_train.jsonl")
+    assert made.clips[0].extra["navigation"]["near"] == {"person": ["left"]}
+    assert made.clips[0].extra["caption"] == "A path."
+    assert "not JSON" in made.quarantine[0].reason
+    (folder / "bvpi_dpo_train.jsonl").write_text(json.dumps(bvpi.dpo_row(item)) + "\n")
+    pair = load(folder, tmp_path, file="bvpi_dpo_train.jsonl").clips[0].extra
+    assert pair["chosen"].endswith(pair["rejected"])
+    form = {
+        "image": "train/0105.jpg",
+        "sidewalk_pos": "Center",
+        "road_pos": "Left",
+        "object_present": "Yes",
+        "objects_on_sidewalk": {"obstacle": ["Left", "Right"], "car": "not present", "person": "Center"},
+        "object_present_outside": "No",
+        "caption": "A path.",
+        "split": "train",
+    }
+    (folder / "form.json").write_text(
+        json.dumps([form, {**form, "image": "train/0110.jpg", "object_present": "No"}, {"image": "z"}])
+    )
+    made = load(folder, tmp_path, file="form.json")
+    assert made.clips[0].extra["navigation"]["near"] == {"obstacle": ["left", "right"], "person": ["center"]}
+    assert made.clips[1].extra["navigation"]["near"] == {}
+    assert "missing sidewalk_pos" in made.quarantine[0].reason
+
+
+# -- the whole path -----------------------------------------------------------------------------
+
+
+def test_synthetic_streets_show_what_their_annotation_says():
+    streets = list(draw_streets(60, 0))
+    assert {s.truth.sidewalk for s in streets} == {"left", "center", "right"}
+    assert {s.truth.road for s in streets} >= {"left", "right", "front", "unknown"}
+    for street in streets:
+        assert bvpi.truth_of_text(response(street.truth, caption(street))).sidewalk == street.truth.sidewalk
+    for side, column in (("left", 13), ("center", 32), ("right", 51)):
+        plain = [render(s, 64, 64) for s in streets if s.truth.sidewalk == side and not s.truth.near]
+        assert np.mean([p[60, column].mean() for p in plain]) > 150  # the bright way is where it should be
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["smolvlm2", "openflamingo"])
+def test_a_caption_run_ends_with_presence_accuracy_objects_omissions_and_captions(config, tmp_path, model):
+    words = [f"model={model}", "trainer.max_steps=2", "+objective.generation.num_beams=2"]
+    words += ["objective.prefix='Sidewalk:'", "task.text_dropout=0.25"]
+    if model == "openflamingo":
+        words += [
+            "peft=gates",
+            "objective.gate_penalty=0.1",
+            "model.loader_options.gate_init=0.6",
+            "+optim.lr_scale={/attn_gate: 50}",
+        ]
+    cfg = config(*WORLD, *words)
+    result = run(cfg, tmp_path)
+    for name in ("accuracy_sidewalk_pos", "presence_road_pos", "unsafe_omission", "BLEU-4", "CIDEr", "object_recall"):
+        assert name in result["metrics"], name
+    assert result["forced_prefix"] == ["Sidewalk:"]
+    assert any("made to begin with 'Sidewalk:'" in a for a in result["alarms"])
+    rows = pd.read_parquet(tmp_path / "predictions.parquet")
+    assert rows["text"].str.startswith("Sidewalk:").all()
+    again = evaluate(rows, int(cfg["seed"]), "caption")
+    assert again["metrics"]["unsafe_omission"]["value"] == result["metrics"]["unsafe_omission"]["value"]
+    assert (tmp_path / "plots" / "fields.png").exists()
+
+
+def test_the_gate_penalty_and_rate_reach_the_gates_only(config):
+    cfg = config(
+        *WORLD,
+        "model=openflamingo",
+        "peft=gates",
+        "+optim.lr_scale={/attn_gate: 50}",
+        "objective.gate_penalty=2.0",
+        "model.loader_options.gate_init=0.75",
+    )
+    module = build_module(cfg)
+    gates = [p for n, p in module.named_parameters() if n.endswith("attn_gate.weight")]
+    data = prepare_data(cfg)
+    dataset = SampleDataset(data.samples["train"], data.store)
+    batch = module.collate("train")([dataset[0], dataset[1]])
+    with_penalty = float(module.compute_loss(batch))
+    module.options["gate_penalty"] = 0.0
+    assert with_penalty - float(module.compute_loss(batch)) == pytest.approx(2.0 * 0.25 * len(gates), abs=1e-4)
+    from dashvlm.training.optim import parameter_groups
+
+    groups = parameter_groups(module.named_parameters(), lambda n: "x", cfg["optim"])
+    fast = [g for g in groups if g["lr"] > cfg["optim"]["lr"]]
+    assert sum(len(g["params"]) for g in fast) == len(gates)
+    smol = build_module(config(*WORLD, "model=smolvlm2", "objective.gate_penalty=1.0"))
+    with pytest.raises(ConfigError, match="attention gates"):
+        smol.compute_loss(smol.collate("train")([dataset[0]]))
+
+
+@pytest.mark.parametrize("model", ["smolvlm2", "openflamingo", "qwen3_vl"])
+def test_a_forced_prefix_continues_like_a_written_answer(config, model):
+    module = build_module(config(*WORLD, f"model={model}"))
+    encoder = module.backbone.encoder
+    chat = CaptionTask("caption").messages(Observation((0.0,)))
+    frame = np.full((1, 64, 64, 3), 90, np.uint8)
+    begun = encoder.encode([chat], [frame], prefix="Sidewalk:")["input_ids"][0]
+    taught = encoder.encode([chat], [frame], ["Sidewalk: left."])
+    plain = encoder.encode([chat], [frame])["input_ids"][0]
+    assert len(begun) > len(plain)
+    assert encoder.tokenizer.decode(taught["input_ids"][0]).startswith(encoder.tokenizer.decode(begun))
+
+
+def test_the_builder_is_reached_by_inspect(folder, dashvlm, tmp_path):
+    done = dashvlm("inspect", "data=bvpi", f"data.root={folder}", "write_jsonl=true")
+    assert "bvpi_sft_train.jsonl: " in done.stdout
+    assert list((tmp_path / "runs" / "inspect-bvpi").glob("bvpi_dpo_*.jsonl"))
+
+
+def test_no_file_is_written_into_the_package_of_the_metrics():
+    package = Path(java._package())
+    before = {p for p in package.rglob("*") if "__pycache__" not in str(p)}
+    caption_scores(REFERENCES, REFERENCES)
+    assert {p for p in package.rglob("*") if "__pycache__" not in str(p)} == before
