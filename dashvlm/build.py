@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from dashvlm.data.datamodule import SampleDataset, decode_once
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.load import build_store, load_manifest
 from dashvlm.data.manifest import Manifest, Quarantined
-from dashvlm.data.samples import build_samples, union_of_times
+from dashvlm.data.samples import build_samples, union_of_times, with_demos
 from dashvlm.data.sampling import Times, stable_uniform
 from dashvlm.errors import CheckpointError, ConfigError, DataError
 from dashvlm.targets import resolve
@@ -65,6 +65,8 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
         *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or []),
     ]
     eval_horizons = _horizons(options)
+    shots = options["shots"]
+    train = train or int(shots["eval"]) > 0  # demonstrations are training samples
     wanted = [c for c in manifest.clips if train or c.split == "test"]
     if not train and not wanted:
         wanted = manifest.split("val")
@@ -89,6 +91,9 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
             # Training learns from labelled clips only; the others are scored, not taught.
             samples[split] = [s for s in found if split != "train" or task.target(s) is not None]
             skipped += left
+    pool = samples["train"]
+    samples["train"] = with_demos(pool, pool, float(shots["share"]), int(shots["least"]), int(shots["most"]))
+    samples["val"] = with_demos(samples["val"], pool, 1.0, int(shots["eval"]), int(shots["eval"]))
     for clip in skipped:
         log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
     quarantine = tuple(Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped)
@@ -170,7 +175,9 @@ def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
             if horizon == horizons[0]:
                 raise
             log.info("no scores at horizon %g s: %s", horizon, error.what)
-    return samples
+    count = int(cfg["data"]["shots"]["eval"])
+    pool = [replace(s, demos=()) for s in data.samples["train"]]
+    return with_demos(samples, pool, 1.0, count, count)
 
 
 def build_task(cfg: Config) -> Task:
@@ -304,8 +311,6 @@ def _horizons(options: Config) -> list[float]:
 
 
 def _mark(clip: Clip, failed: Mapping[str, str]) -> Clip:
-    from dataclasses import replace
-
     if clip.clip_id not in failed:
         return clip
     return replace(clip, extra={**clip.extra, "failed": failed[clip.clip_id]})

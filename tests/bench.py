@@ -240,6 +240,47 @@ def bench_letters(folder, questions=24, repeats=5):
     return row
 
 
+def bench_captions(count=333):
+    """All caption metrics but SPICE, against pycocoevalcap called as its own example does."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    from dashvlm.data.synthetic.street import caption, draw_streets
+    from dashvlm.metrics.captions import caption_scores
+    from dashvlm.metrics.java import _meteor_process
+    from dashvlm.tasks.navigation_text import response
+
+    streets = list(draw_streets(count, 0))
+    gold = [response(s.truth, caption(s)) for s in streets[:count]]
+    said = [response(s.truth, caption(s)) for s in streets[count : 2 * count]]
+
+    def timed(work):
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    def theirs():
+        both = [PTBTokenizer().tokenize({i: [{"caption": t}] for i, t in enumerate(side)}) for side in (gold, said)]
+        for scorer in (Bleu(4), Meteor(), Rouge(), Cider()):
+            scorer.compute_score(*both, **({"verbose": 0} if isinstance(scorer, Bleu) else {}))
+
+    _meteor_process.cache_clear()
+    first, again = timed(lambda: caption_scores(gold, said)), timed(lambda: caption_scores(gold, said))
+    row = {
+        "set": f"{count} descriptions, no SPICE, wall seconds",
+        "dashvlm_first_s": round(first, 2),
+        "dashvlm_again_s": round(again, 2),
+        "pycocoevalcap_s": round(statistics.median(timed(theirs) for _ in range(2)), 2),
+    }
+    row["ratio_first"] = round(row["pycocoevalcap_s"] / first, 2)
+    row["ratio_again"] = round(row["pycocoevalcap_s"] / again, 2)
+    print_row("caption metrics", row)
+    return row
+
+
 def print_row(title, row):
     print(f"== {title}")
     for key, value in row.items():
@@ -254,7 +295,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         quiet_libraries()
         place = Path(folder)
-        found = {"step": bench_step(place), "letters": bench_letters(place), "decode": bench_decode(place)}
+        found = {"step": bench_step(place), "letters": bench_letters(place), "captions": bench_captions(),
+                 "decode": bench_decode(place)}  # fmt: skip
     out = Path("bench_out")
     out.mkdir(exist_ok=True)
     (out / "bench.json").write_text(json.dumps(found, indent=2) + "\n")

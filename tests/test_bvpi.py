@@ -630,3 +630,26 @@ def test_no_file_is_written_into_the_package_of_the_metrics():
     before = {p for p in package.rglob("*") if "__pycache__" not in str(p)}
     caption_scores(REFERENCES, REFERENCES)
     assert {p for p in package.rglob("*") if "__pycache__" not in str(p)} == before
+
+
+@pytest.mark.parametrize("model", ["openflamingo", "smolvlm2"])
+def test_demonstrations_are_solved_examples_of_other_groups(config, model):
+    cfg = config(
+        *WORLD, f"model={model}", "data.shots.share=0.5", "data.shots.least=2", "data.shots.most=3", "data.shots.eval=2"
+    )
+    data, module = prepare_data(cfg), build_module(cfg)
+    shown = [s for s in data.samples["train"] if s.demos]
+    assert 0.2 < len(shown) / len(data.samples["train"]) < 0.8
+    assert {len(s.demos) for s in shown} == {2, 3}
+    for sample in [*shown, *data.samples["val"]]:
+        assert all(d.clip.split == "train" and d.clip.group != sample.clip.group for d in sample.demos)
+    assert all(len(s.demos) == 2 for s in data.samples["val"])
+    dataset = SampleDataset(shown[:2], data.store)
+    batch = module.collate("train")([dataset[0], dataset[1]])
+    for row, ids, sample in zip(batch["inputs"]["labels"], batch["inputs"]["input_ids"], shown[:2], strict=True):
+        assert module.backbone.encoder.decode(row[row != -100][None])[0] == module.task.answer(sample)
+        text = module.backbone.encoder.tokenizer.decode(ids)
+        assert all(module.task.answer(d) in text for d in sample.demos)
+    assert np.isfinite(float(module.compute_loss(batch)))
+    with pytest.raises(DataError, match="demonstrations are wanted"):
+        prepare_data(config(*WORLD, f"model={model}", "data.shots.eval=32"))

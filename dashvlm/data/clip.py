@@ -77,6 +77,7 @@ class Sample:
         reference_s: the event time, or a matched draw for a clip without event.
         times_s: requested frame times in seconds, oldest first, exactly ``num_frames`` of them.
         num_padded: how many of them repeat the oldest one because history was too short.
+        demos: solved samples of other groups that are shown before it, each with its answer.
     """
 
     sample_id: str
@@ -85,6 +86,7 @@ class Sample:
     reference_s: float
     times_s: tuple[float, ...]
     num_padded: int
+    demos: tuple[Sample, ...] = ()
 
     @property
     def anchor_s(self) -> float:

@@ -43,6 +43,7 @@ class Item:
     frame_times_s: Times | None
     problem: str | None = None
     draw: int = 0  # number of the pass over the data, for what varies between passes
+    demos: tuple[tuple[FrameArray, Times], ...] = ()  # of ``sample.demos``
 
 
 class SampleDataset(Dataset[Item]):
@@ -75,13 +76,15 @@ class SampleDataset(Dataset[Item]):
             return Item(index, sample, None, None, str(sample.clip.extra["failed"]))
         try:
             frames, times = self.store.frames(Path(sample.clip.path), sample.times_s)
+            demos = [self.store.frames(Path(d.clip.path), d.times_s) for d in sample.demos]
         except DataError as error:
             return Item(index, sample, None, None, str(error).splitlines()[0])
         if self.blank:
             frames = np.full_like(frames, 127)
+            demos = [(np.full_like(f, 127), t) for f, t in demos]
         elif self.augmentation:
             frames = augment(frames, self.augmentation, (draw, index))
-        return Item(index, sample, frames, times, draw=draw)
+        return Item(index, sample, frames, times, draw=draw, demos=tuple(demos))
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):

@@ -18,6 +18,7 @@ from dashvlm.data.sampling import (
     fps_times,
     is_feasible,
     reference_times,
+    stable_uniform,
     support_count,
     support_times,
     uniform_times,
@@ -99,6 +100,39 @@ def sees_support(clip: Clip, options: Options) -> bool:
     return bool(clip.extra.get("support_frames")) and (
         wanted == "always" or (wanted == "train_only" and clip.split == "train")
     )
+
+
+def with_demos(samples: Sequence[Sample], pool: Sequence[Sample], share: float, least: int, most: int) -> list[Sample]:
+    """Give a share of samples solved examples of other groups, the same ones in every run.
+
+    Args:
+        samples: of one split.
+        pool: training samples with known targets.
+        share: of the samples that get them.
+        least: smallest number of examples.
+        most: largest number; above 32 is outside what OpenFlamingo was trained with.
+
+    Raises:
+        DataError: if there are too few training samples of other groups.
+    """
+    if share <= 0 or most <= 0:
+        return list(samples)
+    out = []
+    for sample in samples:
+        if stable_uniform(0, "shots", sample.sample_id) >= share:
+            out.append(sample)
+            continue
+        others = [p for p in pool if p.clip.group != sample.clip.group]
+        count = least + int(stable_uniform(1, "shots", sample.sample_id) * (most - least + 1))
+        if len(others) < count:
+            raise DataError(
+                f"{count} demonstrations are wanted, {len(others)} training samples of other groups are there",
+                do="lower data.shots.most and data.shots.eval",
+            )
+        rng = np.random.default_rng(int(stable_uniform(2, "shots", sample.sample_id) * 2**32))
+        picked = rng.choice(len(others), count, replace=False)
+        out.append(replace(sample, demos=tuple(others[int(i)] for i in picked)))
+    return out
 
 
 def sampling_skew(samples: Mapping[Split, Sequence[Sample]], options: Options) -> dict[str, float]:

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from dashvlm.backbones.base import Encoder
-from dashvlm.data.clip import FrameArray, Observation
+from dashvlm.data.clip import FrameArray, Messages, Observation
 from dashvlm.data.datamodule import Item
-from dashvlm.errors import TrainingError
+from dashvlm.data.video import resize
+from dashvlm.errors import ConfigError, TrainingError
 from dashvlm.tasks.base import Task, observe
 
 
@@ -55,9 +57,10 @@ class Collate:
             if self.with_answers and self.task.target(item.sample) is None:
                 continue  # a validation loss needs a reference; training samples all have one
             good.append(item)
-            frames.append(item.frames)
+            frames.append(_all_frames(item))
             seen.append(observe(item.sample, item.frame_times_s.tolist()))
-        chats = [self.task.messages(s) for s in seen]
+        before = [self._demos(i) for i in good]
+        chats = [[*b, *self.task.messages(s)] for b, s in zip(before, seen, strict=True)]
         answers = [self._answer(i) for i in good] if self.with_answers else None
         prefix = self.prefix if self.stage == "predict" and not self.task.choices else ""
         targets = [self.task.target(i.sample) for i in good]
@@ -72,8 +75,8 @@ class Collate:
         }
         if self.task.choices and self.stage != "train":
             batch["choice_mask"] = torch.stack([self._mask(s) for s in seen]) if good else torch.ones(0, 0)
-            batch["reordered"] = self._reordered(seen, frames)
-            batch["options"] = self._options(seen, frames)
+            batch["reordered"] = self._reordered(seen, frames, before)
+            batch["options"] = self._options(seen, frames, before)
         return batch
 
     def _answer(self, item: Item) -> str:
@@ -84,7 +87,22 @@ class Collate:
     def _mask(self, seen: Observation) -> torch.Tensor:
         return torch.arange(len(self.task.choices)) < self.task.num_choices(seen)
 
-    def _reordered(self, seen: Sequence[Observation], frames: Sequence[FrameArray]) -> list[dict[str, Any]]:
+    def _demos(self, item: Item) -> Messages:
+        """The turns of the solved examples: question and answer each."""
+        chat: Messages = []
+        if item.demos and getattr(self.encoder, "frames", "images") != "images":
+            raise ConfigError(
+                "demonstrations need frames as separate images", got=f"frames={getattr(self.encoder, 'frames', None)}",
+                do="set model.loader_options.frames=images, or data.shots.share=0 and data.shots.eval=0",
+            )  # fmt: skip
+        for demo, (_, times) in zip(item.sample.demos, item.demos, strict=True):
+            chat += self.task.messages(observe(demo, times.tolist()))
+            chat.append({"role": "assistant", "content": [{"type": "text", "text": self.task.answer(demo)}]})
+        return chat
+
+    def _reordered(
+        self, seen: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
+    ) -> list[dict[str, Any]]:
         """Batches with one other order for each sample that has so many."""
         orders = [self.task.reorderings(s) for s in seen]
         views = []
@@ -96,7 +114,10 @@ class Collate:
                 places[line, : len(orders[i][turn])] = torch.tensor(orders[i][turn])
             views.append(
                 {
-                    "inputs": self.encoder.encode([self.task.messages(s) for s in shown], [frames[i] for i in rows]),
+                    "inputs": self.encoder.encode(
+                        [[*before[i], *self.task.messages(s)] for i, s in zip(rows, shown, strict=True)],
+                        [frames[i] for i in rows],
+                    ),
                     "rows": torch.tensor(rows),
                     "choice_mask": torch.stack([self._mask(s) for s in shown]),
                     "places": places,
@@ -104,14 +125,23 @@ class Collate:
             )
         return views
 
-    def _options(self, seen: Sequence[Observation], frames: Sequence[FrameArray]) -> list[dict[str, Any]]:
+    def _options(
+        self, seen: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
+    ) -> list[dict[str, Any]]:
         """For each choice the samples that have it, with its text as the answer. Knows no target."""
         texts = [self.task.option_texts(s) for s in seen]
         batches = []
         for number in range(max((len(t) for t in texts if t), default=0)):
             rows = [i for i, t in enumerate(texts) if t and number < len(t)]
-            chats = [self.task.messages(seen[i]) for i in rows]
+            chats = [[*before[i], *self.task.messages(seen[i])] for i in rows]
             answers = [t[number] for i in rows if (t := texts[i])]
             inputs = self.encoder.encode(chats, [frames[i] for i in rows], answers)
             batches.append({"inputs": inputs, "rows": torch.tensor(rows), "number": number})
         return batches
+
+
+def _all_frames(item: Item) -> FrameArray:
+    """The frames of the examples and of the sample itself, in the order of the chat, at the sample's size."""
+    assert item.frames is not None
+    size = item.frames.shape[1], item.frames.shape[2]
+    return np.concatenate([*(resize(f, size) for f, _ in item.demos), item.frames]) if item.demos else item.frames
