@@ -197,6 +197,23 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
         if known and key in flat and flat[key] not in known:
             near = _near(str(flat[key]), known)
             errors.append(f"{key}={flat[key]}: task={flat['task.name']} measures {', '.join(known)}{near}")
+    for node in ("callbacks.checkpoint", "callbacks.early_stopping"):
+        monitor, mode = str(flat.get(f"{node}.monitor")), flat.get(f"{node}.mode")
+        wanted = "min" if monitor in ("val/log_loss", "val/brier", "val/loss") else "max"
+        if mode in ("min", "max") and mode != wanted:
+            better = "lower" if wanted == "min" else "higher"
+            errors.append(f"{node}.mode={mode}: {monitor} is better the {better} it is; use {wanted}")
+    if flat.get("task.answer_with") == "text" and flat.get("task.reorder"):
+        errors.append("task.reorder=true: whole texts do not depend on a letter's place; use task.answer_with=letter")
+    if flat.get("task.name") in ("scene", "caption") and flat.get("objective.generate") is False:
+        errors.append(f"objective.generate=false: task={flat['task.name']} is scored by what is written")
+    if flat.get("objective.prefix") and flat.get("task.name") in ("crash", "mcq"):
+        errors.append(f"objective.prefix={flat['objective.prefix']}: task={flat['task.name']} is scored by its choices")
+    if any(str(k).startswith("objective.generation.max_new_tokens") for k in flat):
+        errors.append("objective.generation.max_new_tokens: set objective.max_new_tokens instead")
+    least, most = flat.get("data.shots.least"), flat.get("data.shots.most")
+    if isinstance(least, int) and isinstance(most, int) and most < least:
+        errors.append(f"data.shots.most={most}: must be at least data.shots.least={least}")
     if flat.get("objective.constrained") and flat.get("task.name") != "scene":
         errors.append(
             f"objective.constrained=true: needs a task with a schema (scene), got task={flat.get('task.name')}"

@@ -17,14 +17,14 @@ from omegaconf import DictConfig
 
 def evaluate(cfg: DictConfig) -> None:
     """Write predictions and ``result.json`` into a folder of their own and print the table."""
-    from dashvlm.build import build_module, load_run, prepare_data
+    from dashvlm.build import build_module, load_run, prepare_data, read_config
     from dashvlm.cli import log_to_terminal
     from dashvlm.config import check, plain, refuse
     from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.manifest import fingerprint
     from dashvlm.identity import run_id
     from dashvlm.report.plots import plot_run
-    from dashvlm.report.tables import detail_tables, print_table, result_table
+    from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
     from dashvlm.run import quiet_libraries
     from dashvlm.scoring import score, write_json, write_results
 
@@ -33,13 +33,12 @@ def evaluate(cfg: DictConfig) -> None:
     config = plain(cfg)
     source = config.pop("run")
     if source:
-        trained, module = load_run(Path(source))
-        config = _merged(trained, config)
+        config = _merged(read_config(Path(source)), config)
     refuse(check(config))
-    if not source:
-        module = build_module(config, for_training=False)
-        module.eval()
+    # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
+    module = load_run(Path(source))[1] if source else build_module(config, for_training=False)
+    module.eval()
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,7 +46,7 @@ def evaluate(cfg: DictConfig) -> None:
     used = config["data"]
     origin = f"as {source} was trained" if source else "as configured"
     print(
-        f"{used['num_frames']} frames {used['frame_interval_s']} s apart on {used['name']} ({used['root']}), {origin} "
+        f"{used['num_frames']} frames, {_sampling(used)}, on {used['name']} ({used['root']}), {origin} "
         "unless the command line says otherwise"
     )
     data = prepare_data(config, train=False)
@@ -60,12 +59,27 @@ def evaluate(cfg: DictConfig) -> None:
         print_table(title, names, lines)
     header, body = result_table(results)
     print_table(
-        f"{name}: {results['counts']['test_clips']} {results['split']} clips in {results['counts']['groups']} groups",
+        result_title(name, results),
         header,
         body,
         results["alarms"],
     )
     print(f"written: {folder}/")
+
+
+def _with_task(argv: list[str]) -> list[str]:
+    """Add the task of the run that is scored, so that the data is set up for it."""
+    named = [a.split("=", 1)[1] for a in argv if a.startswith("run=")]
+    path = Path(named[-1]) / "config.yaml" if named else None
+    if path is None or not path.is_file() or any(a.startswith("task=") for a in argv):
+        return argv
+    task = str(yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"])
+    return [*argv, f"task={task}"]
+
+
+def _sampling(data: dict[str, Any]) -> str:
+    apart = {"anchored": f"{data['frame_interval_s']} s apart", "fps": f"{data['sample_fps']} a second"}
+    return apart.get(data["sampling"], f"sampling={data['sampling']}")
 
 
 def _seen_in_training(source: Path, rows: Any) -> list[str]:
@@ -90,14 +104,20 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     data = dict(trained["data"])
     if "data" in said:
         kept = ["num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "frame_size", "short_history"]
-        kept += ["support_frames", "support_num_frames"]
+        kept += ["support_frames", "support_num_frames", "shots"]
         if asked["data"]["name"] == trained["data"]["name"]:  # the same split, or training clips end up in the test
             kept += ["splits", "split_by", "split_seed", "force_row_split", "reference", "negative_reference"]
             kept += ["eval_horizons_s", "sampling_seed", "pixels"]
         data = {**asked["data"], **{k: trained["data"][k] for k in kept}}
-    for key in flatten(asked["data"]):
-        if f"data.{key}" in said:
-            data[key.split(".")[0]] = asked["data"][key.split(".")[0]]
+    if asked["data"]["name"] == trained["data"]["name"]:
+        data["options"] = {**asked["data"]["options"], **trained["data"]["options"]}
+        data["root"] = trained["data"]["root"]
+    for key, value in flatten(asked["data"]).items():
+        top, _, rest = key.partition(".")
+        if f"data.{key}" in said and rest:
+            data[top] = {**data[top], rest: value}
+        elif f"data.{key}" in said or f"data.{top}" in said:
+            data[top] = asked["data"][top]
     return {**trained, "data": data, "paths": asked["paths"], "trainer": asked["trainer"],
             "logger": asked["logger"], "sweep": asked["sweep"]}  # fmt: skip
 
@@ -105,4 +125,4 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     from dashvlm.cli import start
 
-    sys.exit(start("evaluate", evaluate, sys.argv[1:]))
+    sys.exit(start("evaluate", evaluate, _with_task(sys.argv[1:])))

@@ -103,7 +103,8 @@ def inspect_data(config: dict[str, Any]) -> None:
               f"{manifest.clips[0].extra['failed']}")  # fmt: skip
     problems = [p for p in card["problems"] if usable or not p["reason"].startswith("scored as failed")]
     if problems:
-        print_table(f"{len(problems)} rows with problems (the first 30)", ["clip", "split", "reason"],
+        first = ", the first 30" if len(problems) > 30 else ""
+        print_table(f"{len(problems)} rows with problems{first}", ["clip", "split", "reason"],
                     [[p["clip_id"], p["split"], p["reason"]] for p in problems[:30]])  # fmt: skip
     else:
         print("  other rows with problems: none")

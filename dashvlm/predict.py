@@ -19,7 +19,7 @@ def predict(cfg: DictConfig) -> None:
     import pandas as pd
     import torch
 
-    from dashvlm.build import load_run
+    from dashvlm.build import load_run, read_config
     from dashvlm.cli import log_to_terminal
     from dashvlm.data.video import index_video
     from dashvlm.errors import ConfigError
@@ -37,6 +37,12 @@ def predict(cfg: DictConfig) -> None:
         raise ConfigError("stride_s must be above 0", got=str(cfg.stride_s), do="use 0.2")
     video, source = Path(cfg.video), Path(cfg.run)
     index = index_video(video)  # a bad video is an error before the model is loaded
+    trained = read_config(source)["task"]["name"]
+    if trained != "crash":
+        raise ConfigError(
+            "predict draws the risk of a yes/no task", got=f"task={trained}",
+            do="use `python -m dashvlm.evaluate run=... data=...`, which writes an answer for each clip",
+        )  # fmt: skip
     config, module = load_run(source)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
@@ -73,11 +79,6 @@ def risk_over_time(
     from dashvlm.errors import ConfigError
 
     options, store = config["data"], build_store(config)
-    if module.task.evaluation != "binary":
-        raise ConfigError(
-            "predict draws the risk of a yes/no task", got=f"task={module.task.name}",
-            do="use `python -m dashvlm.evaluate run=... data=...`, which writes an answer for each clip",
-        )  # fmt: skip
     if options["sampling"] not in ("anchored", "fps"):
         raise ConfigError(
             f"a run that looks at whole clips (data.sampling={options['sampling']}) has no sliding anchor",

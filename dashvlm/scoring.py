@@ -54,7 +54,7 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
         if column not in table:
             table[column] = None
     targets = [task.target(s) for s in samples]
-    whole = all(t is None or isinstance(t, int) for t in targets)
+    whole = bool(task.choices)
     table["target"] = pd.array(targets, dtype="Int64") if whole else [_as_json(t) for t in targets]
     for column in [c for c in table if c.endswith("answer")]:
         read = table[column]

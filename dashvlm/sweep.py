@@ -287,14 +287,13 @@ _MANIFESTS: dict[str, Manifest] = {}
 
 
 def _print_run(folder: Path) -> None:
-    from dashvlm.report.tables import detail_tables, print_table, result_table
+    from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
 
     result = read_result(folder)
     header, body = result_table(result)
-    counts = result["counts"]
     for title, names, rows in detail_tables(result):
         print_table(title, names, rows)
-    title = f"{folder.name}: {counts['test_clips']} {result['split']} clips in {counts['groups']} groups"
+    title = result_title(folder.name, result)
     print_table(title, header, body, result["alarms"])
     print(f"written: {folder}/")
 

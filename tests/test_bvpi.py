@@ -139,6 +139,12 @@ def test_omissions_and_denials_and_sides():
     assert omissions("Sidewalk: left.", NEAR) == {"person": "omitted", "obstacle": "omitted"}
     assert omissions("Nearby: a car.", {"traffic_sign": ("left",)}) == {}
     assert stated_sides("a person close on the centre", ["person"]) == {"center"}
+    assert omissions("Nearby: no people or cars nearby.", {"person": ("left",)}) == {"person": "denied"}
+    assert omissions("Nearby: no cars, a person on the left.", {"person": ("left",)}) == {"person": "told"}
+    assert mentions("Nearby: two men on the left.", "person")
+    plural = "Nearby: two pedestrians close on the left; vehicles on the right."
+    assert side_rows(plural, {"person": ("left", "left"), "car": ("right",)}) == {"person": True, "car": True}
+    assert parse_fields("Sidewalk: left or right. Road: left/center/right/front.") == {}
 
 
 def test_missing_fields_are_wrong_even_where_the_truth_is_unknown():
@@ -504,6 +510,8 @@ def test_planned_filters_and_mixes_are_options_for_training_rows_only(folder, tm
         by_group.setdefault(clip.group, set()).add(clip.split)
     assert len(set(by_group) - {"unannotated"}) == 3
     assert all(len(splits) == 1 for splits in by_group.values())
+    told = load(folder, tmp_path, group_by="block", block_size=5, annotations_share=1.0, caption_share=1.0)
+    assert {c.split for c in told.clips if c.extra.get("annotation_in_prompt") or c.extra.get("style")} == {"train"}
 
 
 def test_lines_and_the_annotation_form_are_read(folder, tmp_path):
@@ -517,6 +525,11 @@ def test_lines_and_the_annotation_form_are_read(folder, tmp_path):
     made = load(folder, tmp_path, file="bvpi_sft_train.jsonl")
     assert made.clips[0].extra["navigation"]["near"] == {"person": ["left"]}
     assert made.clips[0].extra["caption"] == "A path."
+    two = response(Truth("left", "front", {"person": ("left", "left")}), "A path.")
+    assert bvpi.truth_of_text(two).near == {"person": ("left", "left")}
+    sample = Sample("c@0", made.clips[0], 0.0, 1.0, (0.0,), 0)
+    assert CaptionTask("caption").answer(sample) == bvpi.sft_row(item)["response"]
+    assert CaptionTask("caption", style="caption").target(sample) == {}
     assert "not JSON" in made.quarantine[0].reason
     (folder / "bvpi_dpo_train.jsonl").write_text(json.dumps(bvpi.dpo_row(item)) + "\n")
     pair = load(folder, tmp_path, file="bvpi_dpo_train.jsonl").clips[0].extra
@@ -574,6 +587,7 @@ def test_a_caption_run_ends_with_presence_accuracy_objects_omissions_and_caption
     assert any("made to begin with 'Sidewalk:'" in a for a in result["alarms"])
     rows = pd.read_parquet(tmp_path / "predictions.parquet")
     assert rows["text"].str.startswith("Sidewalk:").all()
+    assert (rows["prefix"] == "Sidewalk:").all()
     again = evaluate(rows, int(cfg["seed"]), "caption")
     assert again["metrics"]["unsafe_omission"]["value"] == result["metrics"]["unsafe_omission"]["value"]
     assert (tmp_path / "plots" / "fields.png").exists()

@@ -74,6 +74,17 @@ def test_a_task_needs_data_that_can_answer_it_and_a_metric_that_it_measures():
     assert "measures val/loss" in check(composed("task=scene", "callbacks.checkpoint.monitor=val/roc_auc"))[0]
     assert composed("task=scene", "callbacks=early_stopping")["callbacks"]["early_stopping"]["monitor"] == "val/loss"
     assert "needs a task with a schema" in check(composed("objective.constrained=true"))[0]
+    wrong = ["task=mcq", "callbacks.checkpoint.monitor=val/log_loss", "task.answer_with=text", "task.reorder=true",
+             "data.shots.most=2", "objective.prefix=x"]  # fmt: skip
+    found = "\n".join(check(composed(*wrong)))
+    for part in (
+        "better the lower",
+        "whole texts do not depend",
+        "at least data.shots.least=4",
+        "scored by its choices",
+    ):
+        assert part in found
+    assert "scored by what is written" in check(composed("task=scene", "objective.generate=false"))[0]
     assert "needs a task with two answers" in check(composed("task=mcq", "objective=pooled"))[0]
 
 

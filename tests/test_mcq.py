@@ -58,6 +58,11 @@ WORLD = [
         "Cannot tell",
         "Đáp án không phải A",
         "ABCD",
+        "Option B is incorrect.",
+        "Đáp án B sai.",
+        "Không chọn B.",
+        "I would not choose B.",
+        "Answer B-road",
     ],
 )
 def test_what_is_no_letter_gives_nothing(text):
@@ -69,7 +74,8 @@ def test_what_is_no_letter_gives_nothing(text):
     [("B", "B"), ("(c)".upper(), "C"), ("D.", "D"), ("B. Đúng", "B"), ("**A**", "A"), ("Đáp án: C", "C"),
      ("đáp án là D vì có biển cấm", "D"), ("<answer>B</answer>", "B"), ("The answer is C.", "C"),
      ("The correct answer is a green light so C.", "C"), ("a car is ahead, answer: D", "D"), ("Vậy B", "B"),
-     (unicodedata.normalize("NFD", "Đáp án: C"), "C"), ("A. Because B is farther", "A")],
+     (unicodedata.normalize("NFD", "Đáp án: C"), "C"), ("The answer is A because the light is red", "A"),
+     ("Đáp án A đúng", "A"), ("Option B is wrong, so A.", "A"), ("Answer: B. Not C", "B"), ("A. Because B is farther", "A")],
 )  # fmt: skip
 def test_letters_are_read(text, letter):
     assert parse_letter(text, 4) == (LETTERS.index(letter), "parsed")
@@ -148,7 +154,8 @@ def challenge(tmp_path, counter_video):
              "video_path": "public_test/videos/t_200_x.mp4"} for n in range(4)]  # fmt: skip
     test += [{**test[0], "id": "testa_0009", "video_path": "public_test/videos/no.mp4"}]
     test += [{**test[0], "id": "testa_0010", "choices": ["A. Đỏ"] * 8}]
-    (root / "public_test" / "public_test.json").write_text(json.dumps({"__count__": 6, "data": test}))
+    test += [{**test[0], "id": "testa_0011", "choices": ["B. Xanh", "A. Đỏ"]}]
+    (root / "public_test" / "public_test.json").write_text(json.dumps({"__count__": 7, "data": test}))
     return root
 
 
@@ -262,10 +269,18 @@ def test_the_public_test_gets_a_letter_for_every_id(challenge, config, tmp_path,
     found = write_results(cfg, data, rows, tmp_path, module)
     lines = pd.read_csv(tmp_path / "submission.csv")
     assert list(lines.columns) == ["id", "answer"]
-    assert list(lines["id"]) == [f"testa_{n:04d}" for n in (0, 1, 2, 3, 9, 10)]
+    assert list(lines["id"]) == [f"testa_{n:04d}" for n in (0, 1, 2, 3, 9, 10, 11)]
     assert set(lines["answer"]) <= {"A", "B"}
-    assert any("2 of 6 rows had no answer and say A" in a for a in found["alarms"])
-    assert found["counts"]["unlabelled_rows"] == 6
+    told = next(a for a in found["alarms"] if "2 of 7 rows had no answer and say A" in a)
+    assert "testa_0009" in told
+    assert "8 choices" in told
+    # Letters are the file's own, wherever they stand.
+    last = rows.iloc[-1]
+    assert lines["answer"].iloc[-1] == "BA"[int(np.argmax(last["scores"]))]
+    assert found["counts"]["unlabelled_rows"] == 7
+    assert sum(found["answers"].values()) == 7
+    slow = evaluate(rows.assign(latency_s=40.0), kind="choice")
+    assert slow["counts"]["over_latency_limit"] == 7
 
 
 # -- prompts ------------------------------------------------------------------------------------
@@ -468,3 +483,20 @@ def test_questions_about_one_video_share_its_frames(config):
     samples = [s for split in data.samples.values() for s in split]
     files = {data.store._path(__import__("pathlib").Path(s.clip.path)) for s in samples}
     assert len(samples) > 1.5 * len(files)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_scored_again_with_its_own_task_and_settings(dashvlm, tmp_path):
+    words = [*WORLD, "model=internvl3", "trainer.max_steps=2", "data.shots.eval=1", "data.shots.least=1"]
+    dashvlm("train", *words)
+    folder = next((tmp_path / "runs").glob("mcq-*"))
+    done = dashvlm("evaluate", f"run={folder}", "data=synthetic")
+    again = next((tmp_path / "runs").glob("eval-*"))
+    one, two = (pd.read_parquet(f / "predictions.parquet") for f in (folder, again))
+    assert list(one["sample_id"]) == list(two["sample_id"])
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(one["scores"], two["scores"], strict=True))
+    assert "sampling=uniform" in done.stdout
+    done = dashvlm("predict", f"run={folder}", "video=x.mp4", check=False)
+    assert done.returncode == 2
+    done = dashvlm("report")
+    assert "runs of mcq" in done.stdout

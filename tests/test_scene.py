@@ -1,7 +1,9 @@
 """Scene description: normalised words, cleaning that never invents, real annotations, metrics, pictures as clips."""
 
 import json
+import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,6 +18,7 @@ from dashvlm.data.clip import Observation
 from dashvlm.data.formats import bdd100k
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest
+from dashvlm.data.pictures import confined_files, size_of
 from dashvlm.data.samples import build_samples
 from dashvlm.data.sampling import dense_times, endpoint_times, support_count, support_times
 from dashvlm.data.synthetic.language import annotation, parameters
@@ -79,6 +82,23 @@ GOOD = {
         ("road_curvature", "Slight curve to the left", "slight_left"),
         ("weather", None, None),
         ("weather", "", None),
+        ("traffic_light_state", "no traffic lights", "none"),
+        ("traffic_light_state", "green, pedestrian light not visible", "green"),
+        ("traffic_light_state", "red light not visible", "other"),
+        ("traffic_light_state", {"state": "green", "visible": True}, "green"),
+        ("pedestrian_on_road", "no pedestrians", "no"),
+        ("pedestrian_on_road", "empty crosswalk", "other"),
+        ("pedestrian_on_road", "pedestrian walking on the sidewalk", "no"),
+        ("pedestrian_on_road", "yes, with no signal", "yes"),
+        ("closest_vehicle_distance", "closest vehicle is far ahead", "far"),
+        ("closest_vehicle_distance", "no vehicles nearby", "none"),
+        ("closest_vehicle_distance", "less than 10 m", "close"),
+        ("closest_vehicle_distance", "over 30 m", "far"),
+        ("visibility", "highly reduced", "low"),
+        ("weather", "no fog", "other"),
+        ("road_type", "urban street with parking lane", "urban"),
+        ("lane_count", "one way street", "other"),
+        ("lane_count", "two way road, 4 lanes", "4"),
     ],
 )
 def test_words_are_normalised(field, value, word):
@@ -140,6 +160,13 @@ def test_repairs_do_not_invent():
     twice = read_annotation(whole.replace('"weather"', '"lane_count": "4",\n  "weather"'))
     assert twice.fields["lane_count"] == "3"
     assert not twice.strict
+
+
+def test_endless_blanks_and_deep_nesting_are_read_in_time():
+    started = time.perf_counter()
+    assert not read_annotation("\n" + " " * 20_000 + "Scene").usable
+    assert not read_annotation('{"weather": ' + "[" * 3000 + "]" * 3000 + "}").usable
+    assert time.perf_counter() - started < 5
 
 
 @given(st.text(max_size=300))
@@ -206,6 +233,14 @@ def test_a_folder_a_list_and_one_picture_are_clips(tmp_path):
     (tmp_path / "v" / "frame_1.png").write_bytes(b"not a picture")
     with pytest.raises(VideoError, match="not a readable picture"):
         decode(tmp_path / "v", index, [1])
+    for name in ("x.png\n/etc/passwd", "a\x00b", "y" * 2000):
+        with pytest.raises(DataError, match="leads out of the data root"):
+            confined_files(tmp_path, name)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "0.png").symlink_to("/etc/hostname")
+    with pytest.raises(DataError, match="leads out of the data root"):
+        confined_files(tmp_path, "links")
+    assert size_of(Path("")) == 0
     (tmp_path / "empty").mkdir()
     with pytest.raises(VideoError, match="without pictures"):
         index_video(tmp_path / "empty")

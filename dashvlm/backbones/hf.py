@@ -264,6 +264,7 @@ class HFBackbone(Backbone):
         if schema is not None:
             assert isinstance(self.encoder, HFEncoder)
             width = int(self.base().get_output_embeddings().weight.shape[0])
+            kwargs["num_beams"] = 1  # the grammar follows one text a sample
             kwargs["logits_processor"] = [keep_to_schema(schema, self.encoder.tokenizer, width)]
         ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, **kwargs)
         return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])

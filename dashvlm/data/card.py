@@ -151,7 +151,7 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
                 axis.set_title(f"{times[place]:.3f} s", fontsize=7, pad=2)
         padded = f", {sample.num_padded} repeated" if sample.num_padded else ""
         line[0].text(
-            0, -0.05, f"{sample.sample_id}, {_label(sample, task)}, group {sample.clip.group}{padded}",
+            0, -0.05, f"{sample.sample_id}, {_label(sample, task)}group {sample.clip.group}{padded}",
             transform=line[0].transAxes, fontsize=7, va="top",
         )  # fmt: skip
     chat = task.messages(observe(shown[0][0], shown[0][2].tolist()))
@@ -162,7 +162,9 @@ def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path:
         x=0.01,
         ha="left",
     )
-    figure.text(0.01, 0.0, "prompt: " + " ⏎ ".join(prompt.splitlines()), fontsize=6.5, va="top", wrap=True)
+    figure.text(
+        0.01, 0.0, "prompt of the first row: " + " ⏎ ".join(prompt.splitlines()), fontsize=6.5, va="top", wrap=True
+    )
     figure.subplots_adjust(left=0.01, right=0.99, top=0.94, bottom=0.05, wspace=0.04, hspace=0.45)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
@@ -182,7 +184,7 @@ def _mixed(samples: Sequence[Sample], task: Any, count: int) -> list[Sample]:
 
 def _label(sample: Sample, task: Any) -> str:
     target = task.target(sample)
-    return f"right: {task.choices[target]}" if isinstance(target, int) else "" if target is None else "annotated"
+    return f"right: {task.choices[target]}, " if isinstance(target, int) else "" if target is None else "annotated, "
 
 
 def _spread(values: Sequence[float]) -> dict[str, float]:

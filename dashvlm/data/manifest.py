@@ -133,6 +133,11 @@ def build_manifest(
     if not clips:
         reasons = "; ".join(f"{q.clip_id}: {q.reason}" for q in bad[:3]) or "the file has no rows"
         raise DataError(f"data={name}: no usable clip of {total}", got=reasons, do=_inspect(name))
+    if require_videos and all("failed" in clip.extra for clip in clips):
+        raise DataError(
+            f"data={name}: not one of {len(clips)} videos or pictures can be read", got=str(clips[0].extra["failed"]),
+            do=f"put them below {root}, where the rows say; `dashvlm.inspect data={name}` needs the rows only",
+        )  # fmt: skip
     clips = _assign_splits(clips, splits, seed, by_group=split_by == "group")
     # Which split a damaged clip would have had is unknown only if its row did not say.
     failed = [c for c in clips if "failed" in c.extra and c.split == "train" and require_videos]
@@ -257,7 +262,7 @@ def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
         path = str(confined_files(root, row["video"]))
         index = store.index(Path(path))
         duration, fps = index.duration_s, index.fps
-    except DataError as error:
+    except (DataError, OSError) as error:  # a name may be too long for the file system
         extra["failed"] = str(error).splitlines()[0]
     if "failed" not in extra and event is not None and event > duration + 1.0 / fps:
         return Quarantined(clip_id, str(given or ""), f"event at {event:g} s, but the clip ends at {duration:g} s")

@@ -38,6 +38,8 @@ def files_of(path: Path) -> list[Path]:
 
 def size_of(path: Path) -> int:
     """Bytes of all files behind a clip's path; 0 where there are none."""
+    if str(path) in ("", "."):
+        return 0
     return sum(p.stat().st_size for p in files_of(path) if p.is_file())
 
 
@@ -52,11 +54,13 @@ def confined_files(root: Path, names: str | Sequence[str]) -> Path:
     for name in [names] if isinstance(names, str) else names:
         if not name:
             raise DataError("a clip without a file name", do="name a video, a folder or pictures")
-        path = (base / str(name)).resolve()
-        if not path.is_relative_to(base) or "://" in str(name):
+        odd = SEPARATOR in str(name) or "\x00" in str(name) or "://" in str(name) or len(str(name)) > 1000
+        path = base if odd else (base / str(name)).resolve()
+        inside = [p.resolve() for p in files_of(path)] if not odd and path.is_dir() else []
+        if odd or not all(p.is_relative_to(base) for p in (path, *inside)):
             raise DataError(
                 "a video path leads out of the data root",
-                got=f"{name!r} under {root}",
+                got=f"{str(name)[:200]!r} under {root}",
                 do="keep videos below data.root and name them relative to it",
             )
         resolved.append(str(path))

@@ -26,7 +26,8 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
     Returns:
         ``metrics`` and ``baselines``: name -> {value, low, high}; ``confusion``: rows of true letters,
-        columns of said letters and none; ``answers``: how often each letter was said; ``counts``; ``alarms``.
+        columns of said letters and none; ``answers``: how often each letter was said, unlabelled rows included;
+        ``counts``; ``alarms``.
     """
     main = table[table["target"].notna() & table["primary"]].reset_index(drop=True)
     weights = group_weights(main["group"].tolist(), RESAMPLES, seed) if len(main) else np.ones((1, 0))
@@ -47,7 +48,7 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         metrics["parse_rate"] = mean_estimate((main["status"] == "parsed").to_numpy(float), weights)
         same = (main["answer"] == main["target"]).fillna(False).to_numpy(float)
         metrics["answer_accuracy"] = mean_estimate(same, weights)
-    latency = main["latency_s"].dropna().to_numpy(float)
+    latency = table["latency_s"].dropna().to_numpy(float)  # unlabelled rows take their time too
     if len(latency):
         metrics["latency_s"] = Estimate(float(latency.mean()), float("nan"), float("nan"))
         metrics["latency_p95_s"] = Estimate(float(np.quantile(latency, 0.95)), float("nan"), float("nan"))
@@ -57,14 +58,15 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         if "text_only_answer" in main and main["text_only_answer"].notna().any():
             blind = (main["text_only_answer"] == main["target"]).fillna(False).to_numpy(float)
             metrics["above_text_only"] = mean_estimate(right - blind, weights)
-    letters = max([*count.tolist(), 1])
+    letters = max([*table["num_choices"].tolist(), 1])
+    every = np.array([said_choice(s) for s in table["scores"]], int)
     confusion = [[int(((target == t) & (said == s)).sum()) for s in (*range(letters), -1)] for t in range(letters)]
     return {
         "metrics": {k: vars(v) for k, v in metrics.items()},
         "baselines": {k: vars(v) for k, v in baselines.items()},
         "confusion": {LETTERS[t]: dict(zip((*LETTERS[:letters], "none"), row, strict=True))
                       for t, row in enumerate(confusion)},
-        "answers": {**{LETTERS[n]: int((said == n).sum()) for n in range(letters)}, "none": int((said < 0).sum())},
+        "answers": {**{LETTERS[n]: int((every == n).sum()) for n in range(letters)}, "none": int((every < 0).sum())},
         "counts": {
             "rows": len(table),
             "test_clips": len(main),
@@ -73,7 +75,7 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "unlabelled_rows": int(table["target"].isna().sum()),
             "over_latency_limit": int((latency > LATENCY_LIMIT_S).sum()),
         },
-        "alarms": _alarms(main, said, target, metrics, baselines),
+        "alarms": _alarms(main, said, latency, metrics, baselines),
     }  # fmt: skip
 
 
@@ -118,9 +120,12 @@ def _baselines(
 
 
 def _alarms(
-    main: pd.DataFrame, said: F.Array, target: F.Array, metrics: dict[str, Estimate], baselines: dict[str, Estimate]
+    main: pd.DataFrame, said: F.Array, latency: F.Array, metrics: dict[str, Estimate], baselines: dict[str, Estimate]
 ) -> list[str]:
-    out = []
+    late = int((latency > LATENCY_LIMIT_S).sum())
+    out = [f"{late} samples took longer than {LATENCY_LIMIT_S:g} s"] if late else []
+    if main.empty:
+        return [*out, "no row has a known answer: there is nothing to measure"]
     spoken = said[said >= 0]
     if len(spoken) and len(set(spoken.tolist())) == 1:
         out.append(f"degenerate: every answer is {LETTERS[spoken[0]]}")
@@ -141,7 +146,4 @@ def _alarms(
     blind, majority = baselines.get("pixels_off_accuracy"), baselines.get("majority_accuracy")
     if blind is not None and majority is not None and blind.low > majority.value:
         out.append(f"shortcut: without pixels the model still reaches accuracy {blind}, majority {majority.value:.3f}")
-    late = int((main["latency_s"] > LATENCY_LIMIT_S).sum())
-    if late:
-        out.append(f"{late} samples took longer than {LATENCY_LIMIT_S:g} s")
     return out

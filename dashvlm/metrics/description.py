@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dashvlm.metrics.captions import caption_scores
+from dashvlm.metrics.captions import CaptionScores, caption_scores
 from dashvlm.metrics.functional import Array
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
 from dashvlm.metrics.navigation import (
@@ -82,7 +82,7 @@ def evaluate_caption(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "failed_rows": int((table["status"] == "failed").sum()),
             "unlabelled_rows": int(table["target"].isna().sum()),
         },
-        "alarms": _alarms(main, texts, truths, metrics, baselines, prefixes),
+        "alarms": _unavailable(scores) + _alarms(main, texts, truths, metrics, baselines, prefixes),
     }
 
 
@@ -109,6 +109,14 @@ def _safety(texts: Sequence[str], truths: Sequence[Mapping[str, Any]], weights: 
     wrong = np.array([contradicts_itself(t) for t in texts], float)
     out["contradicts_itself"] = mean_estimate(wrong, weights)
     return out
+
+
+def _unavailable(scores: CaptionScores | None) -> list[str]:
+    if scores is None or "METEOR" not in scores.unavailable:
+        return []
+    return [
+        f"METEOR is unavailable: {scores.unavailable['METEOR']}; the other captions metrics use a copy of its words"
+    ]
 
 
 def _rate(cases: Sequence[Sequence[bool]], weights: Array) -> Estimate:
@@ -157,7 +165,7 @@ def _alarms(
         out.append(f"texts were made to begin with {prefixes[0]!r}: the presence of that field says nothing")
     omitted = metrics.get("unsafe_omission")
     if omitted is not None and omitted.value > 0.25:
-        out.append(f"unsafe: {omitted.value:.0%} of the close people and obstacles are not told of")
+        out.append(f"unsafe: {omitted.value:.0%} of the close people, obstacles, bicycles and cars are not told of")
     failed = int((main["status"] == "failed").sum())
     if failed:
         out.append(f"{failed} rows could not be computed and count as empty texts")

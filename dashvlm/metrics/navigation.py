@@ -35,6 +35,11 @@ KEYWORDS: dict[str, tuple[str, ...]] = {
 """The published keywords; whole-word matching also takes their plurals."""
 DANGEROUS = ("person", "obstacle", "bicycle", "car")
 """Objects whose omission near the way is unsafe."""
+PLURALS = {"person": ("men", "women", "child", "children")}
+"""What whole-word matching takes besides."""
+# A new clause begins at a semicolon, a full stop, "but", or a comma before a counted thing.
+_CLAUSES = re.compile(r"[;.]|\b(?:but|however)\b|,(?=\s*(?:and\s+)?(?:an?|the|one|two|three|several|many|some|\d+)\b)")
+_NEGATED = re.compile(r"\b(?:no|not|without|neither|nor|absent|n't)\b")
 _DENIED = re.compile(r"\bno (?:important |other )?(?:close|nearby) objects?\b", re.IGNORECASE)
 
 
@@ -77,8 +82,25 @@ def mentions(text: str, name: str, scope: Scope = "nearby") -> bool:
     part = ((segment(text, "Nearby") or "") if near else text).lower()
     if scope.startswith("published"):
         return any(word in part for word in KEYWORDS[name])
-    words = {*KEYWORDS[name], *NOUNS[name]}
-    return any(re.search(rf"\b{re.escape(word)}s?\b", part) for word in words)
+    return any(_named(clause, name) and not _NEGATED.search(clause) for clause in _CLAUSES.split(part))
+
+
+def denies(text: str, name: str) -> bool:
+    """Whether the Nearby segment says that an object, or any object, is not there.
+
+    Example:
+        >>> denies("Nearby: no people or cars.", "person"), denies("Nearby: no cars, a person.", "person")
+        (True, False)
+    """
+    part = (segment(text, "Nearby") or "").lower()
+    if _DENIED.search(part):
+        return True
+    return any(_named(clause, name) and _NEGATED.search(clause) for clause in _CLAUSES.split(part))
+
+
+def _named(clause: str, name: str) -> bool:
+    words = {*KEYWORDS[name], *NOUNS[name], *PLURALS.get(name, ())}
+    return any(re.search(rf"\b{re.escape(word)}s?\b", clause) for word in words)
 
 
 def object_counts(
@@ -146,7 +168,7 @@ def side_rows(text: str, near: Mapping[str, Sequence[str]]) -> dict[str, bool]:
     """For each nearby object that is there and mentioned near: whether exactly its sides are stated."""
     part = segment(text, "Nearby") or ""
     return {
-        name: stated_sides(part, [*KEYWORDS[name], *NOUNS[name]]) == set(sides)
+        name: stated_sides(part, [*KEYWORDS[name], *NOUNS[name], *PLURALS.get(name, ())]) == set(sides)
         for name, sides in near.items()
         if sides and mentions(text, name)
     }
@@ -154,9 +176,8 @@ def side_rows(text: str, near: Mapping[str, Sequence[str]]) -> dict[str, bool]:
 
 def omissions(text: str, near: Mapping[str, Sequence[str]]) -> dict[str, Literal["told", "omitted", "denied"]]:
     """For each dangerous object near the way: whether it is told of, left out, or said not to be there."""
-    denied = bool(_DENIED.search(segment(text, "Nearby") or ""))
     return {
-        name: "told" if mentions(text, name) else "denied" if denied else "omitted"
+        name: "told" if mentions(text, name) else "denied" if denies(text, name) else "omitted"
         for name in DANGEROUS
         if near.get(name)
     }

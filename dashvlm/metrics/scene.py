@@ -35,6 +35,7 @@ def evaluate_scene(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     targets: list[Fields] = [json.loads(t) for t in main["target"]]
     answers = [_answer(a) for a in main["answer"]]
     names = list(targets[0]) if targets else []
+    constrained: list[str] = []
     metrics, rows = _fields(names, targets, [a["fields"] for a in answers], weights)
     metrics["json_valid"] = mean_estimate(np.array([float(a["strict"]) for a in answers]), weights)
     share = [len(set(a["fields"]) & set(t)) / max(len(t), 1) for a, t in zip(answers, targets, strict=True)]
@@ -44,9 +45,11 @@ def evaluate_scene(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     if "constrained_answer" in main and main["constrained_answer"].notna().any():
         held, _ = _fields(names, targets, [_answer(a)["fields"] for a in main["constrained_answer"]], weights)
         metrics |= {f"constrained_{k}": v for k, v in held.items()}
+        constrained = list(held)
     majority = {name: Counter(t[name] for t in targets).most_common(1)[0][0] for name in names}
     found, usual = _fields(names, targets, [majority] * len(targets), weights)
     baselines = {f"majority_{k}": v for k, v in found.items()}
+    baselines |= {f"majority_constrained_{k}": found[k] for k in constrained}
     if "pixels_off_answer" in main:
         off, _ = _fields(names, targets, [_answer(a)["fields"] for a in main["pixels_off_answer"]], weights)
         baselines |= {f"pixels_off_{k}": v for k, v in off.items()}

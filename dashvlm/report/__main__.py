@@ -30,14 +30,22 @@ def report(cfg: DictConfig) -> None:
             do="train one first, or name another folder: paths.output_dir=FOLDER",
         )
     table = collect(folders)
-    axes = axes_of(table, list(cfg.axes))[: int(cfg.max_axes)]
-    header, body = sweep_rows(table, axes)
-    notes = notes_of(table)
-    print_table(f"{len(folders)} runs in {output}", header, body, notes)
     table.to_csv(output / "report.csv", index=False)
-    (output / "report.md").write_text(to_markdown(header, body, notes), encoding="utf-8")
-    plot_sweep(table, axes, output / "report.png")
-    print(f"written: {output}/report.csv, report.md, report.png")
+    if "task.name" not in table:
+        table["task.name"] = None
+    parts, pictures = [], []
+    for task, mine in table.groupby("task.name", dropna=False, sort=True):  # tasks have different metrics
+        shown = mine.dropna(axis=1, how="all")
+        axes = axes_of(shown, list(cfg.axes))[: int(cfg.max_axes)]
+        header, body = sweep_rows(shown, axes)
+        notes = notes_of(shown)
+        title = f"{len(mine)} runs of {task} in {output}"
+        print_table(title, header, body, notes)
+        parts.append(f"### {title}\n\n{to_markdown(header, body, notes)}")
+        made = plot_sweep(shown, axes, output / f"report-{task}.png")
+        pictures += [made.name] if made else []
+    (output / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    print(f"written: {output}/{', '.join(['report.csv', 'report.md', *pictures])}")
 
 
 def _published(cfg: DictConfig, output: Path) -> None:

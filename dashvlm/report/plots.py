@@ -96,7 +96,7 @@ def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metri
 
 def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
     key = names[0]
-    label = done[list(names)].map(str).agg(", ".join, axis=1) if len(names) > 1 else done[key]
+    label = done["run_id"] if len(names) > 1 else done[key]  # several keys make no axis
     numeric = len(names) == 1 and pd.to_numeric(label, errors="coerce").notna().all()
     x = pd.to_numeric(label) if numeric else pd.Series(range(len(done)), index=done.index)
     done = done.assign(_x=x).sort_values("_x")
@@ -119,7 +119,7 @@ def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
         axes.axhline(0.5, color=ORANGE, lw=1, ls=":", label="chance")
         axes.set_ylim(min(0.35, float(np.nanmin(low)) - 0.03), 1.02)
     axes.set_xticks(done["_x"], [str(v) for v in label.loc[done.index]], rotation=0 if numeric else 20)
-    axes.set_xlabel(", ".join(n.rsplit(".", 1)[-1] for n in names))
+    axes.set_xlabel("run" if len(names) > 1 else key.rsplit(".", 1)[-1])
     axes.set_ylabel(_title(metric))
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -258,7 +258,8 @@ def filmstrips(rows: pd.DataFrame, captions: Sequence[str], store: FrameStore) -
                 axis.imshow(frames[place])
                 axis.set_title(f"{times[place]:.2f} s", fontsize=7, pad=2)
         line[0].set_title("")
-        line[0].set_title(f"{caption}\n{times[0]:.2f} s", fontsize=7, pad=2, loc="left")
+        still = len(times) == 1 and times[0] == 0  # a picture
+        line[0].set_title(caption if still else f"{caption}\n{times[0]:.2f} s", fontsize=7, pad=2, loc="left")
     figure.subplots_adjust(hspace=0.35 + 0.1 * lines)
     return figure
 

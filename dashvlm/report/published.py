@@ -128,10 +128,11 @@ def read_predictions(path: Path, options: Mapping[str, Any]) -> Predictions:
     texts = {name: clean(t, rule) for name, t in raw.items()}  # type: ignore[arg-type]
     changed = sum(texts[n] != raw[n] for n in raw)
     notes.append(f"text from {key!r}, cleaning rule {rule!r} changed {changed} of {len(raw)} rows")
-    split, images = _split_of(path, seen, image, options, notes)
+    ours = path.suffix == ".parquet"
+    split, images = ("run's own", list(seen)) if ours else _split_of(path, seen, image, options, notes)
     row = str(options.get("row") or "auto")
     return Predictions(
-        path, _row_of(path) if row == "auto" else row, images, [texts.get(i, "") for i in images],
+        path, (None if ours else _row_of(path)) if row == "auto" else row, images, [texts.get(i, "") for i in images],
         [str(seen[i][target]) if target and i in seen and seen[i].get(target) is not None else None for i in images],
         split, notes,
     )  # fmt: skip
@@ -149,7 +150,7 @@ def _items(path: Path) -> list[dict[str, Any]]:
         lines = [line for line in text.splitlines() if line.strip()]
         found = [json.loads(x) for x in lines] if path.suffix == ".jsonl" else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", got=str(error)) from error
+        raise DataError(f"{path} is not JSON", got=str(error), do="name a .json list or .jsonl file") from error
     items = [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
     if not items:
         raise DataError(f"{path} has no rows", do="a list of objects, or an object a line")
@@ -162,7 +163,7 @@ def _split_of(
     """The split of the pictures, and all pictures of it: one without a prediction counts as an empty text."""
     captions, _ = _csvs(path, options)
     if captions is None:
-        names = {SPLITS.get(Path(str(i.get(image))).parts[0], "unknown") for i in seen.values()}
+        names = {SPLITS.get(str(i.get(image)).split("/")[0], "unknown") for i in seen.values()}
         return (names.pop() if len(names) == 1 else "mixed"), list(seen)
     by_name = {Path(item["image"]).name: item["split"] for item in joined(captions, None)}
     splits = {by_name.get(n, "unknown") for n in seen}
@@ -187,7 +188,7 @@ def _csvs(path: Path, options: Mapping[str, Any]) -> tuple[Path | None, Path | N
         if options.get(key):
             found[place] = Path(str(options[key]))
             if not found[place].is_file():  # type: ignore[union-attr]
-                raise DataError(f"{key}={options[key]} does not exist")
+                raise DataError(f"{key}={options[key]} does not exist", do="name a CSV file")
     return found[0], found[1]
 
 
@@ -218,10 +219,12 @@ def _captions(
         body.append([
             name, _number(theirs["value"] if theirs else None), _number(mine),
             _number(mine - theirs["value"] if mine is not None and theirs else None, signed=True),
-            verdict if mine is not None else f"unavailable: {missing.get(name, 'not computed')}",
+            verdict if mine is not None else "unavailable",
         ])  # fmt: skip
+    absent = [n for n in by_name if n not in values]
     title = f"captions of {found.path.name}: {len(pairs)} pictures, {found.split} split, row {found.row or '–'}"
     notes = [f"tokenised by {scores.tokenizer}; all metrics are over the whole set, one reference a picture"]
+    notes += [f"{n} is unavailable: {missing.get(n, 'not computed')}" for n in absent]
     if scores.tokenizer == "plain":
         notes.append("without Java the tokeniser is a close copy of the metrics' own: digits may differ")
     return [(title, ["metric", "published", "recomputed", "difference", "verdict"], body)], notes
@@ -234,11 +237,19 @@ def _clip(found: Predictions, folder: str, checkpoint: str) -> float:
     by_name = {p.name: p for p in Path(folder).rglob("*") if p.is_file()}
     absent = [i for i in found.images if i not in by_name]
     if absent:
-        raise DataError(f"{len(absent)} of {len(found.images)} pictures are not below {folder}", got=absent[0])
+        raise DataError(
+            f"{len(absent)} of {len(found.images)} pictures are not below {folder}",
+            got=absent[0],
+            do="name the folder with images=FOLDER",
+        )
     return clip_score(clip_scores([by_name[i] for i in found.images], found.texts, checkpoint))
 
 
 def _truths(found: Predictions, options: Mapping[str, Any]) -> list[Truth]:
+    if found.path.suffix == ".parquet":
+        raise DataError(
+            f"{found.path} is of a run", do="its result.json has fields and objects; use table=bvpi_captions"
+        )
     _, annotations = _csvs(found.path, options)
     if annotations is None:
         raise DataError(f"no annotation CSV for {found.path}", do="name it with annotations=FILE")

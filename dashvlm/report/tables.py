@@ -39,6 +39,9 @@ BASELINES = {
 }  # fmt: skip
 """Prefix of a baseline's name -> header of its column."""
 
+WRAPPED = ("status", "reason", "repaired", "problems", "words", "what", "verdict", "metric")
+"""Columns whose long texts may take several lines."""
+
 DROPPED_FIRST = (
     "mAP", "s/sample", "as written", "parsed", "feasible", "AP", "random", "risk F1", "majority F1", "majority",
 )  # fmt: skip
@@ -101,7 +104,7 @@ def print_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]
             kept.remove(list(header).index(name))
     table = Table(title=title, title_justify="left", header_style="bold")
     for i in kept:
-        table.add_column(header[i], overflow="fold", no_wrap=header[i] not in ("status", "reason"))
+        table.add_column(header[i], overflow="fold", no_wrap=header[i] not in WRAPPED)
     for row in body:
         table.add_row(*[row[i] for i in kept])
     console.print(table)
@@ -127,16 +130,26 @@ def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     body = [
         [name, _text(value), *[_text(base.get(f"{p}_{name}")) for p in beside]]
         for name, value in result["metrics"].items()
+        if value["value"] is not None and not pd.isna(value["value"])
     ]
-    for name, why in (result.get("unavailable") or {}).items():
-        body.append([name, f"unavailable: {why}", *("–" for _ in beside)])
     return ["metric", "value [95 %]", *(BASELINES[p] for p in beside)], body
+
+
+def result_title(name: str, result: dict[str, Any]) -> str:
+    """Say what a table of one run is about."""
+    counts = result["counts"]
+    unknown = counts.get("unlabelled_rows", 0)
+    rest = f"; {unknown} of {counts['rows']} rows have no known answer" if unknown else ""
+    return f"{name}: {counts['test_clips']} {result['split']} clips in {counts['groups']} groups{rest}"
 
 
 def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Return what a kind of task adds: a confusion of letters, a row a parameter."""
     made = []
-    if result.get("evaluation") == "choice":
+    if result.get("evaluation") == "choice" and not result["counts"]["test_clips"]:
+        answers = result["answers"]
+        made.append(("answers, none of them known", list(answers), [[str(n) for n in answers.values()]]))
+    elif result.get("evaluation") == "choice":
         said = list(next(iter(result["confusion"].values())))
         rows = [[true, *(str(row[s]) for s in said)] for true, row in result["confusion"].items()]
         made.append(("right letter (rows) and said letter", ["right", *said], rows))
@@ -162,5 +175,5 @@ def _text(node: dict[str, Any] | None) -> str:
     if not node or node["value"] is None or pd.isna(node["value"]):
         return "–"
     if node["low"] is None or pd.isna(node["low"]):
-        return f"{node['value']:.3f}"
+        return f"{node['value']:.3f}" if abs(node["value"]) >= 0.01 or not node["value"] else f"{node['value']:.2g}"
     return f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"

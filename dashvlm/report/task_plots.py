@@ -40,7 +40,7 @@ def plot_choice(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, st
     worst = worst[(worst["_said"] != worst["target"]) & (worst["_said"] >= 0)].sort_values("_sure", ascending=False)
     worst = worst.head(6)
     captions = [
-        f"{textwrap.shorten(str(r['question']), 70)}\n{LETTERS[r['_said']]} ({r['_sure']:.2f}): "
+        f"{r['clip_id']}: {textwrap.shorten(str(r['question']), 60)}\n{LETTERS[r['_said']]} ({r['_sure']:.2f}): "
         f"{textwrap.shorten(str(r['choices'][r['_said']]), 25)}; right {LETTERS[r['target']]}: "
         f"{textwrap.shorten(str(r['choices'][r['target']]), 25)}"
         for _, r in worst.iterrows()
@@ -64,7 +64,10 @@ def _bars(results: Mapping[str, Any], path: Path) -> Path:
         axes.bar(
             place, node["value"], 0.55, color=BLUE, yerr=spread, capsize=3, label="accuracy" if not place else None
         )
-        for prefix, colour, style in (("majority", ORANGE, "-"), ("random", GREY, ":"), ("pixels_off", "black", "--")):
+        for prefix, colour, style in (
+            ("majority", ORANGE, "-"), ("random", GREY, ":"), ("text_only", ORANGE, "--"),
+            ("pixels_off", "black", "--"),
+        ):  # fmt: skip
             base = results["baselines"].get(f"{prefix}_{name}")
             if base:
                 label = prefix.replace("_", " ") if not place else None
@@ -104,7 +107,12 @@ def plot_scene(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, sto
     wrong = [[f"{k}: {a.get(k, '–')}, right {v}" for k, v in t.items() if a.get(k) != v] for t, a in pairs]
     order = sorted(range(len(wrong)), key=lambda i: -len(wrong[i]))[:6]
     captions = [
-        f"{main['clip_id'].iloc[i]}: {len(wrong[i])} wrong\n" + "\n".join(textwrap.wrap("; ".join(wrong[i]), 100)[:2])
+        f"{main['clip_id'].iloc[i]}: "
+        + (
+            f"{len(wrong[i])} wrong\n" + textwrap.fill(textwrap.shorten("; ".join(wrong[i]), 190), 100)
+            if pairs[i][1]
+            else "nothing could be read from the text"
+        )
         for i in order
     ]
     strips = filmstrips(main.iloc[order], captions, store) if order else None
@@ -130,15 +138,15 @@ def plot_caption(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, s
                     text = None if place else prefix.replace("_", " ")
                     left.hlines(base["value"], place - 0.4, place + 0.4, color=colour, ls=style, label=text)
         left.set_xticks(range(len(names)), [n.replace("_pos", "").replace("_vs_", " / ") for n in names])
-        left.set(ylim=(0, 1), ylabel="accuracy")
-        left.legend(frameon=False, fontsize=8)
+        left.set(ylim=(0, 1.02), ylabel="accuracy")
+        left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         near = [r for r in results["objects"] if r["scope"] == "nearby"]
         at = np.arange(len(near))
         right.bar(at - 0.2, [r["recall"] for r in near], 0.38, color=BLUE, label="recall")
         right.bar(at + 0.2, [r["precision"] for r in near], 0.38, color=GREY, label="precision")
-        right.set_xticks(at, [f"{r['object'].replace('_', ' ')}\n{r['there']} there" for r in near], fontsize=7)
-        right.set(ylim=(0, 1), title="nearby objects")
-        right.legend(frameon=False, fontsize=8)
+        right.set_xticks(at, [r["object"].replace("_", "\n") + f"\n({r['there']})" for r in near], fontsize=8)
+        right.set(ylim=(0, 1.02), xlabel="objects near the way (pictures that have one)")
+        right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         made["fields"] = save(figure, folder / "fields.png")
     main = rows[rows["primary"] & rows["target"].notna() & rows["text"].notna()]
     missed = []

@@ -62,11 +62,11 @@ class CaptionTask(Task):
         return PROMPT if self.style == "structured" else CAPTION_PROMPT
 
     def target(self, sample: Sample) -> dict[str, Any] | None:
-        """Mandatory fields and objects; for free captions without annotation, only that there is a reference."""
+        """Mandatory fields and objects; for free captions only that there is a reference."""
+        if self.style_of(sample.clip) == "caption":  # a free caption is not asked for fields or segments
+            return {} if sample.clip.extra.get("caption") else None
         found = truth_of(sample.clip)
-        if found is not None:
-            return found.to_dict()
-        return {} if self.style_of(sample.clip) == "caption" and sample.clip.extra.get("caption") else None
+        return None if found is None else found.to_dict()
 
     def style_of(self, clip: Clip) -> str:
         """A clip's own style in a mix of both, else the task's."""
@@ -75,9 +75,7 @@ class CaptionTask(Task):
     def answer(self, sample: Sample) -> str:
         """The structured description, or the caption."""
         need_target(self.target(sample), sample)
-        caption = str(sample.clip.extra.get("caption", ""))
-        found = truth_of(sample.clip)
-        return caption if self.style_of(sample.clip) == "caption" or found is None else response(found, caption)
+        return str(self.columns(sample)["reference"])
 
     def training_answer(self, sample: Sample, draw: int) -> str:
         """The answer without the parts that are dropped in this pass over the data."""
@@ -105,11 +103,11 @@ class CaptionTask(Task):
 
     def columns(self, sample: Sample) -> dict[str, Any]:
         """The text that was to be written."""
-        extra = sample.clip.extra
-        found = truth_of(sample.clip)
+        extra, found = sample.clip.extra, truth_of(sample.clip)
         caption = str(extra.get("caption") or "")
-        structured = self.style_of(sample.clip) == "structured" and found is not None
-        return {"reference": response(found, caption) if structured and found else caption or None}
+        if self.style_of(sample.clip) == "caption" or found is None:
+            return {"reference": caption or None}
+        return {"reference": str(extra.get("response") or response(found, caption))}
 
     def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
         """Fields, objects near and far, contradictions between caption and annotation, a split."""
@@ -161,8 +159,10 @@ def parts_of(text: str) -> list[tuple[str, str]]:
     labels = [label for label, _ in HEADERS.values()] + ["Nearby", "Far", "Context"]
     starts: list[tuple[int, str]] = []
     position = 0
+    last = text.find(" Context: ")
     for label in labels:  # they stand in this order; what a caption says later is no label
-        place = 0 if text.startswith(f"{label}: ") and not starts else text.find(f" {label}: ", position)
+        end = len(text) if label == "Context" or last < 0 else last
+        place = 0 if text.startswith(f"{label}: ") and not starts else text.find(f" {label}: ", position, end)
         if place >= 0:
             starts.append((place + (place > 0), label))
             position = place + 1

@@ -123,6 +123,7 @@ class MCQTask(Task):
             "choices": list(extra.get("choices", ())),
             "num_choices": len(extra.get("choices", ())),
             "language": language_of(str(extra.get("question"))),
+            "letters": list(extra.get("letters") or LETTERS),
         }
 
     def baseline(self, train: Sequence[Sample], scored: Sequence[Sample]) -> dict[str, list[Any]]:
@@ -163,7 +164,8 @@ class MCQTask(Task):
             top = max(letters.values(), default=0)
             rows.append(
                 {
-                    "split": split, "questions": len(mine), "videos": len({c.path for c in mine}),
+                    "split": split, "questions": len(mine),
+                    "videos": len({c.path for c in mine if "failed" not in c.extra}),
                     "answered": len(known), **{letter: letters[letter] for letter in LETTERS},
                     **{f"{n} choices": counts[n] for n in (2, 3, 4)},
                     "majority": round(top / max(len(known), 1), 3),
@@ -203,15 +205,19 @@ class MCQTask(Task):
 
     def write(self, rows: pd.DataFrame, folder: Path) -> list[str]:
         """Write ``submission.csv`` (``id,answer``): a letter for every row, fallbacks counted."""
-        lines, fallen = [], 0
+        lines: list[dict[str, str]] = []
+        fallen: list[str] = []
         for _, row in rows.iterrows():
             number = best_choice(row["scores"]) if self.submit == "scores" else row["answer"]
-            letter = None if number is None or pd.isna(number) else LETTERS[int(number)]
-            fallen += letter is None
+            letter = None if number is None or pd.isna(number) else row["letters"][int(number)]
+            if letter is None:
+                fallen.append(f"{row['clip_id']} ({row['problem'] or 'no answer in the text'})")
             lines.append({"id": row["clip_id"], "answer": letter or self.fallback})
         pd.DataFrame(lines, columns=["id", "answer"]).to_csv(folder / "submission.csv", index=False)
-        note = f"submission.csv: {fallen} of {len(lines)} rows had no answer and say {self.fallback}"
-        return [note] if fallen else []
+        if not fallen:
+            return []
+        shown = "; ".join(fallen[:3]) + (" ..." if len(fallen) > 3 else "")
+        return [f"submission.csv: {len(fallen)} of {len(lines)} rows had no answer and say {self.fallback}: {shown}"]
 
 
 def best_choice(scores: Any) -> int | None:

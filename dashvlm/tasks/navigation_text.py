@@ -124,7 +124,8 @@ def parse_fields(text: str) -> dict[str, str]:
     """
     found = {}
     for name, (label, words) in HEADERS.items():
-        match = re.search(rf"\b{label}:\s*({'|'.join(words)})\b", text, re.IGNORECASE)
+        # "left/center/right" and "left or right" repeat the question.
+        match = re.search(rf"\b{label}:\s*({'|'.join(words)})\b(?!\s*(?:/|\||,?\s*or\b))", text, re.IGNORECASE)
         if match:
             found[name] = match.group(1).lower()
     return found
@@ -147,11 +148,24 @@ def stated_sides(phrases: str, words: Sequence[str]) -> set[str]:
         >>> sorted(stated_sides("a car on the left; 2 people close on the center and right", ["people", "person"]))
         ['center', 'right']
     """
-    sides: set[str] = set()
+    return set(stated_objects(phrases, words))
+
+
+def stated_objects(phrases: str, words: Sequence[str]) -> tuple[str, ...]:
+    """Return a side for each object that phrases count; which of several is on which side is not written.
+
+    Example:
+        >>> stated_objects("3 cars close on the left and right; a person on the left", ["car"])
+        ('left', 'left', 'right')
+    """
+    found: list[str] = []
     for phrase in re.split(r"[;.]", phrases.lower()):
-        if any(re.search(rf"\b{re.escape(w)}\b", phrase) for w in words):
-            sides |= set(re.findall(r"\b(left|center|right)\b", phrase.replace("centre", "center")))
-    return sides
+        if any(re.search(rf"\b{re.escape(w)}s?\b", phrase) for w in words):
+            sides = [s for s in SIDES if re.search(rf"\b{s}\b", phrase.replace("centre", "center"))]
+            count = re.match(r"\s*(\d{1,2})\b", phrase)
+            extra = int(count.group(1)) - len(sides) if count and sides else 0
+            found += sides[:1] * max(extra, 0) + sides
+    return tuple(sorted(found, key=SIDES.index))
 
 
 def contradictions(truth: Truth, context: str) -> list[str]:

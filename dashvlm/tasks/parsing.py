@@ -77,6 +77,15 @@ _LETTER_RULES = (
         re.compile(r"(?i:\b(?:so|thus|therefore|hence|vậy|nên|do đó))\W+(?:(?i:is|là)\W+)?([A-Z])\W*$"),
     ),
 )
+# "A car" has an article, "A because ..." has not.
+_ARTICLE = re.compile(
+    r"\s+(?!(?:because|since|as|is|due|for|with|correct|right|vì|do|bởi|là|đúng|nên|thì|và|hoặc|hay|or|and)\b)\w"
+)
+# "I would not choose B", "không chọn B"; "option B is wrong", "đáp án B sai", "B-road".
+_NOT_BEFORE = re.compile(r"(?i:\b(?:not|never|neither|nor|cannot|không|chẳng|đừng|loại)\b|n't\b)[^.;!?\n]{0,30}$")
+_NOT_AFTER = re.compile(
+    r"-\w|[\s*]*(?:(?i:is|are|was|là)\s+)?(?i:not|incorrect|wrong|false|sai|không)\b(?!\s+(?i:phải|quan)\b)"
+)
 _OTHER_LETTER = re.compile(r"^\W*(?:(?i:or|and|hoặc|hay|và)\W+)?([A-Z])\b(?!\w)")
 
 
@@ -113,8 +122,15 @@ def parse_letter(text: str | None, num_choices: int) -> tuple[int | None, Status
             for match in rule.finditer(text):
                 letter = next(g for g in match.groups() if g)
                 rest = text[match.end(match.lastindex or 0) :]
-                if letter == "A" and re.match(r"\s+\w", rest) and "</" not in match.group():
-                    continue  # an article: "the answer is A car"
+                if (
+                    "</" not in match.group()
+                    and (
+                        (letter == "A" and _ARTICLE.match(rest))  # "the answer is A car"
+                        or _NOT_BEFORE.search(text[: match.start(match.lastindex or 0)])
+                        or _NOT_AFTER.match(rest)
+                    )
+                ):
+                    continue
                 other = _OTHER_LETTER.match(rest)
                 found |= {letter, *(other.groups() if other else ())}
                 if rule is _REPEATED:  # several options repeated are no answer

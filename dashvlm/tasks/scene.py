@@ -135,7 +135,9 @@ class SceneTask(Task):
         notes.sort(key=lambda row: ("JSON" not in row["problems"], "unquoted" not in row["repaired"]))
         tables: dict[str, list[dict[str, Any]]] = {"annotations": splits, "parameters after normalisation": fields}
         if notes:
-            tables[f"{len(notes)} rows repaired or with problems (the first 30)"] = notes[:30]
+            tables[f"{len(notes)} rows repaired or with problems{', the first 30' if len(notes) > 30 else ''}"] = notes[
+                :30
+            ]
         return tables
 
     @property

@@ -41,8 +41,8 @@ SCHEMA: dict[str, Any] = {
 }
 
 _UNKNOWN = re.compile(r"\b(unknown|unclear|uncertain|not sure|cannot be determined)\b")
-_NONE = re.compile(r"^(none\b.*|no|false|n/?a|no visible.*|not present|no .*(?:visible|present|observed))$")
-_ABSENT_LIGHT = re.compile(r"\bnot[ _](?:applicable|visible|present)\b|^(none|no|false|n/?a)$")
+_NONE = re.compile(r"^(none\b.*|false|n/?a|not present|not visible|no\b.*)$")
+_ABSENT_LIGHT = re.compile(r"\bnot (?:applicable|visible|present)\b|^\s*(?:none|no|false|n/?a)\b")
 _METRES = {"feet": 0.3048, "foot": 0.3048, "ft": 0.3048, "meters": 1.0, "metres": 1.0, "meter": 1.0, "metre": 1.0,
            "m": 1.0, "yards": 0.9144, "yard": 0.9144}  # fmt: skip
 _KMH = {"mph": 1.609344, "km/h": 1.0, "kmh": 1.0, "kph": 1.0, "m/s": 3.6}
@@ -108,8 +108,10 @@ def _nested(field: str, value: Mapping[str, Any] | Sequence[Any]) -> str | None:
             return normalise(field, current[0])
         lit = {str(k).lower() for k, v in value.items() if v is True}
         lit |= {str(v).lower() for v in value.values() if isinstance(v, str)}
-        colours = {normalise(field, word) for word in lit}
-        return colours.pop() if len(colours) == 1 else "mixed"
+        colours = {normalise(field, word) for word in lit} & {"red", "yellow", "green"}
+        if colours:
+            return colours.pop() if len(colours) == 1 else "mixed"
+        return "other"
     return "other"
 
 
@@ -124,9 +126,16 @@ def _first(table: Sequence[tuple[str, str]]) -> Callable[[str], str | None]:
     return read
 
 
+def _without_denials(table: Sequence[tuple[str, str]]) -> Callable[[str], str | None]:
+    """The same for a text without what it says is not there ("no rain")."""
+    read = _first(table)
+    return lambda text: read(re.sub(r"\bno \w+", "", text))
+
+
 def _road(text: str) -> str | None:
     for pattern, word in (
-        (r"highway|freeway|motorway|interstate", "highway"), (r"tunnel", "tunnel"), (r"parking|garage", "parking"),
+        (r"highway|freeway|motorway|interstate", "highway"), (r"tunnel", "tunnel"),
+        (r"parking (?:lot|area|garage|structure)|garage", "parking"),
     ):  # fmt: skip
         if re.search(pattern, text):
             return word
@@ -135,30 +144,42 @@ def _road(text: str) -> str | None:
 
 
 def _lanes(text: str) -> str | None:
-    found = re.fullmatch(r"(?:approximately |about )?(\d+)(?:\.0)?(?: lanes?)?", text)
     words = {"one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
-    number = found.group(1) if found else words.get(text.split()[0] if text else "")
+    numeral = rf"(\d+|{'|'.join(words)})"
+    found = re.fullmatch(rf"(?:approximately |about )?{numeral}(?:\.0)?", text) or re.search(
+        rf"\b{numeral}[ -]lanes?\b", text
+    )
+    number = words.get(found.group(1), found.group(1)) if found else None
     if number in FIELDS["lane_count"]:
         return number
     return "multiple" if re.search(r"multi|several", text) else None
 
 
 def _light(text: str) -> str | None:
-    if _ABSENT_LIGHT.search(text):
-        return "none"
-    colours = set(re.findall(r"\b(red|green|yellow|amber)\b", text))
-    colours = {"yellow" if c == "amber" else c for c in colours}
-    if len(colours) == 1:
-        return colours.pop()
-    return "mixed" if colours else "off" if re.search(r"\boff\b", text) else None
+    colours: set[str] = set()
+    absent = False
+    for clause in re.split(r"[,;]", text):
+        found = set(re.findall(r"\b(red|green|yellow|amber)\b", clause))
+        if _ABSENT_LIGHT.search(clause):
+            absent = True
+            if found:
+                return None  # "red light not visible" says two things
+        colours |= {"yellow" if c == "amber" else c for c in found}
+    if colours:
+        return colours.pop() if len(colours) == 1 else "mixed"
+    return "none" if absent else "off" if re.search(r"\boff\b", text) else None
 
 
 def _pedestrian(text: str) -> str | None:
     if _NONE.match(text):
         return "no"
-    if re.search(r"\byes\b|\btrue\b|cross|on the road|in the road|walking|^present|pedestrians? visible", text):
-        return "no" if re.search(r"\bno\b|\bnot\b", text) else "yes"
-    return "no" if re.search(r"on (?:the )?sidewalk", text) else None
+    if re.match(r"yes\b|true\b", text):
+        return "yes"
+    if re.search(r"\b(?:on|along) (?:the )?sidewalks?\b", text) and not re.search(r"\broad\b|\bcrossing\b", text):
+        return "no"
+    if re.search(r"\bcross(?:ing|es)\b|\b(?:on|in) the road\b|\bwalking\b|^present|pedestrians? visible", text):
+        return None if re.search(r"\bno\b|\bnot\b", text) else "yes"
+    return None
 
 
 def _metres(text: str) -> float | None:
@@ -166,7 +187,11 @@ def _metres(text: str) -> float | None:
     if not found:
         return None
     low, high, unit = found.groups()
-    return (float(low) + float(high or low)) / 2 * _METRES[unit]
+    metres = (float(low) + float(high or low)) / 2 * _METRES[unit]
+    bound = re.search(r"\b(less than|under|within|below|over|more than|above|at least)\s*$", text[: found.start()])
+    if bound:  # "less than 10 m" is not 10 m
+        metres *= 0.99 if bound.group(1) in ("less than", "under", "within", "below") else 1.01
+    return metres
 
 
 def _distance_class(metres: float) -> str:
@@ -179,7 +204,9 @@ def _distance(text: str) -> str | None:
         return _distance_class(metres)
     if _NONE.match(text):
         return "none"
-    return _first([(r"\bclose|\bnear", "close"), (r"medium|moderate", "medium"), (r"\bfar\b|distant", "far")])(text)
+    return _first(
+        [(r"\bclose\b|\bnear(?:by)?\b", "close"), (r"medium|moderate", "medium"), (r"\bfar\b|distant", "far")]
+    )(text)
 
 
 def _speed(text: str) -> str | None:
@@ -208,9 +235,9 @@ _READERS: dict[str, Callable[[str], str | None]] = {
     "closest_vehicle_distance": _distance,
     "ego_vehicle_speed": _speed,
     "road_curvature": _curvature,
-    "weather": _first([(r"clear|sunny|\bfair\b", "clear"), (r"cloud|overcast", "cloudy"), (r"(?<!no )rain", "rain"),
-                       (r"(?<!no )snow", "snow"), (r"fog|mist|haz", "fog")]),
-    "visibility": _first([(r"good|clear|high|excellent", "good"), (r"moderate|medium|slightly reduced", "medium"),
+    "weather": _without_denials([(r"clear|sunny|\bfair\b", "clear"), (r"cloud|overcast", "cloudy"), (r"rain", "rain"),
+                       (r"snow", "snow"), (r"fog|mist|haz", "fog")]),
+    "visibility": _first([(r"good|clear|\bhigh\b|excellent", "good"), (r"moderate|medium|slightly reduced", "medium"),
                           (r"\blow|poor|(?<!slightly )reduced|limited", "low")]),
     "traffic_density": _first([(r"\blow|\blight", "low"), (r"moderate|medium", "medium"),
                                (r"high|heavy|dense", "high")]),

@@ -13,8 +13,7 @@ from dashvlm.tasks.scene_schema import FIELDS, normalise, validate
 SECTIONS = ("description", "parameters", "risk")
 TITLES = {"description": "Scene Description", "parameters": "Driving Parameters (JSON)", "risk": "Risk Assessment"}
 _HEADING = re.compile(
-    r"^[ \t]*(?:#+|\d+\.)?[ \t]*\**[ \t]*(Scene Description|Driving Parameters|Risk Assessment)"
-    r"[ \t]*(?:\(JSON\))?[ \t]*:?[ \t]*\**[ \t]*:?",
+    r"^[ \t#*\d.]{0,20}(Scene Description|Driving Parameters|Risk Assessment)[ \t]{0,3}(?:\(JSON\))?[ \t:*]{0,8}",
     re.IGNORECASE | re.MULTILINE,
 )
 _NAMES = {"scene description": "description", "driving parameters": "parameters", "risk assessment": "risk"}
@@ -75,7 +74,11 @@ def read_annotation(text: str) -> Annotation:
             continue
         if isinstance(value, Mapping | list):
             repairs.append(f"nested {key}")
-        word = normalise(key, value)
+        try:
+            word = normalise(key, value)
+        except RecursionError:
+            problems.append(f"{key} is nested too deeply")
+            continue
         if word is not None:
             fields[key] = word
     missing = [name for name in FIELDS if name not in fields]

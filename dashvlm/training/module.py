@@ -176,8 +176,8 @@ class VLMModule(pl.LightningModule, ABC):
                 made["prefix"] = prefix
             for name, written in texts.items():
                 answer, status = self.task.parse(written[row], seen)
-                prefix = name.removesuffix("text")
-                made |= {name: written[row], f"{prefix}answer": answer, f"{prefix}status": status}
+                kind = name.removesuffix("text")
+                made |= {name: written[row], f"{kind}answer": answer, f"{kind}status": status}
             self.rows.append(made)
 
     def on_predict_epoch_end(self) -> None:
@@ -212,6 +212,7 @@ def sample_row(sample: Sample) -> Row:
         "reference_s": sample.reference_s,
         "requested_times_s": list(sample.times_s),
         "num_padded": sample.num_padded,
+        "problem": str(sample.clip.extra["failed"]) if "failed" in sample.clip.extra else None,
     }
 
 

@@ -81,7 +81,7 @@ def _row(item: Any, place: str, root: Path) -> Row:
 def _find(root: Path, name: str, stem: str) -> str:
     for folder in ("", "videos/", "frames/", "images/"):
         for candidate in (name, *(f"{stem}{s}" for s in VIDEOS), stem):
-            if (root / folder / candidate).exists():
+            if len(candidate) < 200 and (root / folder / candidate).exists():
                 return f"{folder}{candidate}"
     return name
 
@@ -101,7 +101,8 @@ def _completion(line: str, place: str) -> Row:
     answer = _text(item.get("completion"))
     first = Path(images[0]) if images else Path(place)
     # Frames of one video lie in a folder, or share the name before the frame's number.
-    stem = first.parent.name if str(first.parent) != "." else re.sub(r"[_-]?(?:frame)?[_-]?\d{1,5}$", "", first.stem)
+    alone = first.parent.name not in ("", "images", "frames")
+    stem = first.parent.name if alone else re.sub(r"[_-]?(?:frame)?[_-]?\d{1,5}$", "", first.stem)
     row: Row = {"clip_id": str(item.get("id") or place), "group": group_of_video(stem), "video": images}
     if not answer:
         return {**row, "problem": "no completion"}

@@ -29,7 +29,7 @@ from dashvlm.tasks.navigation_text import (
     response,
     segment,
     sides_of,
-    stated_sides,
+    stated_objects,
 )
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
@@ -46,8 +46,9 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         root: folder with the files; pictures are named relative to it or to ``options.images``.
         options: ``file``: a ``.jsonl`` of SFT or DPO rows, or a ``.json`` of the annotation form, instead of
             the CSVs; ``images``: folder of the pictures below the root; ``group_by``: ``image`` or ``block``
-            (pictures with neighbouring numbers, ``block_size`` each); ``consistent_only``: leave out training
-            rows whose caption contradicts the annotation; ``clip_scores`` and ``min_clip_score``: a CSV
+            (pictures with neighbouring numbers, ``block_size`` each, 80/10/10 by block);
+            ``consistent_only``: leave out training rows whose caption contradicts the annotation;
+            ``clip_scores`` and ``min_clip_score``: a CSV
             ``image,score`` and the least similarity of training rows; ``caption_share`` and
             ``annotations_share``: training rows that teach the free caption, or bring the annotation.
 
@@ -55,9 +56,14 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         DataError: if files or columns are missing.
     """
     clip_scores = _clip_scores(root, options)
-    for row in _rows(root, options):
+    for row in _readable(_rows(root, options), root):
         truth, extra = row.pop("truth", None), row.setdefault("extra", {})
         name = Path(row["video"] or row["clip_id"]).name if isinstance(row.get("video"), str) else row["clip_id"]
+        row["group"] = Path(name).stem
+        if options.get("group_by") == "block":  # the published split is by picture, so blocks have their own
+            row["group"] = block_of(name, int(options.get("block_size") or 25))
+            draw = stable_uniform(0, "block", row["group"])
+            row["split"] = "train" if draw < 0.8 else "val" if draw < 0.9 else "test"
         if truth is not None:
             extra["navigation"] = truth.to_dict()
             wrong = contradictions(truth, extra.get("caption", ""))
@@ -75,11 +81,17 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             row["video"] = f"{images.rstrip('/')}/{row['video']}"
         if row.get("split") == "train" and not row.get("problem"):
             _mix(row, truth, options)
-        block = options.get("group_by") == "block"
-        row["group"] = block_of(name, int(options.get("block_size") or 25)) if block else Path(name).stem
-        if block:  # the published split is by picture, so blocks need a split of their own
-            row.pop("split", None)
         yield row
+
+
+def _readable(found: Iterator[Row], root: Path) -> Iterator[Row]:
+    """Turn what the CSV reader cannot take into an error that names the folder."""
+    try:
+        yield from found
+    except csv.Error as error:
+        raise DataError(
+            f"a CSV in {root} cannot be read", got=str(error), do="mend it: one row a line, quoted texts"
+        ) from error
 
 
 def _mix(row: Row, truth: Truth | None, options: Mapping[str, Any]) -> None:
@@ -112,8 +124,8 @@ def csv_files(root: Path) -> tuple[Path, Path | None]:
         DataError: if there is no captions CSV.
     """
     found = sorted(root.glob("*.csv")) + sorted(root.glob("data/*.csv"))
-    captions = [p for p in found if "caption" in p.stem.lower()]
-    annotations = [p for p in found if "annotation" in p.stem.lower()]
+    captions = [p for p in found if "caption" in p.stem.lower() and _names(p, "image_path")]
+    annotations = [p for p in found if "annotation" in p.stem.lower() and _names(p, "image")]
     if not captions:
         raise DataError(
             f"data=bvpi: no captions CSV in {root}", got=", ".join(p.name for p in found) or "no CSV",
@@ -121,6 +133,12 @@ def csv_files(root: Path) -> tuple[Path, Path | None]:
             "or try data=synthetic",
         )  # fmt: skip
     return captions[0], annotations[0] if annotations else None
+
+
+def _names(path: Path, column: str) -> bool:
+    """Whether a CSV's header names a column; tables of reports may lie beside the data."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return column in file.readline(10_000).strip().split(",")
 
 
 def read_annotations(path: Path) -> tuple[dict[str, Truth], list[str]]:
@@ -252,7 +270,8 @@ def _from_lines(path: Path) -> Iterator[Row]:
         extra = {"caption": segment(text, "Context") or text, "response": text}
         if isinstance(item.get("rejected"), str):
             extra |= {"chosen": text, "rejected": item["rejected"]}
-        yield {**row, "clip_id": item["image"], "video": item["image"], "question": item.get("prompt"),
+        asked = item.get("prompt") if isinstance(item.get("prompt"), str) else None
+        yield {**row, "clip_id": item["image"], "video": item["image"], "question": asked,
                "truth": truth_of_text(text), "extra": extra}  # fmt: skip
 
 
@@ -262,8 +281,7 @@ def truth_of_text(text: str) -> Truth | None:
     if not {"sidewalk_pos", "road_pos"} <= set(fields):
         return None
     near, far = (
-        {name: tuple(sorted(stated_sides(segment(text, part) or "", NOUNS[name]))) for name in OBJECTS}
-        for part in ("Nearby", "Far")
+        {name: stated_objects(segment(text, part) or "", NOUNS[name]) for name in OBJECTS} for part in ("Nearby", "Far")
     )
     return Truth(fields["sidewalk_pos"], fields["road_pos"], {k: v for k, v in near.items() if v},
                  {k: v for k, v in far.items() if v})  # fmt: skip
@@ -274,7 +292,9 @@ def _from_form(path: Path) -> Iterator[Row]:
     try:
         items = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", got=str(error)) from error
+        raise DataError(
+            f"{path} is not JSON", got=str(error), do="mend it, or name another data.options.file"
+        ) from error
     for number, item in enumerate(items if isinstance(items, list) else [items]):
         row: Row = {"clip_id": f"{path.name}[{number}]", "video": ""}
         if not isinstance(item, Mapping) or not isinstance(item.get("image"), str):
@@ -289,7 +309,7 @@ def _from_form(path: Path) -> Iterator[Row]:
         on = item.get("objects_on_sidewalk") if item["object_present"] == "Yes" else {}
         beside = item.get("objects_outside_sidewalk") if item["object_present_outside"] == "Yes" else {}
         truth = Truth(_side(item["sidewalk_pos"]), position(item["road_pos"]), _objects(on), _objects(beside))
-        split = {"split": SPLITS[item["split"]]} if item.get("split") in SPLITS else {}
+        split = {"split": SPLITS[str(item["split"])]} if str(item.get("split")) in SPLITS else {}
         yield {
             **row,
             **split,
@@ -319,7 +339,13 @@ def _clip_scores(root: Path, options: Mapping[str, Any]) -> dict[str, float] | N
     if not options.get("clip_scores"):
         return None
     with _existing(root / str(options["clip_scores"])).open(encoding="utf-8-sig", newline="") as file:
-        return {Path(line["image"]).name: float(line["score"]) for line in csv.DictReader(file)}
+        try:
+            return {Path(line["image"]).name: float(line["score"]) for line in csv.DictReader(file)}
+        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            raise DataError(
+                "data.options.clip_scores is not a table of scores", got=f"{type(error).__name__}: {error}",
+                do="write the columns image,score",
+            ) from error  # fmt: skip
 
 
 def _existing(path: Path) -> Path:

@@ -8,7 +8,6 @@ support frames. Videos lie where ``video_path`` says, below the root or the file
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -63,12 +62,12 @@ def _row(item: Any, number: int, name: str, path: Path, root: Path, group_by: st
     test = name == "public_test"
     place = f"{path.name}[{number}]"
     split: Row = {"split": "test"} if test else {}
-    if not isinstance(item, Mapping) or not item.get("id"):
+    if not isinstance(item, Mapping) or item.get("id") in (None, ""):
         return {"clip_id": place, **split, "problem": "no id"}
     row: Row = {"clip_id": str(item["id"]), **split}
     wrong = "failed" if test else "problem"  # a test row is answered all the same, by the fallback
     video, question, choices = item.get("video_path"), item.get("question"), item.get("choices")
-    if not isinstance(video, str) or not video:
+    if not isinstance(video, str) or not video or len(video) > 1000:
         return {**row, "video": "", wrong: "no video_path"}
     row |= {"video": _beside(video, path, root), "group": _group(video, group_by)}
     if not isinstance(question, str) or not question.strip():
@@ -78,15 +77,23 @@ def _row(item: Any, number: int, name: str, path: Path, root: Path, group_by: st
     if not 2 <= len(choices) <= MAX_CHOICES:
         return {**row, wrong: f"{len(choices)} choices, 2 to {MAX_CHOICES} can be answered"}
     texts, letters = zip(*(_option(c) for c in choices), strict=True)
+    if not all(texts):
+        return {**row, wrong: "an option without text"}
     irregular = []
     if list(letters) != [chr(ord("A") + i) for i in range(len(letters))]:
-        irregular.append(f"letters {','.join(x or '–' for x in letters)}, numbered by place instead")
-    extra: dict[str, Any] = {}
+        unique = len({*letters}) == len(letters) and {*letters} <= set("ABCD")
+        told = "shown by place, submitted as written" if unique else "numbered by place instead"
+        irregular.append(f"letters {','.join(x or '–' for x in letters)}, {told}")
+    extra: dict[str, Any] = {"letters": list(letters)} if irregular and unique else {}
     if not test:
         answer = item.get("answer")
-        same = [i for i, choice in enumerate(choices) if _plain(choice) == _plain(str(answer))]
+        if not isinstance(answer, str) or not answer.strip():
+            return {**row, "problem": "no answer"}
+        same = [i for i, choice in enumerate(choices) if _plain(choice) == _plain(answer)]
+        if not same:
+            same = [i for i, text in enumerate(texts) if _plain(text) == _plain(answer)]
         if not same:  # some releases give the letter alone
-            same = [i for i, letter in enumerate(letters) if letter and letter == _plain(str(answer)).rstrip(".")]
+            same = [i for i, letter in enumerate(letters) if letter and letter == _plain(answer).rstrip(".")]
         if len(same) != 1:
             found = "is none of the choices" if not same else f"fits {len(same)} choices"
             return {**row, "problem": f"the answer {answer!r} {found}"}
@@ -123,7 +130,7 @@ def _moments(value: Any) -> tuple[list[float], str]:
     if value is None or value == []:
         return [], ""
     numbers = value if isinstance(value, list) else [value]
-    good = [float(v) for v in numbers if isinstance(v, int | float) and math.isfinite(v) and v >= 0]
+    good = [float(v) for v in numbers if isinstance(v, int | float) and 0 <= v < 1e6]
     notes = []
     if len(good) < len(numbers):
         notes.append(f"{len(numbers) - len(good)} support times are no times")

@@ -87,8 +87,9 @@ def render(street: Street, width: int, height: int) -> FrameArray:
                 (dash, horizon + 0.10 * height, dash + width // 14, horizon + 0.12 * height), fill=(225, 225, 225)
             )
     for objects, foot, tall in ((truth.far, 0.50, 0.10), (truth.near, 0.93, 0.26)):
-        for place, (name, sides) in enumerate(objects.items()):
-            for side in dict.fromkeys(sides):
+        # Broad things first, so that none hides another.
+        for place, name in enumerate(n for n in ("car", "obstacle", "bicycle", *OBJECTS[4:], "person") if n in objects):
+            for side in dict.fromkeys(objects[name]):
                 x = (COLUMN[side] + 0.055 * (place % 3 - 1) + float(rng.uniform(-0.015, 0.015))) * width
                 _object(draw, name, x, foot * height, tall * height)
     noise = rng.integers(-6, 7, (height, width, 1), dtype=np.int16)
