@@ -32,7 +32,7 @@ def inspect(cfg: DictConfig) -> None:
         from dashvlm.tasks.crash import QUESTION
 
         if config["data"]["name"] == "bvpi":
-            from dashvlm.data.formats.bvpi import write_rows
+            from dashvlm.data.formats.bvpi_build import write_rows
 
             target = Path(config["paths"]["output_dir"]) / "inspect-bvpi"
             made = write_rows(Path(config["data"]["root"]), target)

@@ -1,8 +1,6 @@
 """BVPI: the builder gives the published rows back, the tables the published numbers, and bad files are named."""
 
 import json
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,13 +12,11 @@ from PIL import Image
 from dashvlm.build import build_module, prepare_data
 from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.data.datamodule import SampleDataset
-from dashvlm.data.formats import bvpi
+from dashvlm.data.formats import bvpi, bvpi_build
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest
 from dashvlm.data.synthetic.street import caption, draw_streets, render
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.metrics import java
-from dashvlm.metrics.captions import caption_scores, clean
 from dashvlm.metrics.evaluate import evaluate
 from dashvlm.metrics.navigation import contradicts_itself, field_rows, mentions, omissions, side_rows
 from dashvlm.report.published import build
@@ -33,9 +29,6 @@ from .conftest import REAL
 BVPI = REAL / "bvpi"
 PUBLISHED = BVPI / "published_openflamingo"
 real = pytest.mark.skipif(not BVPI.exists(), reason="the real BVPI files are not part of the project")
-needs_java = pytest.mark.skipif(
-    subprocess.run(["which", "java"], capture_output=True).returncode != 0, reason="Java is not installed"
-)
 WORLD = [
     "data=synthetic", "data.options.num_drives=24", "task=caption", "data.batch_size=4", "trainer.accelerator=cpu",
     "model.checkpoint=tiny", "objective.max_new_tokens=24",
@@ -156,143 +149,13 @@ def test_missing_fields_are_wrong_even_where_the_truth_is_unknown():
     assert rows["road_vs_sidewalk_derived"]["right"].tolist() == [False, True]
 
 
-# -- captions -----------------------------------------------------------------------------------
-
-REFERENCES = ["The sidewalk is centered in the view.", "A person stands on the left.", "The path's clear, isn't it?"]
-
-
-def test_plain_words_need_no_java_and_a_missing_java_is_said(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    java.java_version.cache_clear()
-    scores = caption_scores(REFERENCES, REFERENCES)
-    java.java_version.cache_clear()
-    assert scores.tokenizer == "plain"
-    assert "no java on the path" in scores.unavailable["METEOR"]
-    assert "no java on the path" in scores.unavailable["SPICE"]
-    assert "METEOR" not in scores.values
-    assert scores.values["BLEU-4"] == pytest.approx(1.0)
-    assert scores.values["CIDEr"] == pytest.approx(10.0)
-    assert scores.values["avg_target_length"] == pytest.approx(sum(len(r.split()) for r in REFERENCES) / 3)
-
-
-@needs_java
-def test_line_breaking_characters_do_not_shift_the_captions():
-    bad = ["a\rb", "c\u2028d", "e\x0bf", "g\x0ch", "i\nj", "k\u2029l", "", "m\x85n"]
-    assert java.ptb_tokenize(bad) == ["a b", "c d", "e f", "g h", "i j", "k l", "", "m n"]
-    assert java.plain_tokenize(bad) == java.ptb_tokenize(bad)
-
-
-@needs_java
-def test_meteor_uses_one_process(monkeypatch):
-    started = []
-    popen = subprocess.Popen
-
-    class Counted(popen):
-        def __init__(self, command, *args, **kwargs):
-            started.append(list(command))
-            super().__init__(command, *args, **kwargs)
-
-    java._meteor_process.cache_clear()
-    monkeypatch.setattr(subprocess, "Popen", Counted)
-    first = java.meteor(["a b c"] * 40, ["a b c"] * 40)
-    second = java.meteor(["a b c d"] * 300, ["a b x d"] * 300)
-    assert first[0] == pytest.approx(1.0, abs=0.05)
-    assert len(second[1]) == 300
-    assert sum("meteor-1.5.jar" in " ".join(map(str, c)) for c in started) == 1
-
-
-def test_spice_says_what_is_missing(tmp_path):
-    problem = java.spice_problem(tmp_path)
-    assert "stanford-corenlp-3.6.0.jar" in problem or "java" in problem
-    for name in java.CORENLP:
-        (tmp_path / name).write_bytes(b"")
-    try:
-        version = java.java_version()
-    except java.Unavailable:
-        return
-    assert ("nashorn" in str(java.spice_problem(tmp_path))) == (version >= 15)
-
-
-def test_jars_are_fetched_with_their_checksum_or_not_kept(tmp_path):
-    import functools
-    import hashlib
-    import http.server
-    import threading
-
-    from dashvlm.metrics.fetch_spice import JARS, fetch
-
-    root = tmp_path / "central"
-    for number, (name, place) in enumerate(JARS.items()):
-        (root / place).mkdir(parents=True, exist_ok=True)
-        (root / place / name).write_bytes(name.encode())
-        digest = hashlib.sha1(b"other" if number == 0 else name.encode()).hexdigest()
-        (root / place / f"{name}.sha1").write_text(digest)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(root))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    problems = fetch(tmp_path / "jars", central=f"http://127.0.0.1:{server.server_port}")
-    server.shutdown()
-    bad = next(iter(JARS))
-    assert len(problems) == 1
-    assert "checksum" in problems[0]
-    assert not (tmp_path / "jars" / bad).exists()
-    assert len(list((tmp_path / "jars").glob("*.jar"))) == len(JARS) - 1
-    again = fetch(tmp_path / "jars", source=root / JARS[bad])
-    assert again == []
-
-
-def test_cleaning_rules_keep_what_they_say():
-    assert clean("User: x Assistant: A path.", "chat") == "A path."
-    assert clean("A path.\n\nmore", "openflamingo") == "A path."
-    assert clean("A path. Assistant: x", "none") == "A path. Assistant: x"
-
-
-def test_clip_scores_are_cosines_whatever_the_batch(tmp_path):
-    import torch
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
-
-    from dashvlm.backbones.tiny import _tokenizer
-    from dashvlm.metrics.clip import clip_score, clip_scores
-
-    words: PreTrainedTokenizerFast = _tokenizer(
-        {
-            "tokenizer": {
-                "special": ["<s>", "</s>", "<pad>"],
-                "pad_token": "<pad>",
-                "eos_token": "</s>",
-                "bos_token": "<s>",
-            }
-        }
-    )
-    words.padding_side = "right"
-    torch.manual_seed(0)
-    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = CLIPConfig(text_config={**small, "vocab_size": len(words), "eos_token_id": words.eos_token_id},
-                        vision_config={**small, "image_size": 32, "patch_size": 8}, projection_dim=16)  # fmt: skip
-    net = CLIPModel(config).eval()
-    net.save_pretrained(tmp_path / "clip")
-    words.save_pretrained(tmp_path / "clip")
-    CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
-        tmp_path / "clip"
-    )
-    pictures = []
-    for number in range(3):
-        pictures.append(tmp_path / f"{number}.png")
-        Image.fromarray(np.random.default_rng(number).integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(pictures[-1])
-    texts = [f"{t}</s>" for t in ("a path", "the sidewalk is on the left", "a person is close")]
-    one = clip_scores(pictures, texts, str(tmp_path / "clip"), batch=1)
-    assert one == pytest.approx(clip_scores(pictures, texts, str(tmp_path / "clip"), batch=3), abs=1e-3)
-    assert all(-100 <= s <= 100 for s in one)
-    assert clip_score(one) == pytest.approx(max(sum(one) / 3, 0))
-
-
 # -- the real files -----------------------------------------------------------------------------
 
 
 @real
 @pytest.mark.parametrize(("split", "count"), [("test", 333), ("val", 317)])
 def test_the_builder_gives_the_published_rows_back(split, count):
-    made = [bvpi.sft_row(i) for i in bvpi.joined(*bvpi.csv_files(BVPI)) if i["split"] == split]
+    made = [bvpi_build.sft_row(i) for i in bvpi_build.joined(*bvpi_build.csv_files(BVPI)) if i["split"] == split]
     shipped = [json.loads(line) for line in (BVPI / f"bvpi_sft_{split}.jsonl").read_text().splitlines()]
     assert len(shipped) == count
     assert made == shipped
@@ -300,32 +163,14 @@ def test_the_builder_gives_the_published_rows_back(split, count):
 
 @real
 def test_the_builder_gives_the_published_pairs_back_and_chosen_ends_with_rejected(tmp_path):
-    made = {i["image"]: bvpi.dpo_row(i) for i in bvpi.joined(*bvpi.csv_files(BVPI))}
+    made = {i["image"]: bvpi_build.dpo_row(i) for i in bvpi_build.joined(*bvpi_build.csv_files(BVPI))}
     shipped = [json.loads(line) for line in (BVPI / "bvpi_dpo_train_head300.jsonl").read_text().splitlines()]
     assert [made[s["image"]] for s in shipped] == shipped
     assert all(s["chosen"].endswith(s["rejected"]) for s in shipped)
-    assert bvpi.write_rows(BVPI, tmp_path) == {
+    assert bvpi_build.write_rows(BVPI, tmp_path) == {
         "bvpi_sft_train.jsonl": 2581, "bvpi_dpo_train.jsonl": 2581, "bvpi_sft_val.jsonl": 317,
         "bvpi_dpo_val.jsonl": 317, "bvpi_sft_test.jsonl": 333,
     }  # fmt: skip
-
-
-@real
-@needs_java
-def test_published_captions_are_reproduced_to_every_digit():
-    rows = json.loads((PUBLISHED / "inference_results_openflamingo_test.json").read_text())
-    published = json.loads((PUBLISHED / "evaluation_metrics_openflamingo.json").read_text())
-    scores = caption_scores([r["target"] for r in rows], [r["prediction"] for r in rows])
-    for name in set(published) - {"SPICE", "CLIPScore"}:
-        assert scores.values[name] == pytest.approx(published[name], abs=1e-12), name
-
-
-@real
-@needs_java
-def test_plain_words_are_the_metrics_own_on_all_real_captions():
-    texts = [i["target"] for i in bvpi.joined(*bvpi.csv_files(BVPI))]
-    pairs = zip(java.ptb_tokenize(texts), java.plain_tokenize(texts), strict=True)
-    assert sum(a != b for a, b in pairs) < 5
 
 
 @real
@@ -470,7 +315,7 @@ def load(root, tmp_path, **options):
 
 
 def test_duplicates_and_shifted_rows_are_named(folder, tmp_path):
-    truths, notes = bvpi.read_annotations(folder / "x_annotations.csv")
+    truths, notes = bvpi_build.read_annotations(folder / "x_annotations.csv")
     assert truths["0100.jpg"].sidewalk == "center"
     assert len(notes) == 2
     assert "annotated twice" in notes[0]
@@ -521,17 +366,17 @@ def test_lines_and_the_annotation_form_are_read(folder, tmp_path):
         "truth": Truth("left", "front", {"person": ("left",)}),
         "split": "train",
     }
-    (folder / "bvpi_sft_train.jsonl").write_text(json.dumps(bvpi.sft_row(item)) + "\n{bad\n")
+    (folder / "bvpi_sft_train.jsonl").write_text(json.dumps(bvpi_build.sft_row(item)) + "\n{bad\n")
     made = load(folder, tmp_path, file="bvpi_sft_train.jsonl")
     assert made.clips[0].extra["navigation"]["near"] == {"person": ["left"]}
     assert made.clips[0].extra["caption"] == "A path."
     two = response(Truth("left", "front", {"person": ("left", "left")}), "A path.")
     assert bvpi.truth_of_text(two).near == {"person": ("left", "left")}
     sample = Sample("c@0", made.clips[0], 0.0, 1.0, (0.0,), 0)
-    assert CaptionTask("caption").answer(sample) == bvpi.sft_row(item)["response"]
+    assert CaptionTask("caption").answer(sample) == bvpi_build.sft_row(item)["response"]
     assert CaptionTask("caption", style="caption").target(sample) == {}
     assert "not JSON" in made.quarantine[0].reason
-    (folder / "bvpi_dpo_train.jsonl").write_text(json.dumps(bvpi.dpo_row(item)) + "\n")
+    (folder / "bvpi_dpo_train.jsonl").write_text(json.dumps(bvpi_build.dpo_row(item)) + "\n")
     pair = load(folder, tmp_path, file="bvpi_dpo_train.jsonl").clips[0].extra
     assert pair["chosen"].endswith(pair["rejected"])
     form = {
@@ -637,13 +482,6 @@ def test_the_builder_is_reached_by_inspect(folder, dashvlm, tmp_path):
     done = dashvlm("inspect", "data=bvpi", f"data.root={folder}", "write_jsonl=true")
     assert "bvpi_sft_train.jsonl: " in done.stdout
     assert list((tmp_path / "runs" / "inspect-bvpi").glob("bvpi_dpo_*.jsonl"))
-
-
-def test_no_file_is_written_into_the_package_of_the_metrics():
-    package = Path(java._package())
-    before = {p for p in package.rglob("*") if "__pycache__" not in str(p)}
-    caption_scores(REFERENCES, REFERENCES)
-    assert {p for p in package.rglob("*") if "__pycache__" not in str(p)} == before
 
 
 @pytest.mark.parametrize("model", ["openflamingo", "smolvlm2"])

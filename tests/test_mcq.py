@@ -75,7 +75,8 @@ def test_what_is_no_letter_gives_nothing(text):
      ("đáp án là D vì có biển cấm", "D"), ("<answer>B</answer>", "B"), ("The answer is C.", "C"),
      ("The correct answer is a green light so C.", "C"), ("a car is ahead, answer: D", "D"), ("Vậy B", "B"),
      (unicodedata.normalize("NFD", "Đáp án: C"), "C"), ("The answer is A because the light is red", "A"),
-     ("Đáp án A đúng", "A"), ("Option B is wrong, so A.", "A"), ("Answer: B. Not C", "B"), ("A. Because B is farther", "A")],
+     ("Đáp án A đúng", "A"), ("Option B is wrong, so A.", "A"), ("Answer: B. Not C", "B"),
+     ("A. Because B is farther", "A")],
 )  # fmt: skip
 def test_letters_are_read(text, letter):
     assert parse_letter(text, 4) == (LETTERS.index(letter), "parsed")

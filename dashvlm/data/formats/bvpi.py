@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.data.formats.bvpi_build import SPLITS, csv_files, joined, sidewalk_side
 from dashvlm.data.manifest import Row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import DataError
@@ -26,17 +27,10 @@ from dashvlm.tasks.navigation_text import (
     contradictions,
     parse_fields,
     position,
-    response,
     segment,
     sides_of,
     stated_objects,
 )
-
-SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
-NEAR = {"obstacle": "m_obstacle", "person": "m_person", "bicycle": "m_bicycle", "car": "m_car",
-        "traffic_sign": "m_traffic_sign", "traffic_light": "traffic_light"}  # fmt: skip
-"""Object -> its column in the annotation CSV; what is beside the way has ``_outside`` behind it."""
-STATUS = "done"
 
 
 def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
@@ -117,119 +111,6 @@ def _rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             yield _caption_row(item)
 
 
-def csv_files(root: Path) -> tuple[Path, Path | None]:
-    """Find the captions CSV and, if it is there, the annotation CSV below a folder.
-
-    Raises:
-        DataError: if there is no captions CSV.
-    """
-    found = sorted(root.glob("*.csv")) + sorted(root.glob("data/*.csv"))
-    captions = [p for p in found if "caption" in p.stem.lower() and _names(p, "image_path")]
-    annotations = [p for p in found if "annotation" in p.stem.lower() and _names(p, "image")]
-    if not captions:
-        raise DataError(
-            f"data=bvpi: no captions CSV in {root}", got=", ".join(p.name for p in found) or "no CSV",
-            do="put complete_captions_sensation.csv (image_path,target,split) there, name data.options.file=X.jsonl, "
-            "or try data=synthetic",
-        )  # fmt: skip
-    return captions[0], annotations[0] if annotations else None
-
-
-def _names(path: Path, column: str) -> bool:
-    """Whether a CSV's header names a column; tables of reports may lie beside the data."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return column in file.readline(10_000).strip().split(",")
-
-
-def read_annotations(path: Path) -> tuple[dict[str, Truth], list[str]]:
-    """Read the annotation CSV.
-
-    A repeated picture counts once, the first time. A row whose status is not ``done`` is shifted or
-    unfinished and is left out.
-
-    Returns:
-        Picture's file name -> truth, and what is wrong with which rows.
-
-    Raises:
-        DataError: if columns are missing.
-    """
-    found: dict[str, Truth] = {}
-    notes: list[str] = []
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        needed = ["image", "sidewalk_pos", "road_pos", *NEAR.values(), *(f"{c}_outside" for c in NEAR.values())]
-        lacking = [c for c in needed if c not in (reader.fieldnames or [])]
-        if lacking:
-            raise DataError(
-                f"{path}: columns are missing: {', '.join(lacking)}", do="use the annotation CSV as published"
-            )
-        for number, line in enumerate(reader, start=2):
-            name = Path(str(line["image"] or "")).name
-            if "status" in line and str(line["status"]).strip().lower() != STATUS:
-                notes.append(f"line {number} ({name}): status is {line['status']!r}, the row is shifted or unfinished")
-            elif name in found:
-                notes.append(f"line {number}: {name} is annotated twice, the first counts")
-            else:
-                found[name] = Truth(
-                    _side(line["sidewalk_pos"]),
-                    position(line["road_pos"]),
-                    {k: s for k, c in NEAR.items() if (s := sides_of(line[c]))},
-                    {k: s for k, c in NEAR.items() if (s := sides_of(line[f"{c}_outside"]))},
-                )
-    return found, notes
-
-
-def joined(captions: Path, annotations: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield ``image, target, split, truth`` for each caption, joined to its annotation by file name.
-
-    Raises:
-        DataError: if columns are missing.
-    """
-    truths = read_annotations(annotations)[0] if annotations else {}
-    with captions.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        lacking = [c for c in ("image_path", "target", "split") if c not in (reader.fieldnames or [])]
-        if lacking:
-            raise DataError(f"{captions}: columns are missing: {', '.join(lacking)}", do="image_path,target,split")
-        for line in reader:
-            yield {
-                "image": line["image_path"],
-                "target": str(line["target"] or "").strip(),
-                "split": SPLITS.get(str(line["split"]).strip().lower(), str(line["split"])),
-                "truth": truths.get(Path(str(line["image_path"])).name),
-            }
-
-
-def sft_row(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the published SFT row of a caption; a picture without annotation has unknown positions."""
-    truth = item["truth"] or Truth("unknown", "unknown")
-    return {"image": item["image"], "prompt": PROMPT, "response": response(truth, item["target"]), **truth.fields}
-
-
-def dpo_row(item: Mapping[str, Any]) -> dict[str, Any]:
-    """Build the published preference row: the structured response over the bare caption, which it ends with."""
-    made = sft_row(item)
-    return {"image": made["image"], "prompt": PROMPT, "chosen": made["response"], "rejected": item["target"],
-            **{k: made[k] for k in ("sidewalk_pos", "road_pos", "road_vs_sidewalk")}}  # fmt: skip
-
-
-def write_rows(root: Path, target: Path) -> dict[str, int]:
-    """Write ``bvpi_sft_<split>.jsonl`` and, for training and validation, ``bvpi_dpo_<split>.jsonl``.
-
-    Returns:
-        File name -> number of rows.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    made: dict[str, list[str]] = {}
-    for item in joined(*csv_files(root)):
-        made.setdefault(f"bvpi_sft_{item['split']}.jsonl", []).append(json.dumps(sft_row(item), ensure_ascii=False))
-        if item["split"] != "test":
-            made.setdefault(f"bvpi_dpo_{item['split']}.jsonl", []).append(json.dumps(dpo_row(item), ensure_ascii=False))
-    for name, lines in made.items():
-        (target / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return {name: len(lines) for name, lines in made.items()}
-
-
 def block_of(name: str, size: int) -> str:
     """Return the group of pictures that a numbered name belongs to; neighbours may be one walk.
 
@@ -308,7 +189,7 @@ def _from_form(path: Path) -> Iterator[Row]:
             continue
         on = item.get("objects_on_sidewalk") if item["object_present"] == "Yes" else {}
         beside = item.get("objects_outside_sidewalk") if item["object_present_outside"] == "Yes" else {}
-        truth = Truth(_side(item["sidewalk_pos"]), position(item["road_pos"]), _objects(on), _objects(beside))
+        truth = Truth(sidewalk_side(item["sidewalk_pos"]), position(item["road_pos"]), _objects(on), _objects(beside))
         split = {"split": SPLITS[str(item["split"])]} if str(item.get("split")) in SPLITS else {}
         yield {
             **row,
@@ -327,12 +208,6 @@ def _objects(node: Any) -> dict[str, tuple[str, ...]]:
         if sides:
             found[name] = sides
     return found
-
-
-def _side(value: object) -> str:
-    """The sidewalk's place; it is never in front."""
-    word = position(value)
-    return "unknown" if word == "front" else word
 
 
 def _clip_scores(root: Path, options: Mapping[str, Any]) -> dict[str, float] | None:

@@ -1,0 +1,177 @@
+"""The weightless half of a Hugging Face backbone: chats and frames to tensors, with proven answer masks.
+
+Frames go in as images, in the place and order the chat says; the processor's own frame sampling,
+image splitting and time printing are switched off by the model's YAML.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dashvlm.backbones.base import IGNORED, Batch, Encoder
+from dashvlm.backbones.processors import load_processor
+from dashvlm.backbones.sheet import as_video, contact_sheet, number_frames
+from dashvlm.data.clip import FrameArray, Messages
+from dashvlm.errors import CheckpointError, ConfigError
+
+
+@final
+class HFEncoder(Encoder):
+    """Chat template, tokenizer and image processor of a checkpoint.
+
+    Args:
+        checkpoint: hub id or folder.
+        image_kwargs: fixed arguments of the image processor (pixel budget, no splitting).
+        frames: ``images``; ``contact_sheet`` for models made for one image; ``video`` for the
+            Qwen and InternVL families, which then print the times and share tokens between frames.
+
+    Raises:
+        ConfigError: if the family has no usable video input, or torchvision is missing.
+    """
+
+    def __init__(self, checkpoint: str, image_kwargs: Mapping[str, Any], frames: str = "images") -> None:
+        self.checkpoint, self.processor, self.frames = checkpoint, load_processor(checkpoint), frames
+        self.tokenizer = self.processor.tokenizer
+        if frames == "video":
+            self._check_video()
+        self.image_kwargs = dict(image_kwargs)
+        self._suffixes: dict[str, list[int]] = {}
+
+    def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any], str]]:
+        """Loader workers load their own; an image-only processor cannot be pickled."""
+        return HFEncoder, (self.checkpoint, self.image_kwargs, self.frames)
+
+    def encode(
+        self,
+        chats: Sequence[Messages],
+        frames: Sequence[FrameArray],
+        answers: Sequence[str] | None = None,
+        prefix: str = "",
+    ) -> Batch:
+        """See :meth:`Encoder.encode`."""
+        pictures: dict[str, Any] = {"images": [[Image.fromarray(f) for f in clip] for clip in frames]}
+        if self.frames == "video":
+            shown = [as_video(chat) for chat in chats]
+            chats = [chat for chat, _ in shown]
+            pictures = {
+                "videos": [np.ascontiguousarray(clip) for clip in frames],
+                "video_metadata": [metadata for _, metadata in shown],
+                "do_sample_frames": False,
+                **self._video_budget(max(len(clip) for clip in frames)),
+            }
+        elif self.frames == "contact_sheet":
+            chats = [number_frames(chat) for chat in chats]
+            pictures = {"images": [[Image.fromarray(contact_sheet(clip)[0])] for clip in frames]}
+        if answers is None:
+            texts = [self._render(chat, generation=True) + self._begun(prefix) for chat in chats]
+        else:
+            full = [[*c, _assistant(a)] for c, a in zip(chats, answers, strict=True)]
+            texts = [self._render(chat, generation=False) for chat in full]
+        batch: Batch = dict(
+            self.processor(
+                text=texts,
+                return_tensors="pt",
+                padding=True,
+                padding_side="left" if answers is None else "right",
+                **({"images_kwargs": self.image_kwargs} if "images" in pictures else {}),
+                **pictures,
+            )
+        )
+        if answers is not None:
+            batch["labels"] = self._labels(batch["input_ids"], batch["attention_mask"], answers)
+        return batch
+
+    def _video_budget(self, num_frames: int) -> dict[str, Any]:
+        """The pixel budget of a frame, for the video processor; Qwen3-VL counts the whole clip's."""
+        size = self.image_kwargs.get("size")
+        if not size:
+            return {}
+        times = num_frames if type(self.processor).__name__.startswith("Qwen3") else 1
+        return {"size": {edge: pixels * times for edge, pixels in size.items()}}
+
+    def _check_video(self) -> None:
+        name = type(self.processor).__name__
+        if not name.startswith(("Qwen", "InternVL")):
+            raise ConfigError(
+                "model.loader_options.frames=video is not possible with this family",
+                got=f"{name}: it prints whole seconds only, or has no video input",
+                do="use frames=images",
+            )
+        if isinstance(self.processor.video_processor, types.SimpleNamespace):
+            raise ConfigError(
+                "model.loader_options.frames=video needs torchvision",
+                do="pip install 'dashvlm[video]' (beside a CUDA build of torch), or use frames=images",
+            )
+
+    def choice_tokens(self, choices: Sequence[str]) -> list[int]:
+        """See :meth:`Encoder.choice_tokens`."""
+        first = [self._suffix(choice)[0] for choice in choices]
+        if len(set(first)) != len(first):
+            raise ConfigError(
+                "choices cannot be told apart by their first token",
+                got=", ".join(f"{c!r} -> {self.tokenizer.decode([t])!r}" for c, t in zip(choices, first, strict=True)),
+                do="use answers that begin differently, such as letters",
+            )
+        return first
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """See :meth:`Encoder.decode`."""
+        return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+
+    def _render(self, chat: Messages, generation: bool) -> str:
+        return str(self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
+
+    def _begun(self, prefix: str) -> str:
+        """What the template puts between the prompt and an answer's first words, and those words."""
+        if not prefix:
+            return ""
+        chat: Messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+        prompt = self._render(chat, generation=True)
+        rest = self._render([*chat, _assistant(prefix)], generation=False)[len(prompt) :]
+        return rest[: rest.index(prefix) + len(prefix)]
+
+    def _suffix(self, answer: str) -> list[int]:
+        """Token ids from the end of the prompt to the end token, inclusive."""
+        if answer not in self._suffixes:
+            chat: Messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+            prompt = self._render(chat, generation=True)
+            full = self._render([*chat, _assistant(answer)], generation=False)
+            if not full.startswith(prompt):
+                raise CheckpointError(
+                    "the chat template does not put the answer behind the generation prompt",
+                    got=f"{prompt!r} / {full!r}",
+                    do="set a chat template that does",
+                )
+            ids = self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids
+            end = self.tokenizer.eos_token_id
+            # Templates write a newline after the end token; it is not part of the answer.
+            self._suffixes[answer] = ids[: ids.index(end) + 1] if end in ids else ids
+            self._suffixes[answer + "\x00tail"] = ids
+        return self._suffixes[answer]
+
+    def _labels(self, ids: Tensor, mask: Tensor, answers: Sequence[str]) -> Tensor:
+        labels = torch.full_like(ids, IGNORED)
+        for row, answer in enumerate(answers):
+            suffix = self._suffix(answer)
+            tail = len(self._suffixes[answer + "\x00tail"])
+            start = int(mask[row].sum()) - tail
+            span = slice(start, start + len(suffix))
+            if ids[row, span].tolist() != suffix:
+                raise CheckpointError(
+                    "the answer's tokens are not where the loss mask expects them",
+                    got=f"{self.tokenizer.decode(ids[row, span])!r}, expected {answer!r}",
+                    do="report this with the name of the checkpoint: its template merges tokens",
+                )
+            labels[row, span] = ids[row, span]
+        return labels
+
+
+def _assistant(answer: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "text", "text": answer}]}
