@@ -119,7 +119,7 @@ def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
         axes.axhline(0.5, color=ORANGE, lw=1, ls=":", label="chance")
         axes.set_ylim(min(0.35, float(np.nanmin(low)) - 0.03), 1.02)
     axes.set_xticks(done["_x"], [str(v) for v in label.loc[done.index]], rotation=0 if numeric else 20)
-    axes.set_xlabel("run" if len(names) > 1 else key.rsplit(".", 1)[-1])
+    axes.set_xlabel("run" if len(names) > 1 else _short(key))
     axes.set_ylabel(_title(metric))
     axes.legend(frameon=False, fontsize=8)
     return figure
@@ -138,8 +138,8 @@ def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
     )
     axes.set_xticks(range(len(grid.columns)), [str(c) for c in grid.columns])
     axes.set_yticks(range(len(grid)), [str(i) for i in grid.index])
-    axes.set_xlabel(column.rsplit(".", 1)[-1])
-    axes.set_ylabel(row.rsplit(".", 1)[-1])
+    axes.set_xlabel(_short(column))
+    axes.set_ylabel(_short(row))
     for i in range(len(grid)):
         for j in range(len(grid.columns)):
             value = grid.iloc[i, j]
@@ -268,6 +268,10 @@ def _value(node: Mapping[str, Any]) -> str:
     if node["value"] is None or not np.isfinite(node["value"]):
         return "n/a"
     return f"{node['value']:.3f} [{node['low']:.2f}, {node['high']:.2f}]"
+
+
+def _short(key: str) -> str:
+    return key.removesuffix(".name").rsplit(".", 1)[-1]
 
 
 def _title(metric: str) -> str:
