@@ -59,11 +59,12 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     for column in [c for c in table if c.endswith("answer")]:
         read = table[column]
         table[column] = read.astype("Int64") if whole else [_as_json(a) for a in read]
-    off = "scores" if task.choices else "answer"
-    unseen = [blind.get(i, {}).get(off) for i in table["sample_id"]]
-    table[f"pixels_off_{off}"] = unseen if task.choices else [_as_json(a) for a in unseen]
-    if not task.choices:
-        table["pixels_off_text"] = [blind.get(i, {}).get("text") for i in table["sample_id"]]
+    unseen = [blind.get(i, {}) for i in table["sample_id"]]
+    if task.choices:
+        table["pixels_off_scores"] = [row.get("scores") for row in unseen]
+    else:
+        table["pixels_off_answer"] = [_as_json(row.get("answer")) for row in unseen]
+        table["pixels_off_text"] = [row.get("text") for row in unseen]
     if task.evaluation == "binary":
         for name in ("score", "pixels_off_score"):
             table[name] = [_last(v) for v in table[f"{name}s"]]

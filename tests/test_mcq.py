@@ -284,6 +284,12 @@ def test_the_public_test_gets_a_letter_for_every_id(challenge, config, tmp_path,
     assert slow["counts"]["over_latency_limit"] == 7
 
 
+def test_the_card_shows_letters_irregular_rows_and_what_a_row_split_shares(challenge, dashvlm):
+    done = dashvlm("inspect", "data=roadbuddy", f"data.root={challenge}")
+    for part in ("letters and choices", "irregular rows", "numbered by place", "8 choices", "the very video of"):
+        assert part in done.stdout, part
+
+
 # -- prompts ------------------------------------------------------------------------------------
 
 

@@ -42,7 +42,7 @@ class HFEncoder(Encoder):
         if frames == "video":
             self._check_video()
         self.image_kwargs = dict(image_kwargs)
-        self._suffixes: dict[str, list[int]] = {}
+        self._suffixes: dict[str, tuple[list[int], int]] = {}
 
     def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any], str]]:
         """Loader workers load their own; an image-only processor cannot be pickled."""
@@ -112,7 +112,7 @@ class HFEncoder(Encoder):
 
     def choice_tokens(self, choices: Sequence[str]) -> list[int]:
         """See :meth:`Encoder.choice_tokens`."""
-        first = [self._suffix(choice)[0] for choice in choices]
+        first = [self._suffix(choice)[0][0] for choice in choices]
         if len(set(first)) != len(first):
             raise ConfigError(
                 "choices cannot be told apart by their first token",
@@ -137,8 +137,8 @@ class HFEncoder(Encoder):
         rest = self._render([*chat, _assistant(prefix)], generation=False)[len(prompt) :]
         return rest[: rest.index(prefix) + len(prefix)]
 
-    def _suffix(self, answer: str) -> list[int]:
-        """Token ids from the end of the prompt to the end token, inclusive."""
+    def _suffix(self, answer: str) -> tuple[list[int], int]:
+        """Token ids from the end of the prompt to the end token, inclusive; and how many the template writes in all."""
         if answer not in self._suffixes:
             chat: Messages = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
             prompt = self._render(chat, generation=True)
@@ -152,15 +152,15 @@ class HFEncoder(Encoder):
             ids = self.tokenizer(full[len(prompt) :], add_special_tokens=False).input_ids
             end = self.tokenizer.eos_token_id
             # Templates write a newline after the end token; it is not part of the answer.
-            self._suffixes[answer] = ids[: ids.index(end) + 1] if end in ids else ids
-            self._suffixes[answer + "\x00tail"] = ids
+            if len(self._suffixes) >= 4096:  # long texts that vary from pass to pass would pile up
+                self._suffixes.clear()
+            self._suffixes[answer] = ids[: ids.index(end) + 1] if end in ids else ids, len(ids)
         return self._suffixes[answer]
 
     def _labels(self, ids: Tensor, mask: Tensor, answers: Sequence[str]) -> Tensor:
         labels = torch.full_like(ids, IGNORED)
         for row, answer in enumerate(answers):
-            suffix = self._suffix(answer)
-            tail = len(self._suffixes[answer + "\x00tail"])
+            suffix, tail = self._suffix(answer)
             start = int(mask[row].sum()) - tail
             span = slice(start, start + len(suffix))
             if ids[row, span].tolist() != suffix:

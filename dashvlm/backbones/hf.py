@@ -48,13 +48,20 @@ class HFBackbone(Backbone):
         return self.net.get_base_model() if isinstance(self.net, peft.PeftModel) else self.net
 
     def loss(self, batch: Batch) -> Tensor:
-        """See :meth:`Backbone.loss`. The vocabulary is projected at answer positions only."""
+        """See :meth:`Backbone.loss`."""
+        logits, labels, _ = self._answer_logits(batch)
+        return nn.functional.cross_entropy(logits, labels)
+
+    def _answer_logits(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits [K, V] and labels [K] of the K answer tokens, and where they are [B, L - 1].
+
+        The vocabulary is projected at these positions only.
+        """
         inputs = {k: v for k, v in batch.items() if k != "labels"}
         hidden = self.base().model(**inputs, use_cache=False).last_hidden_state[:, :-1]
         labels = batch["labels"][:, 1:]
         kept = labels != IGNORED
-        logits = self.base().get_output_embeddings()(hidden[kept])
-        return nn.functional.cross_entropy(logits.float(), labels[kept])
+        return self.base().get_output_embeddings()(hidden[kept]).float(), labels[kept], kept
 
     def score(self, batch: Batch, choices: Sequence[str]) -> Tensor:
         """See :meth:`Backbone.score`. One forward pass whatever the number of choices."""
@@ -70,13 +77,9 @@ class HFBackbone(Backbone):
         return logits.log_softmax(-1)
 
     def answer_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See :meth:`Backbone.answer_logprobs`. The vocabulary is projected at answer positions only."""
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        hidden = self.base().model(**inputs, use_cache=False).last_hidden_state[:, :-1]
-        labels = batch["labels"][:, 1:]
-        kept = labels != IGNORED
-        logits = self.base().get_output_embeddings()(hidden[kept]).float()
-        chosen = logits.log_softmax(-1).gather(1, labels[kept][:, None]).squeeze(1)
+        """See :meth:`Backbone.answer_logprobs`."""
+        logits, labels, kept = self._answer_logits(batch)
+        chosen = logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
         lengths = kept.sum(1)
         mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
         return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen), mask

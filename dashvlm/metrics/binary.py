@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate, row_alarms
 
 
 def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
@@ -79,11 +79,7 @@ def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str
     rate = metrics.get("parse_rate")
     if rate is not None and rate.value < 0.9:
         out.append(f"only {rate.value:.0%} of the answers could be parsed; answer_accuracy counts the rest as wrong")
-    failed = int(main["_failed"].sum())
-    if failed:
-        out.append(f"{failed} rows could not be computed and count as wrong")
-    if main["group"].nunique() < 10:
-        out.append(f"only {main['group'].nunique()} groups: the intervals themselves are unreliable")
+    out += row_alarms(main["group"].tolist(), int(main["_failed"].sum()), "wrong")
     blind = baselines.get("pixels_off_roc_auc")
     if blind is not None and (blind.low > 0.5 or blind.high < 0.5):
         out.append(f"shortcut: without pixels the model still reaches ROC AUC {blind}")

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, group_weights, mean_estimate
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, group_weights, mean_estimate, row_alarms
 
 LETTERS = "ABCDEFGH"
 LATENCY_LIMIT_S = 30.0
@@ -138,11 +138,7 @@ def _alarms(
     rate = metrics.get("parse_rate")
     if rate is not None and rate.value < 0.9:
         out.append(f"only {rate.value:.0%} of the answers could be parsed; answer_accuracy counts the rest as wrong")
-    failed = int((said < 0).sum())
-    if failed:
-        out.append(f"{failed} rows could not be computed and count as wrong")
-    if main["group"].nunique() < 10:
-        out.append(f"only {main['group'].nunique()} groups: the intervals themselves are unreliable")
+    out += row_alarms(main["group"].tolist(), int((said < 0).sum()), "wrong")
     blind, majority = baselines.get("pixels_off_accuracy"), baselines.get("majority_accuracy")
     if blind is not None and majority is not None and blind.low > majority.value:
         out.append(f"shortcut: without pixels the model still reaches accuracy {blind}, majority {majority.value:.3f}")

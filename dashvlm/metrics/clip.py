@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 CHECKPOINT = "openai/clip-vit-base-patch16"
 
 
@@ -43,8 +45,6 @@ def clip_scores(
         raise CheckpointError(
             f"CLIP cannot be loaded from {checkpoint}", got=reason, do="name a folder: clip=FOLDER"
         ) from error
-    import numpy as np
-
     scores: list[float] = []
     for first in range(0, len(texts), batch):
         part = [read_pictures(p, np.array([0]), (224, 224))[0] for p in pictures[first : first + batch]]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from dashvlm.metrics.captions import CaptionScores, caption_scores
 from dashvlm.metrics.functional import Array
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate, row_alarms
 from dashvlm.metrics.navigation import (
     DANGEROUS,
     contradicts_itself,
@@ -114,9 +114,7 @@ def _safety(texts: Sequence[str], truths: Sequence[Mapping[str, Any]], weights: 
 def _unavailable(scores: CaptionScores | None) -> list[str]:
     if scores is None or "METEOR" not in scores.unavailable:
         return []
-    return [
-        f"METEOR is unavailable: {scores.unavailable['METEOR']}; the other captions metrics use a copy of its words"
-    ]
+    return [f"METEOR is unavailable: {scores.unavailable['METEOR']}; the others use a copy of its words"]
 
 
 def _rate(cases: Sequence[Sequence[bool]], weights: Array) -> Estimate:
@@ -166,9 +164,5 @@ def _alarms(
     omitted = metrics.get("unsafe_omission")
     if omitted is not None and omitted.value > 0.25:
         out.append(f"unsafe: {omitted.value:.0%} of the close people, obstacles, bicycles and cars are not told of")
-    failed = int((main["status"] == "failed").sum())
-    if failed:
-        out.append(f"{failed} rows could not be computed and count as empty texts")
-    if main["group"].nunique() < 10:
-        out.append(f"only {main['group'].nunique()} groups: the intervals themselves are unreliable")
+    out += row_alarms(main["group"].tolist(), int((main["status"] == "failed").sum()), "empty texts")
     return out

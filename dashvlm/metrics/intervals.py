@@ -52,3 +52,10 @@ def mean_estimate(values: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     total = weights.sum(-1)
     sums = (weights * values).sum(-1)
     return estimate(float(values.mean()), np.where(total > 0, sums / np.where(total > 0, total, 1), np.nan))
+
+
+def row_alarms(groups: Sequence[str], failed: int, counted_as: str) -> list[str]:
+    """Say how many rows failed and whether there are too few groups for intervals; the same for all tasks."""
+    out = [f"{failed} rows could not be computed and count as {counted_as}"] if failed else []
+    number = len(set(groups))
+    return [*out, f"only {number} groups: the intervals themselves are unreliable"] if number < 10 else out

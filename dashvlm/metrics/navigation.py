@@ -14,10 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dashvlm.tasks.navigation_text import HEADERS, NOUNS, OBJECTS, parse_fields, segment, stated_sides
+from dashvlm.tasks.navigation_text import HEADERS, NOUNS, OBJECTS, parse_fields, relation, segment, stated_sides
 
 Scope = Literal["nearby", "full_text", "published", "published_nearby"]
-SCOPES: tuple[Scope, ...] = ("nearby", "full_text", "published")
 DEFINITIONS: dict[str, str] = {
     "nearby": "whole words in the Nearby segment",
     "full_text": "whole words anywhere in the text, Far and Context included",
@@ -131,8 +130,6 @@ def field_rows(texts: Sequence[str], truths: Sequence[Mapping[str, str]]) -> dic
     Returns:
         Field -> ``present, right`` (bool a picture), ``majority`` (word), ``majority_right``.
     """
-    from dashvlm.tasks.navigation_text import relation
-
     parsed = [parse_fields(t) for t in texts]
     rows: dict[str, dict[str, Any]] = {}
     for name in HEADERS:
@@ -156,8 +153,6 @@ def field_rows(texts: Sequence[str], truths: Sequence[Mapping[str, str]]) -> dic
 
 def contradicts_itself(text: str) -> bool:
     """Whether a text writes a relation that its own positions do not imply."""
-    from dashvlm.tasks.navigation_text import relation
-
     found = parse_fields(text)
     return len(found) == len(HEADERS) and found["road_vs_sidewalk"] != relation(
         found["sidewalk_pos"], found["road_pos"]

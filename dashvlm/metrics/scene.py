@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate, row_alarms
 from dashvlm.metrics.text import overlap
 
 Fields = Mapping[str, str]
@@ -143,11 +143,7 @@ def _alarms(
     rate = metrics["parse_rate"]
     if np.isfinite(rate.value) and rate.value < 0.9:
         out.append(f"only {rate.value:.0%} of the answers could be read; what was not written counts as wrong")
-    failed = int((main["status"] == "failed").sum())
-    if failed:
-        out.append(f"{failed} rows could not be computed and count as wrong")
-    if main["group"].nunique() < 10:
-        out.append(f"only {main['group'].nunique()} groups: the intervals themselves are unreliable")
+    out += row_alarms(main["group"].tolist(), int((main["status"] == "failed").sum()), "wrong")
     blind = baselines.get("pixels_off_above_majority")
     if blind is not None and blind.low > 0:
         out.append(f"shortcut: without pixels the model's field accuracy is {blind} above the majority words'")

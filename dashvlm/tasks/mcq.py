@@ -18,12 +18,11 @@ import pandas as pd
 
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
+from dashvlm.metrics.choice import said_choice
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_letter
 
 LETTERS = ("A", "B", "C", "D")
-LATENCY_LIMIT_S = 30.0
-"""Seconds a sample that the challenge allows."""
 # Letters that Vietnamese has and English has not; tone marks are looked for after decomposition.
 _VIETNAMESE = set("ăâđêôơư")
 _TONES = {"\u0300", "\u0301", "\u0303", "\u0309", "\u0323"}
@@ -208,8 +207,8 @@ class MCQTask(Task):
         lines: list[dict[str, str]] = []
         fallen: list[str] = []
         for _, row in rows.iterrows():
-            number = best_choice(row["scores"]) if self.submit == "scores" else row["answer"]
-            letter = None if number is None or pd.isna(number) else row["letters"][int(number)]
+            number = said_choice(row["scores"]) if self.submit == "scores" else row["answer"]
+            letter = None if pd.isna(number) or number < 0 else row["letters"][int(number)]
             if letter is None:
                 fallen.append(f"{row['clip_id']} ({row['problem'] or 'no answer in the text'})")
             lines.append({"id": row["clip_id"], "answer": letter or self.fallback})
@@ -218,12 +217,6 @@ class MCQTask(Task):
             return []
         shown = "; ".join(fallen[:3]) + (" ..." if len(fallen) > 3 else "")
         return [f"submission.csv: {len(fallen)} of {len(lines)} rows had no answer and say {self.fallback}: {shown}"]
-
-
-def best_choice(scores: Any) -> int | None:
-    """The number of the choice with the highest score; None without scores."""
-    values = np.asarray([] if scores is None or np.ndim(scores) == 0 else scores, np.float64)
-    return int(values.argmax()) if len(values) and np.isfinite(values).all() else None
 
 
 def language_of(text: str) -> str:
