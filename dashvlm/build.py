@@ -183,6 +183,8 @@ def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
 def build_task(cfg: Config) -> Task:
     """Build the task."""
     options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name")}
+    if options.get("reasoning") == "auto":
+        options["reasoning"] = bool(cfg["data"].get("labels"))
     task: Task = resolve(cfg["task"]["_target_"])(**options)
     return task
 
@@ -232,12 +234,27 @@ def build_module(cfg: Config, for_training: bool = True) -> VLMModule:
     module: VLMModule = resolve(cfg["objective"]["_target_"])(
         backbone, build_task(cfg), cfg["objective"], cfg["optim"], int(cfg["seed"])
     )
+    if cfg.get("start_from") and (for_training or module.compares):
+        _start(module, Path(cfg["start_from"]))
+    module.on_start()
     for row in part_census(module):
         log.info(
             "%-10s %14s parameters, %12s trainable",
             row["part"], f"{row['parameters'] + row['adapters']:,}", f"{row['trainable']:,}",
         )  # fmt: skip
     return module
+
+
+def _start(module: VLMModule, folder: Path) -> None:
+    """Put the weights of another run into a module."""
+    path = folder / "trained.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"start_from={folder} has no trained.safetensors",
+            do="name the folder of a finished run; what starts from it is also measured against it",
+        )
+    load_trained(module, read_safetensors(path), f"start_from={folder}")
+    log.info("starting from %s", folder)
 
 
 def part_census(module: VLMModule) -> list[dict[str, Any]]:

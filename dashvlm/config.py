@@ -72,6 +72,11 @@ MONITORS = {
     "caption": ("val/loss",),
 }
 """Task -> what its validation measures, and checkpoints may be chosen by."""
+OBJECTIVE_MONITORS = {
+    "grpo": ("val/reward", "val/format_rate"),
+    "dpo": ("val/preference_accuracy", "val/loss"),
+}
+"""The same for objectives that validate in their own way."""
 
 RULES: dict[str, Rule] = {
     "seed": _whole(0),
@@ -112,7 +117,6 @@ RULES: dict[str, Rule] = {
     "optim.warmup": _number(0),
     "objective.pooling": _one_of("last", "mean", "attention"),
     "objective.head": _one_of("linear", "mlp"),
-    "objective.loss": _one_of("bce", "focal"),
     "objective.generate": _flag(),
     "trainer.max_epochs": _whole(1),
     "trainer.max_steps": _optional(_whole(0)),
@@ -123,7 +127,25 @@ RULES: dict[str, Rule] = {
     "callbacks.checkpoint.every_n_steps": _whole(1),
     "callbacks.checkpoint.mode": _one_of("max", "min"),
     "objective.constrained": _flag(),
-    "objective.max_new_tokens": _whole(1),
+    "objective.max_new_tokens": _optional(_whole(1)),
+    "objective.reasoning_weight": _number(0),
+    "objective.answer_weight": _number(0),
+    "objective.accuracy_penalty": _number(0),
+    "objective.num_generations": _whole(2),
+    "objective.iterations": _whole(1),
+    "objective.temperature": _number(0, open_low=True),
+    "objective.top_p": _number(0, 1, open_low=True),
+    "objective.beta": _number(0),
+    "objective.clip_low": _number(0, 1),
+    "objective.clip_high": _number(0),
+    "objective.reference": _one_of("start", "base", "none"),
+    "objective.variant": _one_of("sigmoid", "length_normalised"),
+    "objective.scale_rewards": _flag(),
+    "objective.shared_prefix": _flag(),
+    "task.reasoning": (lambda v: isinstance(v, bool) or v == "auto", "one of auto, true, false"),
+    "task.pairs": _one_of("given", "wrong_positions"),
+    "data.label_options.mode": _optional(_one_of("told", "blind")),
+    "data.label_options.drop_stating_outcome": _flag(),
     "task.language": _one_of("auto", "vi", "en"),
     "task.answer_with": _one_of("letter", "text"),
     "task.reorder": _flag(),
@@ -193,10 +215,12 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     if isinstance(able, list) and task is not None and task not in able:
         errors.append(f"data={flat.get('data.name')}: its rows are for task={', '.join(able)}, got task={task}")
     for key in ("callbacks.checkpoint.monitor", "callbacks.early_stopping.monitor"):
-        known = MONITORS.get(str(flat.get("task.name")), ())
+        objective, task_name = str(flat.get("objective.name")), str(flat.get("task.name"))
+        known = OBJECTIVE_MONITORS.get(objective) or MONITORS.get(task_name, ())
         if known and key in flat and flat[key] not in known:
             near = _near(str(flat[key]), known)
-            errors.append(f"{key}={flat[key]}: task={flat['task.name']} measures {', '.join(known)}{near}")
+            who = f"objective={objective}" if objective in OBJECTIVE_MONITORS else f"task={task_name}"
+            errors.append(f"{key}={flat[key]}: {who} measures {', '.join(known)}{near}")
     for node in ("callbacks.checkpoint", "callbacks.early_stopping"):
         monitor, mode = str(flat.get(f"{node}.monitor")), flat.get(f"{node}.mode")
         wanted = "min" if monitor in ("val/log_loss", "val/brier", "val/loss") else "max"
@@ -218,8 +242,36 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
         errors.append(
             f"objective.constrained=true: needs a task with a schema (scene), got task={flat.get('task.name')}"
         )
+    errors += _reasoning_rules(flat)
     if flat.get("objective.name") == "pooled" and flat.get("task.name") not in (None, "crash"):
         errors.append(f"objective=pooled: needs a task with two answers, got task={flat.get('task.name')}")
+    return errors
+
+
+def _reasoning_rules(flat: Mapping[str, Any]) -> list[str]:
+    """What rationales, completions and pairs need of the rest."""
+    errors = []
+    objective, every = flat.get("objective.name"), flat.get("callbacks.checkpoint.every_n_steps")
+    taught = not flat.get("trainer.skip_fit") and flat.get("peft.method") != "frozen"
+    labelled = flat.get("data.labels") or flat.get("data.name") == "synthetic"
+    if flat.get("task.reasoning") is True and objective == "sft" and taught and not labelled:
+        errors.append("task.reasoning=true: sft needs rationales to teach; set data.labels=FILE")
+    if flat.get("task.reasoning") is True and objective == "pooled":
+        errors.append("task.reasoning=true: objective=pooled writes no text; use objective=sft or grpo")
+    repeats = flat.get("objective.iterations")
+    if isinstance(repeats, int) and isinstance(every, int) and repeats > 1 and every % repeats:
+        errors.append(
+            f"callbacks.checkpoint.every_n_steps={every}: must be a multiple of objective.iterations={repeats}, "
+            "or a resumed run would draw other completions"
+        )
+    if isinstance(repeats, int) and repeats > 1 and flat.get("trainer.accumulate_grad_batches", 1) != 1:
+        errors.append("objective.iterations above 1 needs trainer.accumulate_grad_batches=1")
+    if flat.get("objective.reference") == "base" and flat.get("peft.method") not in (None, "lora"):
+        errors.append(f"objective.reference=base: needs adapters to switch off, got peft.method={flat['peft.method']}")
+    loss = flat.get("objective.loss")
+    allowed = {"grpo": ("grpo", "bnpo", "dr_grpo"), "pooled": ("bce", "focal")}.get(str(objective))
+    if allowed and loss not in allowed:
+        errors.append(f"objective.loss={loss}: must be one of {', '.join(allowed)}{_near(str(loss), allowed)}")
     return errors
 
 

@@ -44,3 +44,7 @@ class OutOfMemory(DashVLMError):
 
 class TrainingError(DashVLMError):
     """Training cannot go on, for example because the loss is not finite."""
+
+
+class TeacherError(DashVLMError):
+    """A teacher behind an endpoint will not answer; what was paid for is kept."""

@@ -45,6 +45,13 @@ def fit(
     options, train = cfg["trainer"], data.samples["train"]
     if not train:
         raise DataError("no training clip is left", do="see quarantine.csv in the run's folder")
+    taught = {split: module.usable(samples) for split, samples in data.samples.items()}
+    train = taught["train"]
+    if not train:
+        raise DataError(
+            f"no training clip can be taught with objective={cfg['objective']['name']}",
+            do="preference training needs pairs: data.pairs=FILE, task.pairs=..., or rows with chosen and rejected",
+        )
     accumulate = int(options["accumulate_grad_batches"])
     per_epoch = -(-len(train) // int(cfg["data"]["batch_size"]))
     steps = int(options["max_steps"] or 0)
@@ -52,7 +59,7 @@ def fit(
         steps = max(-(-per_epoch * int(options["max_epochs"]) // accumulate), 1)
     batches = steps * accumulate
     val_every = 0
-    if data.samples["val"]:
+    if taught["val"]:
         wanted = options["val_every_n_steps"]
         val_every = min(int(wanted) * accumulate if wanted else per_epoch, batches)
         val_every = -(-val_every // accumulate) * accumulate  # validate between steps, not within
@@ -74,7 +81,7 @@ def fit(
         log.info("nothing to train (peft.method=frozen): zero-shot evaluation")
         return trainer, 0.0
     loaders = ClipDataModule(
-        data.samples, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches,
+        taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.repeats,
     )  # fmt: skip
     last = checkpoints / "last.ckpt"
     done = resume_point(last)

@@ -13,7 +13,7 @@ from typing import Any
 
 # Where things are read and written, how they are shown and how fast they are computed do not decide
 # a result. Everything else does, so a key that is new is part of the identity by default. What lies
-# in data.root counts through data.fingerprint, which a job fills in from the manifest.
+# in data.root and data.labels counts through data.fingerprint, which a job fills in from the manifest.
 EXCLUDED = (
     "paths",
     "model.published",
@@ -22,6 +22,8 @@ EXCLUDED = (
     "sweep",
     "hydra",
     "data.root",
+    "data.labels",
+    "data.pairs",
     "data.tasks",
     "data.num_workers",
     "data.store_gb",
@@ -46,6 +48,10 @@ def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
             flat[path] = node
 
     walk(cfg, "")
+    if flat.get("start_from"):  # a run's name says what decided it; where it lies does not
+        flat["start_from"] = str(flat["start_from"]).rstrip("/").rsplit("/", 1)[-1]
+    elif "start_from" in flat:
+        del flat["start_from"]
     return flat
 
 

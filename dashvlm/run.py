@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import peft
 import pytorch_lightning as pl
 import torch
@@ -29,7 +30,7 @@ from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
 from dashvlm.fit import best_validation, fit
 from dashvlm.report.plots import plot_run
-from dashvlm.scoring import score, write_json, write_results
+from dashvlm.scoring import score, score_start, write_json, write_results
 from dashvlm.training.loggers import build_loggers, finish
 from dashvlm.training.memory import explained, is_out_of_memory
 from dashvlm.training.module import VLMModule
@@ -61,8 +62,11 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     try:
         try:
             module = build_module(cfg)
+            before = _start_measured(cfg, data, module, folder)
             trainer, fit_s = fit(cfg, data, module, loggers, folder)
             rows = score(cfg, data, module, trainer)
+            if before is not None:
+                rows = rows.merge(before, how="left", on="sample_id")
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -85,6 +89,20 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             finish(loggers, results, rows, images)
     return results or {}
+
+
+def _start_measured(cfg: Mapping[str, Any], data: Data, module: VLMModule, folder: Path) -> pd.DataFrame | None:
+    """What the objective measures before training, once for a run however often it is resumed."""
+    if not module.compares:
+        return None
+    path = folder / "before.parquet"
+    if not path.exists():
+        found = score_start(cfg, data, module)
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            found.to_parquet(path.with_suffix(".tmp"), index=False)
+            path.with_suffix(".tmp").replace(path)
+        return found
+    return pd.read_parquet(path)
 
 
 def _export(module: VLMModule, folder: Path) -> None:

@@ -21,6 +21,7 @@ from dashvlm.data.samples import feasibility, sampling_skew
 from dashvlm.errors import DataError
 from dashvlm.fit import build_trainer
 from dashvlm.metrics.evaluate import evaluate
+from dashvlm.tasks.base import observe
 from dashvlm.training.module import VLMModule, sample_row
 
 PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "av")
@@ -47,9 +48,14 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     table = pd.DataFrame([{**sample_row(s), **task.columns(s), **r} for s, r in zip(samples, rows, strict=True)])
     first = [s for s in samples if s.horizon_s == primary]
     # What has no scores is judged by what it writes, so the blind pass must write too.
-    with _options(module, constrained=False, **({"generate": False} if task.choices else {})):
-        blind = {s.sample_id: r for s, r in zip(first, _predict(trainer, module, loaders, first, True), strict=True)}
+    blind: dict[str, Any] = {}
+    if cfg["model"].get("pixels_off", True):
+        with _options(module, constrained=False, **({"generate": False} if task.choices else {})):
+            blind = {
+                s.sample_id: r for s, r in zip(first, _predict(trainer, module, loaders, first, True), strict=True)
+            }
     table["primary"] = table["horizon_s"] == primary
+    _add_pairs(table, trainer, module, loaders, samples)
     for column in ("scores", "text", "answer", "status", "latency_s", "frame_times_s"):
         if column not in table:
             table[column] = None
@@ -66,11 +72,46 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
         table["pixels_off_answer"] = [_as_json(row.get("answer")) for row in unseen]
         table["pixels_off_text"] = [row.get("text") for row in unseen]
     if task.evaluation == "binary":
-        for name in ("score", "pixels_off_score"):
-            table[name] = [_last(v) for v in table[f"{name}s"]]
+        for column in [c for c in table if c.endswith("scores")]:
+            table[column.removesuffix("s")] = [_last(v) for v in table[column]]
+    seen = [observe(s, s.times_s) for s in samples]
+    for name, values in module.measure(table["text"].tolist(), seen, targets).items():
+        table[name] = values
     for name, values in task.baseline(data.samples["train"], samples).items():
         table[name] = pd.array(values, dtype="Int64")
     return table.drop(columns="index")
+
+
+def score_start(cfg: Mapping[str, Any], data: Data, module: VLMModule) -> pd.DataFrame:
+    """What an objective measures of the test split before it trains: its columns, a row a sample.
+
+    Returns:
+        ``sample_id`` and the objective's columns as ``before_...``.
+    """
+    trainer, primary = build_trainer(cfg, logger=False, enable_checkpointing=False), float(cfg["data"]["horizon_s"])
+    samples = [s for s in evaluation_samples(cfg, data) if s.horizon_s == primary]
+    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
+    loaders.trainer = trainer
+    table = pd.DataFrame({"sample_id": [s.sample_id for s in samples]})
+    _add_pairs(table, trainer, module, loaders, samples)
+    if not len(table.columns) > 1:
+        texts = [row.get("text") for row in _predict(trainer, module, loaders, samples)]
+        seen, targets = [observe(s, s.times_s) for s in samples], [module.task.target(s) for s in samples]
+        for name, values in module.measure(texts, seen, targets).items():
+            table[name] = values
+    return table.rename(columns={c: f"before_{c}" for c in table if c != "sample_id"})
+
+
+def _add_pairs(
+    table: pd.DataFrame, trainer: pl.Trainer, module: VLMModule, loaders: ClipDataModule, samples: list[Sample]
+) -> None:
+    """Judge the pairs of the samples that have one, where the objective learns from pairs."""
+    if module.taught != "pair" or not module.usable(samples):
+        return
+    trainer.predict(module, loaders.eval_dataloader(samples, stage="pairs"), return_predictions=False)
+    judged = {row["index"]: row for row in module.rows if "preferred" in row}
+    for name in ("preferred", "likelier", "margin", "chosen_tokens", "rejected_tokens"):
+        table[name] = [judged.get(i, {}).get(name) for i in range(len(table))]
 
 
 def write_results(

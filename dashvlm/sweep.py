@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from dashvlm.cli import composing, explain, overrides_of
 from dashvlm.config import check, check_overrides, flags_first, plain, refuse
 from dashvlm.data.manifest import Manifest, fingerprint
-from dashvlm.errors import DashVLMError
+from dashvlm.errors import ConfigError, DashVLMError
 from dashvlm.identity import run_id
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
 
@@ -63,11 +63,18 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         ConfigError: with the errors of all jobs at once.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
 
     with composing():
         check_overrides("train", overrides)
         parser = OverridesParser.create()
-        parsed = parser.parse_overrides(list(overrides))
+        try:
+            parsed = parser.parse_overrides(list(overrides))
+        except OverrideParseException as error:
+            raise ConfigError(
+                "a word of the command line cannot be read", got=f"{error.override}: {error.message}",
+                do="write key=value; a value with = or spaces needs quotes inside, such as 'start_from=[\"a=b\"]'",
+            ) from None  # fmt: skip
         swept = [o for o in parsed if o.is_sweep_override()]
         adaptive = any(o.key_or_group == "hydra/sweeper" for o in parsed)
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
@@ -145,10 +152,12 @@ def job(cfg: DictConfig) -> float:
     if config["trainer"]["data_only"]:
         _check_data(config)
         return 0.0
-    config["data"]["fingerprint"] = fingerprint(_manifest(config))
-    name = run_id(config)
-    folder = Path(config["paths"]["output_dir"]) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(config["start_from"], list):
+        config["start_from"], code = _first_run(config)
+        if code:
+            _SINGLE["code"] = code
+            return float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
+    name, folder = _folder_of(config)
     if plan_file:
         with (Path(plan_file).parent / "jobs.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run_id": name, "folder": str(folder), "overrides": overrides}) + "\n")
@@ -162,6 +171,26 @@ def job(cfg: DictConfig) -> float:
     best = (read_result(folder).get("validation") or {}).get("best")
     worst = float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
     return float(best) if best is not None else worst
+
+
+def _folder_of(config: dict[str, Any]) -> tuple[str, Path]:
+    """Name a job by what decides its result, and make its folder."""
+    config["data"]["fingerprint"] = fingerprint(_manifest(config))
+    name = run_id(config)
+    folder = Path(config["paths"]["output_dir"]) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return name, folder
+
+
+def _first_run(config: Mapping[str, Any]) -> tuple[str, int]:
+    """Make the run that ``start_from`` describes, unless it is there; return its folder and an exit code."""
+    words = [str(word) for word in config["start_from"]]
+    places = [f"paths.{key}={config['paths'][key]}" for key in ("output_dir", "cache_dir", "data_dir")]
+    first = _composed([*words, *places])
+    refuse(f"start_from={' '.join(words)}: {error}" for error in check(first))
+    first["sweep"] = {"id": None, "grid": [], "overrides": words}
+    _, folder = _folder_of(first)
+    return str(folder), run_in_fresh_process(first, folder)
 
 
 def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from dashvlm.data.clip import FrameArray, Messages
+from dashvlm.errors import ConfigError
 
 Batch = dict[str, Tensor]
 """Model inputs. ``labels`` is present only in training batches and -100 outside the answer."""
@@ -17,8 +19,31 @@ Batch = dict[str, Tensor]
 IGNORED = -100
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What a network makes of given answers; N is the longest answer's length.
+
+    Attributes:
+        logprobs: of each answer token, [B, N]; 0 outside the mask.
+        mask: of answer and end tokens, [B, N].
+        likeliest: the token it would have written at each place, [B, N].
+        choices: log-probabilities [B, C] of some tokens at a place in each answer, if asked for.
+    """
+
+    logprobs: Tensor
+    mask: Tensor
+    likeliest: Tensor
+    choices: Tensor | None = None
+
+
 class Encoder(ABC):
-    """The weightless half of a backbone: chats and frames to tensors. Runs in loader workers."""
+    """The weightless half of a backbone: chats and frames to tensors. Runs in loader workers.
+
+    Attributes:
+        end_token: id of the token that ends an answer.
+    """
+
+    end_token: int
 
     @abstractmethod
     def encode(
@@ -43,12 +68,26 @@ class Encoder(ABC):
         """
 
     @abstractmethod
+    def branch(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Where several answers part: the tokens they share, and the token each goes on with.
+
+        Raises:
+            ConfigError: if two of them go on with the same token.
+        """
+
     def choice_tokens(self, choices: Sequence[str]) -> list[int]:
         """The first token of each choice as the model would write it after the prompt.
 
         Raises:
             ConfigError: if two choices begin with the same token.
         """
+        shared, tokens = self.branch(choices)
+        if shared:
+            raise ConfigError(
+                "choices cannot be told apart by their first token", got=", ".join(map(repr, choices)),
+                do="use answers that begin differently, such as letters",
+            )  # fmt: skip
+        return tokens
 
     @abstractmethod
     def decode(self, ids: Tensor) -> list[str]:
@@ -73,17 +112,53 @@ class Backbone(nn.Module, ABC):
         """Mean cross entropy over the answer tokens, a scalar."""
 
     @abstractmethod
-    def score(self, batch: Batch, choices: Sequence[str]) -> Tensor:
-        """Log-probabilities [B, C] of the choices, normalised over them."""
+    def score(self, batch: Batch, choices: Sequence[str], before: Sequence[str] | None = None) -> Tensor:
+        """Log-probabilities [B, C] of the choices, normalised over them.
+
+        Args:
+            batch: encoded without answers.
+            choices: what may be written.
+            before: a text for each prompt that the answer has begun with.
+        """
 
     @abstractmethod
-    def answer_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Log-probability of each answer token, from a batch with ``labels``.
+    def answers(self, batch: Batch, at: Tensor | None = None, tokens: Tensor | None = None) -> Answers:
+        """Judge the answers of a batch with ``labels``.
 
-        Returns:
-            Values [B, N] and a mask [B, N] of the answer and end tokens, N the longest answer's length;
-            values are 0 where the mask is.
+        Args:
+            batch: encoded with answers.
+            at: for each answer the number of one of its tokens, [B].
+            tokens: ids [B, C] whose log-probabilities there are wanted, normalised over them.
         """
+
+    def answer_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probability of each answer token and the mask, both [B, N]; see :meth:`answers`."""
+        found = self.answers(batch)
+        return found.logprobs, found.mask
+
+    def sample(
+        self, batch: Batch, group: int, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Draw ``group`` completions of each prompt: tokens and mask, both [B * group, N].
+
+        Raises:
+            ConfigError: if the backbone cannot be trained.
+        """
+        raise ConfigError("this backbone draws no completions for training", got=type(self).__name__)
+
+    def completion_logprobs(
+        self, batch: Batch, ids: Tensor, mask: Tensor, temperature: float = 1.0, shared: bool = True
+    ) -> Tensor:
+        """Log-probabilities [B * G, N] of completions of B prompts.
+
+        Args:
+            batch: B prompts, encoded without answers.
+            ids: [B * G, N], the completions of a prompt one after the other.
+            mask: 1 for real tokens.
+            temperature: divides the logits.
+            shared: encode each prompt once; else once for each of its completions.
+        """
+        raise ConfigError("this backbone judges no completions", got=type(self).__name__)
 
     @abstractmethod
     def pooled(self, batch: Batch, how: Literal["last", "mean"] | nn.Module) -> Tensor:

@@ -39,6 +39,7 @@ class HFEncoder(Encoder):
     def __init__(self, checkpoint: str, image_kwargs: Mapping[str, Any], frames: str = "images") -> None:
         self.checkpoint, self.processor, self.frames = checkpoint, load_processor(checkpoint), frames
         self.tokenizer = self.processor.tokenizer
+        self.end_token = int(self.tokenizer.eos_token_id)
         if frames == "video":
             self._check_video()
         self.image_kwargs = dict(image_kwargs)
@@ -110,16 +111,18 @@ class HFEncoder(Encoder):
                 do="pip install 'dashvlm[video]' (beside a CUDA build of torch), or use frames=images",
             )
 
-    def choice_tokens(self, choices: Sequence[str]) -> list[int]:
-        """See :meth:`Encoder.choice_tokens`."""
-        first = [self._suffix(choice)[0][0] for choice in choices]
-        if len(set(first)) != len(first):
+    def branch(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
+        """See :meth:`Encoder.branch`."""
+        ids = [self._suffix(answer)[0] for answer in answers]
+        same = next((i for i, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1), 0)
+        after = [i[same] for i in ids]
+        if len(set(after)) != len(after):
             raise ConfigError(
                 "choices cannot be told apart by their first token",
-                got=", ".join(f"{c!r} -> {self.tokenizer.decode([t])!r}" for c, t in zip(choices, first, strict=True)),
+                got=", ".join(f"{c!r} -> {self.tokenizer.decode([t])!r}" for c, t in zip(answers, after, strict=True)),
                 do="use answers that begin differently, such as letters",
             )
-        return first
+        return ids[0][:same], after
 
     def decode(self, ids: Tensor) -> list[str]:
         """See :meth:`Encoder.decode`."""

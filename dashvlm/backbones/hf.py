@@ -15,8 +15,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from dashvlm.backbones.base import IGNORED, Backbone, Batch
+from dashvlm.backbones.base import IGNORED, Answers, Backbone, Batch
 from dashvlm.backbones.constrained import keep_to_schema
+from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
 from dashvlm.errors import CheckpointError
 
@@ -57,37 +58,86 @@ class HFBackbone(Backbone):
 
         The vocabulary is projected at these positions only.
         """
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        hidden = self.base().model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+        hidden = self._hidden(batch)[:, :-1]
         labels = batch["labels"][:, 1:]
         kept = labels != IGNORED
         return self.base().get_output_embeddings()(hidden[kept]).float(), labels[kept], kept
 
-    def score(self, batch: Batch, choices: Sequence[str]) -> Tensor:
+    def score(self, batch: Batch, choices: Sequence[str], before: Sequence[str] | None = None) -> Tensor:
         """See :meth:`Backbone.score`. One forward pass whatever the number of choices."""
-        hidden = self.base().model(**batch, use_cache=False).last_hidden_state[:, -1]
-        ids, head = self.encoder.choice_tokens(choices), self.base().get_output_embeddings()
+        assert isinstance(self.encoder, HFEncoder)
+        if before is None:
+            hidden = self._hidden(batch)[:, -1]
+            return self._choice_logprobs(hidden, self.encoder.choice_tokens(choices))
+        parted = [self.encoder.branch([text + choice for choice in choices]) for text in before]
+        device, longest = batch["input_ids"].device, max(len(shared) for shared, _ in parted)
+        ids = torch.full((len(parted), longest), self.encoder.tokenizer.pad_token_id, device=device)
+        mask = torch.zeros_like(ids)
+        for row, (shared, _) in enumerate(parted):
+            ids[row, : len(shared)] = torch.tensor(shared, device=device)
+            mask[row, : len(shared)] = 1
+        last = self._hidden(extend(batch, ids, mask))[
+            torch.arange(len(ids), device=device), batch["input_ids"].shape[1] - 1 + mask.sum(1)
+        ]
+        rows = [self._choice_logprobs(last[i : i + 1], tokens) for i, (_, tokens) in enumerate(parted)]
+        return torch.cat(rows)
+
+    def _choice_logprobs(self, hidden: Tensor, ids: Sequence[int]) -> Tensor:
+        """Log-probabilities [B, C] of tokens from hidden states [B, H], normalised over them."""
+        head = self.base().get_output_embeddings()
         if type(head) is not nn.Linear:  # it carries an adapter
-            return head(hidden).float()[:, ids].log_softmax(-1)
+            return head(hidden).float()[:, list(ids)].log_softmax(-1)
         # In fp32 whatever the network runs in: 16-bit logits take few values, and ties distort rankings.
         with torch.autocast(hidden.device.type, enabled=False):
-            logits = hidden.float() @ head.weight[ids].float().T
+            logits = hidden.float() @ head.weight[list(ids)].float().T
             if head.bias is not None:
-                logits = logits + head.bias[ids].float()
+                logits = logits + head.bias[list(ids)].float()
         return logits.log_softmax(-1)
 
-    def answer_logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See :meth:`Backbone.answer_logprobs`."""
+    def answers(self, batch: Batch, at: Tensor | None = None, tokens: Tensor | None = None) -> Answers:
+        """See :meth:`Backbone.answers`."""
         logits, labels, kept = self._answer_logits(batch)
         chosen = logits.log_softmax(-1).gather(1, labels[:, None]).squeeze(1)
         lengths = kept.sum(1)
         mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        return chosen.new_zeros(mask.shape).masked_scatter(mask, chosen), mask
+        likeliest = labels.new_zeros(mask.shape).masked_scatter(mask, logits.detach().argmax(-1))
+        choices = None
+        if at is not None and tokens is not None:
+            choices = logits[lengths.cumsum(0) - lengths + at].gather(1, tokens).log_softmax(-1)
+        return Answers(chosen.new_zeros(mask.shape).masked_scatter(mask, chosen), mask, likeliest, choices)
+
+    def sample(
+        self, batch: Batch, group: int, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """See :meth:`Backbone.sample`."""
+        assert isinstance(self.encoder, HFEncoder)
+        end, fill = self.encoder.end_token, self.encoder.tokenizer.pad_token_id
+        return sample(self.base(), batch, group, max_new_tokens, temperature, top_p, end, fill)
+
+    def completion_logprobs(
+        self, batch: Batch, ids: Tensor, mask: Tensor, temperature: float = 1.0, shared: bool = True
+    ) -> Tensor:
+        """See :meth:`Backbone.completion_logprobs`."""
+        base = self.base()
+        if shared and not (self.training and base.is_gradient_checkpointing):
+            return shared_logprobs(base, batch, ids, mask, temperature)
+        group = len(ids) // len(batch["input_ids"])
+        parts = []
+        for g in range(group):
+            mine, kept = ids[g::group], mask[g::group].bool()
+            hidden = self._hidden(extend(batch, mine, mask[g::group]))[:, -mine.shape[1] - 1 : -1]
+            chosen = token_logprobs(base.get_output_embeddings(), hidden[kept], mine[kept], temperature)
+            parts.append(chosen.new_zeros(mine.shape).masked_scatter(kept, chosen))
+        return torch.stack(parts, 1).flatten(0, 1)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Hidden states [B, L, H] of a whole batch."""
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        return self.base().model(**inputs, use_cache=False).last_hidden_state
 
     def pooled(self, batch: Batch, how: Literal["last", "mean"] | nn.Module) -> Tensor:
         """See :meth:`Backbone.pooled`."""
-        hidden = self.base().model(**batch, use_cache=False).last_hidden_state
-        mask = batch["attention_mask"]
+        hidden, mask = self._hidden(batch), batch["attention_mask"]
         if how == "last":
             # The position of the last real token, whatever the padding side.
             last = mask.shape[1] - 1 - mask.flip(1).argmax(1)

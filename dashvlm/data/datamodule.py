@@ -30,7 +30,7 @@ from dashvlm.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 Collate = Callable[[list["Item"]], dict[str, Any]]
-Stage = Literal["train", "val", "predict"]
+Stage = Literal["train", "val", "predict", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         rank: this process.
         world_size: number of processes; each gets every ``world_size``-th sample of a batch.
         start: first batch to give out, for a resumed run.
+        repeats: how often each batch is given out in a row.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
+        repeats: int = 1,
     ) -> None:
         if batch_size % world_size:
             raise ConfigError(
@@ -120,7 +122,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
                 do=f"use a multiple of {world_size}",
             )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.num_batches, self.start = num_batches, start
+        self.num_batches, self.start, self.repeats = num_batches, start, repeats
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -128,7 +130,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     def batch(self, number: int) -> list[tuple[int, int]]:
         """Return the whole batch ``number`` of the stream, of all processes together."""
-        first = number * self.batch_size
+        first = number // self.repeats * self.batch_size
         return [
             (int(self._order(p // self.num_samples)[p % self.num_samples]), p // self.num_samples)
             for p in range(first, first + self.batch_size)
@@ -164,11 +166,12 @@ class ClipDataModule(pl.LightningDataModule):
     Args:
         samples: split -> samples.
         store: the frame store, already filled.
-        collate: stage (train, val, predict) -> function that encodes items; that of ``predict`` has no
+        collate: stage (train, val, predict, pairs) -> function that encodes items; that of ``predict`` has no
             access to targets' text.
         options: ``batch_size, eval_batch_size, num_workers, pixels, augmentation`` of ``data``.
         seed: of the training order.
         num_batches: training batches of the whole run.
+        repeats: steps that are made on one batch.
     """
 
     def __init__(
@@ -179,11 +182,12 @@ class ClipDataModule(pl.LightningDataModule):
         options: Mapping[str, Any],
         seed: int,
         num_batches: int = 0,
+        repeats: int = 1,
     ) -> None:
         super().__init__()
         self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
         self.collate = collate
-        self.num_batches = num_batches
+        self.num_batches, self.repeats = num_batches, repeats
         self.start = 0  # first batch of the training loader; a resumed run sets it
 
     def train_dataloader(self) -> DataLoader[Item]:
@@ -195,6 +199,7 @@ class ClipDataModule(pl.LightningDataModule):
             self.seed,
             *self._place(),
             self.start,
+            self.repeats,
         )
         dataset = SampleDataset(self.samples["train"], self.store, self._blank(), self.options.get("augmentation"))
         return DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate("train"), **self._workers())

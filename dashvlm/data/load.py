@@ -8,6 +8,8 @@ from typing import Any
 
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import Manifest, build_manifest
+from dashvlm.labels.label_file import read_labels, with_labels
+from dashvlm.labels.pairs import with_pairs
 from dashvlm.targets import resolve
 
 Config = Mapping[str, Any]
@@ -38,6 +40,10 @@ def load_manifest(cfg: Config, store: FrameStore, require_videos: bool = True) -
     data = cfg["data"]
     root = Path(data["root"])
     rows = resolve(data["importer"])(root, data.get("options") or {})
+    if data.get("labels"):
+        rows = with_labels(rows, read_labels(Path(data["labels"])), cfg["task"]["name"], data["label_options"])
+    if data.get("pairs"):
+        rows = with_pairs(rows, Path(data["pairs"]))
     return build_manifest(
         data["name"],
         rows,

@@ -36,6 +36,10 @@ def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         metrics["parse_rate"] = mean_estimate(parsed, weights)
         right = (main["answer"] == main["target"]).fillna(False).to_numpy(float)
         metrics["answer_accuracy"] = mean_estimate(right, weights)
+    if "reasoned_score" in main and main["reasoned_score"].notna().any():
+        reasoned = _as_wrong(main.assign(score=main["reasoned_score"]))["score"].to_numpy(np.float64)
+        for name in ("roc_auc", "ap", "accuracy"):
+            metrics[f"reasoned_{name}"] = _estimate(F.METRICS[name], target, reasoned, weights)
     baselines = _baselines(main, target, weights)
     return {
         "metrics": {k: vars(v) for k, v in metrics.items()},

@@ -15,6 +15,7 @@ from dashvlm.metrics import functional as F
 from dashvlm.metrics.binary import evaluate_binary, monitor_binary
 from dashvlm.metrics.choice import evaluate_choice, monitor_choice
 from dashvlm.metrics.description import evaluate_caption
+from dashvlm.metrics.intervals import RESAMPLES, group_weights, mean_estimate
 from dashvlm.metrics.scene import evaluate_scene
 
 EVALUATIONS: dict[str, Callable[[pd.DataFrame, int], dict[str, Any]]] = {
@@ -39,7 +40,44 @@ def evaluate(table: pd.DataFrame, seed: int = 0, kind: str = "binary") -> dict[s
         ``metrics`` and ``baselines``: name -> {value, low, high}; ``counts``; ``alarms``: sentences;
         and what the kind adds.
     """
-    return EVALUATIONS[kind](table, seed) | {"evaluation": kind, "primary_metric": PRIMARY[kind]}
+    found = EVALUATIONS[kind](table, seed) | {"evaluation": kind, "primary_metric": PRIMARY[kind]}
+    metrics, baselines, alarms = measured_by_objective(table[table["primary"]], seed)
+    found["metrics"] |= metrics
+    found["baselines"] |= baselines
+    found["alarms"] += alarms
+    return found
+
+
+def measured_by_objective(main: pd.DataFrame, seed: int) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """Means of what an objective measured (rewards, preferences), before training and after.
+
+    Returns:
+        Metrics; the values before training and of a reader of lengths as baselines; alarms.
+    """
+    names = {c: c for c in main if c == "format" or c == "reward" or c.startswith("reward_")}
+    names |= {
+        c: n for c, n in {"preferred": "preference_accuracy", "likelier": "likelier_accuracy"}.items() if c in main
+    }
+    metrics, baselines, alarms = {}, {}, []
+    for column, name in names.items():
+        known = main[main[column].notna()]
+        if known.empty:
+            continue
+        weights = group_weights(known["group"].tolist(), RESAMPLES, seed)
+        after = known[column].to_numpy(float)
+        metrics[name] = vars(mean_estimate(after, weights))
+        if f"before_{column}" in known and known[f"before_{column}"].notna().all():
+            before = known[f"before_{column}"].to_numpy(float)
+            baselines[f"before_{name}"] = vars(mean_estimate(before, weights))
+            metrics[f"{name}_gain"] = vars(mean_estimate(after - before, weights))
+        if column == "preferred" and (known["chosen_tokens"] != known["rejected_tokens"]).any():
+            apart = (known["chosen_tokens"] - known["rejected_tokens"]).to_numpy(float)
+            longer = mean_estimate(0.5 + 0.5 * np.sign(apart), weights)
+            baselines[f"longer_{name}"] = vars(longer)
+            if longer.value > 0.9 or longer.value < 0.1:
+                which = "longer" if longer.value > 0.5 else "shorter"
+                alarms.append(f"length decides the pairs: the {which} text is the better one in {longer}")
+    return metrics, baselines, alarms
 
 
 def validation_metrics(kind: str, target: F.Array, scores: F.Array) -> dict[str, float]:

@@ -38,7 +38,7 @@ class AttentionPool(nn.Module):
 class PooledModule(VLMModule):
     """Binary cross entropy or focal loss on one logit."""
 
-    teaches_answers = False
+    taught = "prompt"
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross entropy of the answer's text, scores from the answer's logits."""
+"""Supervised fine-tuning: cross entropy of the answer's text, with or without reasoning before it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from dashvlm.errors import ConfigError
-from dashvlm.training.module import VLMModule
+from dashvlm.objectives.text import TextModule
 
 
 @final
-class SFTModule(VLMModule):
-    """The answer is text; choices are scored by the probability of being that text."""
+class SFTModule(TextModule):
+    """Next-token prediction of the answer and its end token; the prompt is masked."""
 
     def compute_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Cross entropy over answer and end token; the prompt is masked.
+        """Cross entropy, its terms for reasoned answers, and a penalty on open gates.
 
         With ``gate_penalty`` each raw attention gate above 0.5 adds its excess, as the BVPI project
         does for OpenFlamingo.
         """
-        loss = self.backbone.loss(batch["inputs"])
+        loss = self._reasoned(batch) if "answer_at" in batch else self.backbone.loss(batch["inputs"])
         penalty = float(self.options.get("gate_penalty") or 0.0)
         if penalty:
             gates = [p for n, p in self.backbone.named_parameters() if n.endswith("attn_gate.weight")]
@@ -32,43 +32,33 @@ class SFTModule(VLMModule):
             loss = loss + penalty * torch.stack([(g.mean() - 0.5).clamp(min=0) for g in gates]).sum()
         return loss
 
-    def compute_scores(self, batch: dict[str, Any]) -> Tensor:
-        """Probabilities of the choices where the answer begins, one forward pass for all of them.
+    def _reasoned(self, batch: dict[str, Any]) -> Tensor:
+        """Weighted cross entropy of reasoning and answer, and alpha * (1 - P(right answer)).
 
-        Where the task asks for it, other orders of the options are averaged in, or each option's
-        whole text is scored instead (mean log-probability a token, one pass an option).
+        The project of frankafan/dashcam-collisions added alpha times the *parsed* teacher-forced answer's
+        error, a constant without a gradient. Its value is logged as ``train/parsed_penalty``; what trains
+        is the probability of the right choice where the answer stands.
         """
-        if batch["options"]:
-            return self._by_text(batch)
-        scores = self._by_first_token(batch["inputs"], batch["choice_mask"])
-        counts = torch.ones(len(scores), 1, device=scores.device)
-        for view in batch["reordered"]:
-            shown = self._by_first_token(view["inputs"], view["choice_mask"])
-            scores.index_add_(0, view["rows"], torch.zeros_like(shown).scatter(1, view["places"], shown))
-            counts.index_add_(0, view["rows"], counts.new_ones(len(shown), 1))
-        return scores / counts
+        at, tokens, right = batch["answer_at"], batch["answer_tokens"], batch["labels"]
+        found = self.backbone.answers(batch["inputs"], at, tokens)
+        assert found.choices is not None
+        answer = torch.arange(found.mask.shape[1], device=at.device) >= at[:, None]
+        weight = torch.where(answer, float(self.options["answer_weight"]), float(self.options["reasoning_weight"]))
+        weight = weight * found.mask
+        loss = -(found.logprobs * weight).sum() / weight.sum()
+        chance = found.choices.exp().gather(1, right[:, None]).mean()
+        alpha = float(self.options["accuracy_penalty"])
+        self._report(batch, chance, found.likeliest, found.mask, alpha or 3.0)
+        return loss + alpha * (1 - chance)
 
-    def _by_first_token(self, inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
-        logprobs = self.backbone.score(inputs, self.task.choices)
-        return logprobs.masked_fill(~mask, -torch.inf).softmax(-1)
-
-    def _by_text(self, batch: dict[str, Any]) -> Tensor:
-        logits = torch.full(batch["choice_mask"].shape, -torch.inf, device=batch["labels"].device)
-        for option in batch["options"]:
-            values, mask = self.backbone.answer_logprobs(option["inputs"])
-            logits[option["rows"], option["number"]] = (values.float() * mask).sum(1) / mask.sum(1)
-        return logits.softmax(-1)
-
-    def generate(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Texts, parsed strictly by the task; off with ``objective.generate=false``.
-
-        ``constrained_text`` is a second decoding that can only write the schema's JSON.
-        """
-        if not self.options["generate"]:
-            return {}
-        length, options = int(self.options["max_new_tokens"]), self.options.get("generation") or {}
-        made = {"text": self.backbone.generate(batch["inputs"], length, options)}
-        if self.options.get("constrained"):
-            schema = getattr(self.task, "schema", None)
-            made["constrained_text"] = self.backbone.generate(batch["inputs"], length, options, schema)
-        return made
+    def _report(self, batch: dict[str, Any], chance: Tensor, likeliest: Tensor, mask: Tensor, alpha: float) -> None:
+        """Log P(right answer) and the project's own penalty: 2 alpha for no answer, alpha for a wrong one."""
+        texts = self.backbone.encoder.decode(likeliest.masked_fill(~mask, 0)) if self._trainer is not None else []
+        if not texts:
+            return
+        read = [self.task.parse(text, seen)[0] for text, seen in zip(texts, batch["seen"], strict=True)]
+        truth = batch["labels"].tolist()
+        parsed = sum(2 * alpha if r is None else alpha * (r != y) for r, y in zip(read, truth, strict=True)) / len(read)
+        size = len(truth)
+        self.log("train/p_right", chance.detach(), batch_size=size)
+        self.log("train/parsed_penalty", parsed, batch_size=size)

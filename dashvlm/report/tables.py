@@ -14,6 +14,7 @@ SHOWN: dict[str, dict[str, str]] = {
     "binary": {
         "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP", "accuracy": "accuracy",
         "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
+        "reward": "reward", "before_reward": "reward before", "format": "format",
     },
     "choice": {
         "accuracy": "accuracy", "majority_accuracy": "majority", "random_accuracy": "random",
@@ -31,11 +32,12 @@ SHOWN: dict[str, dict[str, str]] = {
         "pixels_off_accuracy_sidewalk_pos": "no pixels", "accuracy_road_pos": "road",
         "accuracy_road_vs_sidewalk": "relation", "presence_road_vs_sidewalk": "present",
         "unsafe_omission": "unsafe omission", "CIDEr": "CIDEr", "BLEU-4": "BLEU-4", "METEOR": "METEOR",
+        "preference_accuracy": "preference", "before_preference_accuracy": "before",
     },
 }  # fmt: skip
 BASELINES = {
     "majority": "majority", "always_a": "always A", "random": "random", "prior_random": "prior random",
-    "text_only": "text only", "pixels_off": "pixels off",
+    "text_only": "text only", "pixels_off": "pixels off", "before": "before training", "longer": "longer text",
 }  # fmt: skip
 """Prefix of a baseline's name -> header of its column."""
 

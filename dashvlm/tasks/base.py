@@ -34,11 +34,15 @@ class Task(ABC):
         name: the name in the configuration.
         evaluation: name of the function in ``dashvlm.metrics.evaluate`` that makes numbers from the rows.
         choices: all answers that can be scored against each other; empty for tasks that write text.
+        answer_lead: what an answer begins with before the choice; not empty where reasoning may come first.
+        room: tokens that an answer may need (``objective.max_new_tokens``).
     """
 
     name: str
     evaluation: Literal["binary", "choice", "scene", "caption"]
     choices: tuple[str, ...] = ()
+    answer_lead: str = ""
+    room: int = 8
 
     def __init__(self, prompt: str, print_times: bool = True, question: str | None = None) -> None:
         self.prompt, self.print_times, self.question = prompt, print_times, question
@@ -120,6 +124,27 @@ class Task(ABC):
     def training_answer(self, sample: Sample, draw: int) -> str:
         """The text taught in one pass over the data; a task may vary it from pass to pass."""
         return self.answer(sample)
+
+    def variants(self, sample: Sample) -> list[str] | None:
+        """The taught text with each choice in turn, where reasoning stands before the choice; else None."""
+        return None
+
+    def lead_after(self, text: str) -> str:
+        """What comes before the choice, after the reasoning of a text that was written."""
+        return self.answer_lead
+
+    def pair(self, sample: Sample) -> tuple[str, str] | None:
+        """A better and a worse answer for preference training; None if there is none."""
+        extra = sample.clip.extra
+        return (str(extra["chosen"]), str(extra["rejected"])) if "chosen" in extra and "rejected" in extra else None
+
+    def credit(self, value: Any, target: Any) -> float:
+        """How right a parsed value is, between 0 and 1."""
+        return float(value == target)
+
+    def hedges(self, text: str) -> bool:
+        """Whether a text gives several answers to one question, of which :meth:`parse` would take one."""
+        return False
 
     @abstractmethod
     def parse(self, text: str | None, seen: Observation) -> tuple[Any, Status]:

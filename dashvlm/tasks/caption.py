@@ -7,15 +7,16 @@ prefix was forced or a header added afterwards. Here a text is scored as written
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import Task, need_target
-from dashvlm.tasks.navigation_text import HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
+from dashvlm.tasks.navigation_text import HEADERS, OBJECTS, PROMPT, SIDES, Truth, parse_fields, response
 from dashvlm.tasks.parsing import Status, is_refusal
 
 CAPTION_PROMPT = "Describe the road scene for a blind pedestrian."
@@ -34,10 +35,14 @@ class CaptionTask(Task):
         text_dropout: share of training samples that lose each labelled part (``Sidewalk: left.``) of what is
             taught. A part goes as a whole: the project's rule broke ``RoadVsSidewalk:`` into ``RoadVs``.
         dropped_parts: which parts may go: labels, or ``Context``.
+        pairs: what preference training compares. ``given``: the ``chosen`` and ``rejected`` of the rows (the
+            published pairs, whose better text is always the longer one); ``wrong_positions``: the description
+            with the right and with wrong positions, which are equally long.
     """
 
     name = "caption"
     evaluation = "caption"
+    room = 256
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class CaptionTask(Task):
         style: str = "structured",
         text_dropout: float = 0.0,
         dropped_parts: Sequence[str] = ("Sidewalk", "Road", "RoadVsSidewalk", "Nearby", "Far"),
+        pairs: str = "given",
     ) -> None:
         known = [label for label, _ in HEADERS.values()] + ["Nearby", "Far", "Context"]
         if style not in STYLES or [p for p in dropped_parts if p not in known]:
@@ -54,6 +60,7 @@ class CaptionTask(Task):
                 "task.style or task.dropped_parts is unknown", got=f"{style}, {', '.join(dropped_parts)}",
                 do=f"styles: {', '.join(STYLES)}; parts: {', '.join(known)}",
             )  # fmt: skip
+        self.pairs = pairs
         self.style, self.text_dropout, self.dropped_parts = style, float(text_dropout), tuple(dropped_parts)
         super().__init__(prompt, print_times, question)
 
@@ -101,6 +108,23 @@ class CaptionTask(Task):
             return None, "refused" if is_refusal(text) else "unparsed"
         return dict(found), "parsed"
 
+    def pair(self, sample: Sample) -> tuple[str, str] | None:
+        """See :class:`CaptionTask`."""
+        truth = truth_of(sample.clip)
+        if self.pairs == "given" or truth is None:
+            return super().pair(sample)
+        caption = str(sample.clip.extra.get("caption") or "")
+        return response(truth, caption), response(displaced(truth, sample.clip.clip_id), caption)
+
+    def credit(self, value: Any, target: Any) -> float:
+        """Share of the mandatory positions that are right."""
+        named = [name for name in HEADERS if name in target]
+        return sum((value or {}).get(name) == target[name] for name in named) / max(len(named), 1)
+
+    def hedges(self, text: str) -> bool:
+        """Whether a position is given twice."""
+        return any(len(re.findall(rf"\b{label}:", text, re.IGNORECASE)) > 1 for label, _ in HEADERS.values())
+
     def columns(self, sample: Sample) -> dict[str, Any]:
         """The text that was to be written."""
         extra, found = sample.clip.extra, truth_of(sample.clip)
@@ -135,6 +159,9 @@ class CaptionTask(Task):
                              for parts in ([t.near for t in truths], [t.far for t in truths]))  # fmt: skip
                 objects.append({"split": split, **{n: f"{near[n]} / {far[n]}" for n in OBJECTS}})
         tables: dict[str, list[dict[str, Any]]] = {"captions and annotations": splits}
+        pairs = [(str(c.extra["chosen"]), str(c.extra["rejected"])) for c in clips if "rejected" in c.extra]
+        if pairs:
+            tables["preference pairs as given"] = [pair_lengths(pairs)]
         if fields:
             tables |= {"mandatory fields": fields, "objects, near / far": objects}
         return tables
@@ -168,6 +195,29 @@ def parts_of(text: str) -> list[tuple[str, str]]:
             position = place + 1
     ends = [s for s, _ in starts[1:]] + [len(text)]
     return [(label, text[start:end].strip()) for (start, label), end in zip(starts, ends, strict=True)]
+
+
+def displaced(truth: Truth, name: str) -> Truth:
+    """An annotation with every known position moved to another, the same one each time for a name."""
+    turn = {side: SIDES[(i + 1 + (stable_uniform(0, "displaced", name) < 0.5)) % 3] for i, side in enumerate(SIDES)}
+
+    def moved(objects: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        return {k: tuple(turn[s] for s in v) for k, v in objects.items()}
+
+    road = turn.get(truth.road, "left" if truth.road == "front" else truth.road)
+    return Truth(turn.get(truth.sidewalk, truth.sidewalk), road, moved(truth.near), moved(truth.far))
+
+
+def pair_lengths(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """What a reader of lengths alone knows about pairs of a better and a worse text."""
+    longer = [len(better) > len(worse) for better, worse in pairs]
+    ratio = sum(len(better.split()) for better, _ in pairs) / max(sum(len(worse.split()) for _, worse in pairs), 1)
+    return {
+        "pairs": len(pairs), "better is longer": f"{sum(longer)} ({sum(longer) / len(pairs):.0%})",
+        "words better / worse": round(ratio, 2),
+        "better ends with worse": sum(better.endswith(worse) for better, worse in pairs),
+        "what": "length alone decides them: use task.pairs=wrong_positions" if sum(longer) > 0.9 * len(pairs) else "",
+    }  # fmt: skip
 
 
 def json_annotation(truth: Truth) -> str:

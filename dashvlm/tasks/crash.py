@@ -5,22 +5,40 @@ After frankafan/dashcam-collisions and yunzhong1105/crash-risk-detection-vlm.
 
 from __future__ import annotations
 
-from typing import final
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, final
 
-from dashvlm.data.clip import Observation, Sample
+from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_yes_no
+from dashvlm.tasks.reasoning import LEAD, lead_after, wrap
 
 QUESTION = "Is a vehicle collision likely to happen within 1 to 2 seconds?"
 
 
 @final
 class CrashTask(Task):
-    """Yes/no question about a clip; the score is P(Yes) against P(No)."""
+    """Yes/no question about a clip; the score is P(Yes) against P(No).
+
+    Args:
+        prompt: template; with ``reasoning``, ``crash_yes_no`` becomes ``crash_reasoning``.
+        print_times: print the frames' ages.
+        question: replaces the published wording.
+        reasoning: ask for, and teach, a rationale before the answer; ``data.labels`` brings the rationales.
+    """
 
     name = "crash"
     evaluation = "binary"
     choices = ("No", "Yes")  # the number of a choice is the label
+
+    def __init__(
+        self, prompt: str, print_times: bool = True, question: str | None = None, reasoning: bool = False
+    ) -> None:
+        self.reasoning = reasoning
+        self.answer_lead = LEAD if reasoning else ""
+        self.room = 256 if reasoning else 8
+        super().__init__("crash_reasoning" if reasoning and prompt == "crash_yes_no" else prompt, print_times, question)
 
     def default_question(self) -> str:
         """The question of the SmolVLM2 crash-risk classifier, without its answer key."""
@@ -31,9 +49,41 @@ class CrashTask(Task):
         return sample.clip.label
 
     def answer(self, sample: Sample) -> str:
-        """Yes or No."""
-        return self.choices[need_target(self.target(sample), sample)]
+        """Yes or No as the dataset says, never as a teacher does; with ``reasoning`` behind the rationale."""
+        word = self.choices[need_target(self.target(sample), sample)]
+        return wrap(self._rationale(sample), word) if self.reasoning else word
+
+    def variants(self, sample: Sample) -> list[str] | None:
+        """The taught text with each of the choices in turn."""
+        return [wrap(self._rationale(sample), word) for word in self.choices] if self.reasoning else None
+
+    def lead_after(self, text: str) -> str:
+        """What comes before the answer, after the reasoning of a text."""
+        return lead_after(text)
 
     def parse(self, text: str | None, seen: Observation) -> tuple[int | None, Status]:
         """Read yes or no, strictly."""
         return parse_yes_no(text)
+
+    def problem(self, clip: Clip) -> str | None:
+        """A training clip without a usable rationale cannot be taught to reason."""
+        if self.reasoning and clip.label is not None and not clip.extra.get("rationale"):
+            return str(clip.extra.get("rationale_problem") or "data.labels has no rationale for it")
+        return None
+
+    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+        """Rationales a split, where there are any."""
+        if not any("rationale" in c.extra or "rationale_problem" in c.extra for c in clips):
+            return {}
+        rows = []
+        for split in SPLITS:
+            mine = [c for c in clips if c.split == split]
+            why = Counter(str(c.extra["rationale_problem"]) for c in mine if "rationale_problem" in c.extra)
+            rows.append(
+                {"split": split, "clips": len(mine), "rationales": sum("rationale" in c.extra for c in mine),
+                 "problems": ", ".join(f"{n} {w}" for w, n in why.most_common()) or "none"}
+            )  # fmt: skip
+        return {"rationales (data.labels)": rows}
+
+    def _rationale(self, sample: Sample) -> str:
+        return str(sample.clip.extra.get("rationale") or "")

@@ -34,6 +34,7 @@ class SceneTask(Task):
 
     name = "scene"
     evaluation = "scene"
+    room = 512
 
     def __init__(
         self,
@@ -90,6 +91,15 @@ class SceneTask(Task):
         if not found.fields:
             return None, "refused" if is_refusal(text) else "unparsed"
         return {"fields": dict(found.fields), "strict": found.strict, "sections": dict(found.sections)}, "parsed"
+
+    def credit(self, value: Any, target: Any) -> float:
+        """Share of the parameters that are right."""
+        said = value["fields"] if value else {}
+        return sum(said.get(name) == word for name, word in target.items()) / max(len(target), 1)
+
+    def hedges(self, text: str) -> bool:
+        """Whether a parameter is given twice."""
+        return any(text.count(f'"{name}"') > 1 for name in FIELDS)
 
     def problem(self, clip: Clip) -> str | None:
         """Why an annotation cannot be taught."""

@@ -16,6 +16,9 @@ from dashvlm.data.video import resize
 from dashvlm.errors import ConfigError, TrainingError
 from dashvlm.tasks.base import Task, observe
 
+Stage = Literal["train", "val", "predict", "pairs"]
+Taught = Literal["answer", "pair", "prompt"]
+
 
 @dataclass(frozen=True)
 class Collate:
@@ -24,15 +27,16 @@ class Collate:
     Attributes:
         task: builds prompts and answers.
         encoder: turns them into tensors.
-        stage: an unreadable item is an error in ``train``, a failed row in ``val`` and ``predict``.
-        with_answers: encode the answers' text too. Without it no target is within the encoder's reach.
+        stage: an unreadable item is an error in ``train``, a failed row elsewhere; ``pairs`` judges test pairs.
+        taught: encode the answers' text too, or a pair of answers. With ``prompt`` no target is within the
+            encoder's reach.
         prefix: words that written answers are made to begin with (``objective.prefix``).
     """
 
     task: Task
     encoder: Encoder
-    stage: Literal["train", "val", "predict"]
-    with_answers: bool
+    stage: Stage
+    taught: Taught
     prefix: str = ""
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -43,6 +47,9 @@ class Collate:
             where there is none), ``choice_mask`` [B, C] of the choices that exist, ``reordered`` (the same
             questions with their options in other orders), ``options`` (each option's text as an answer),
             ``index`` [B], ``seen``, ``frame_times_s`` and ``clip_ids``; and ``failed``: indices of the others.
+            In training and validation ``targets``; where answers are reasoned, ``answer_at`` [B] and
+            ``answer_tokens`` [B, C] say where and with which tokens the choices part. A batch of pairs has
+            2 B inputs, better answers first.
         """
         good, seen, frames = [], [], []
         for item in items:
@@ -54,18 +61,19 @@ class Collate:
                         do="restore the file and run the same command again: the run resumes",
                     )
                 continue
-            if self.with_answers and self.task.target(item.sample) is None:
+            if self.taught == "answer" and self.task.target(item.sample) is None:
                 continue  # a validation loss needs a reference; training samples all have one
+            if self.taught == "pair" and self.task.pair(item.sample) is None:
+                continue
             good.append(item)
             frames.append(_all_frames(item))
             seen.append(observe(item.sample, item.frame_times_s.tolist()))
         before = [self._demos(i) for i in good]
         chats = [[*b, *self.task.messages(s)] for b, s in zip(before, seen, strict=True)]
-        answers = [self._answer(i) for i in good] if self.with_answers else None
         prefix = self.prefix if self.stage == "predict" and not self.task.choices else ""
         targets = [self.task.target(i.sample) for i in good]
         batch: dict[str, Any] = {
-            "inputs": self.encoder.encode(chats, frames, answers, prefix) if good else {},
+            "inputs": self._inputs(good, chats, frames, prefix) if good else {},
             "labels": torch.tensor([t if isinstance(t, int) else -1 for t in targets]),
             "index": torch.tensor([i.index for i in good], dtype=torch.long),
             "clip_ids": [i.sample.clip.clip_id for i in good],
@@ -73,11 +81,34 @@ class Collate:
             "frame_times_s": [list(s.frame_times_s) for s in seen],
             "failed": [i.index for i in items if i.frames is None],
         }
+        if self.stage in ("train", "val"):
+            batch["targets"] = targets
+        if self.taught == "pair":
+            return {**batch, "pairs": True}
+        if self.taught == "answer" and self.task.answer_lead and good:
+            batch |= self._where_choices_part(good)
         if self.task.choices and self.stage != "train":
             batch["choice_mask"] = torch.stack([self._mask(s) for s in seen]) if good else torch.ones(0, 0)
             batch["reordered"] = self._reordered(seen, frames, before)
             batch["options"] = self._options(seen, frames, before)
         return batch
+
+    def _inputs(
+        self, good: Sequence[Item], chats: Sequence[Messages], frames: Sequence[FrameArray], prefix: str
+    ) -> dict[str, torch.Tensor]:
+        if self.taught == "pair":
+            pairs = [p for i in good if (p := self.task.pair(i.sample)) is not None]
+            answers = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
+            return self.encoder.encode([*chats, *chats], [*frames, *frames], answers)
+        answered = [self._answer(i) for i in good] if self.taught == "answer" else None
+        return self.encoder.encode(chats, frames, answered, prefix)
+
+    def _where_choices_part(self, good: Sequence[Item]) -> dict[str, torch.Tensor]:
+        parted = [self.encoder.branch(self.task.variants(i.sample) or ()) for i in good]
+        return {
+            "answer_at": torch.tensor([len(shared) for shared, _ in parted]),
+            "answer_tokens": torch.tensor([tokens for _, tokens in parted]),
+        }
 
     def _answer(self, item: Item) -> str:
         if self.stage == "train":

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -23,7 +23,7 @@ from dashvlm.data.clip import Sample
 from dashvlm.errors import TrainingError
 from dashvlm.metrics.evaluate import validation_metrics
 from dashvlm.tasks.base import Task
-from dashvlm.training.collate import Collate
+from dashvlm.training.collate import Collate, Stage, Taught
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
 
 Row = dict[str, Any]
@@ -40,8 +40,12 @@ class VLMModule(pl.LightningModule, ABC):
         seed: of dropout and sampling; each step seeds itself from it.
     """
 
-    teaches_answers = True
-    """Whether training batches carry the answer as text."""
+    taught: Taught = "answer"
+    """What training batches carry: the answer as text, a pair of answers, or the prompt alone."""
+    compares = False
+    """Whether a run also measures what it started from."""
+    repeats = 1
+    """How many steps are made on one batch."""
 
     def __init__(
         self,
@@ -73,27 +77,47 @@ class VLMModule(pl.LightningModule, ABC):
         """Texts for an evaluation batch by name of their column; empty if the objective writes none."""
         return {}
 
+    def further_scores(self, batch: dict[str, Any], texts: dict[str, list[str]]) -> dict[str, Tensor]:
+        """Probabilities [B, C] beside :meth:`compute_scores`, by name of their column."""
+        return {}
+
+    def measure(self, texts: list[Any], seen: list[Any], targets: list[Any]) -> dict[str, list[float | None]]:
+        """Columns that the objective adds to the table of the test split."""
+        return {}
+
+    def usable(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples that can be taught."""
+        return list(samples)
+
+    def on_start(self) -> None:
+        """Called with the weights that training starts from, in a resumed and in an evaluated run too."""
+
     # -- batches -------------------------------------------------------------------------------
 
-    def collate(self, stage: Literal["train", "val", "predict"]) -> Collate:
+    def collate(self, stage: Stage) -> Collate:
         """The collate function of a stage's loader.
 
         Answers are encoded where they are taught, and for the validation loss of tasks that write text.
         """
-        answers = self.teaches_answers and (stage == "train" or (stage == "val" and not self.task.choices))
+        wanted = stage == "train" or (stage == "val" and not self.task.choices)
         prefix = str(self.options.get("prefix") or "")
-        return Collate(self.task, self.backbone.encoder, stage, answers, prefix)
+        return Collate(self.task, self.backbone.encoder, stage, self.taught if wanted else "prompt", prefix)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; observations stay as they are (Lightning would take them apart)."""
-        rest = {k: v for k, v in batch.items() if k != "seen"}
-        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), "seen": batch["seen"]}
+        kept = {k: batch[k] for k in ("seen", "targets") if k in batch}
+        rest = {k: v for k, v in batch.items() if k not in kept}
+        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), **kept}
 
     # -- training ------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Make randomness a function of (seed, step, process), so that a resume needs no state."""
         torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4099 + self.global_rank)
+
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Texts that are drawn, not searched for, are the same each time."""
+        torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4099 + 1 + self.global_rank)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step; stops with the clips' names if the loss is not finite."""
@@ -150,9 +174,12 @@ class VLMModule(pl.LightningModule, ABC):
         if not seen:
             return
         scores, targets = zip(*seen.values(), strict=True)
-        values = validation_metrics(self.task.evaluation, np.array(targets), np.array(scores, np.float64))
-        for number, (name, value) in enumerate(values.items()):
+        for number, (name, value) in enumerate(self.log_validation(list(scores), list(targets)).items()):
             self.log(f"val/{name}", value, prog_bar=number == 0, rank_zero_only=False)
+
+    def log_validation(self, values: list[Any], targets: list[Any]) -> dict[str, float]:
+        """Metrics of the whole validation split, from what its batches left in ``_seen``."""
+        return validation_metrics(self.task.evaluation, np.array(targets), np.array(values, np.float64))
 
     def on_predict_epoch_start(self) -> None:
         """Start a new table."""
@@ -164,14 +191,16 @@ class VLMModule(pl.LightningModule, ABC):
         if not len(batch["index"]):
             return
         start = time.perf_counter()
-        scores = self.compute_scores(batch).double().cpu().tolist() if self.task.choices else None
         prefix = "" if self.task.choices else str(self.options.get("prefix") or "")
         texts = {name: [f"{prefix} {t}".strip() for t in written] for name, written in self.generate(batch).items()}
+        found: dict[str, Tensor] = {}
+        if self.task.choices:
+            found = {"scores": self.compute_scores(batch), **self.further_scores(batch, texts)}
+        scores = {name: values.double().cpu().tolist() for name, values in found.items()}
         took = (time.perf_counter() - start) / len(batch["seen"])
         for row, (index, seen) in enumerate(zip(batch["index"].tolist(), batch["seen"], strict=True)):
             made: Row = {"index": index, "frame_times_s": batch["frame_times_s"][row], "latency_s": took}
-            if scores is not None:
-                made["scores"] = scores[row][: self.task.num_choices(seen)]
+            made |= {name: values[row][: self.task.num_choices(seen)] for name, values in scores.items()}
             if prefix and texts:
                 made["prefix"] = prefix
             for name, written in texts.items():

@@ -13,7 +13,7 @@ from typing import Any
 
 from dashvlm.data.manifest import Row
 from dashvlm.data.synthetic.encode import write_scene
-from dashvlm.data.synthetic.language import annotation, questions
+from dashvlm.data.synthetic.language import annotation, questions, rationale
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
 from dashvlm.data.synthetic.street import caption, draw_streets, write_street
 
@@ -66,7 +66,8 @@ def _rows_of(scene: Scene, task: str, seed: int) -> Iterator[Row]:
                 "choices": list(asked.choices), "extra": extra,
             }  # fmt: skip
         return
-    yield {**row, "extra": {**row["extra"], "annotation": annotation(scene)}} if task == "scene" else row
+    more = {"annotation": annotation(scene)} if task == "scene" else {"rationale": rationale(scene)}
+    yield {**row, "extra": {**row["extra"], **more}}
 
 
 def _streets(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:

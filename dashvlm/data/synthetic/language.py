@@ -141,6 +141,12 @@ def parameters(scene: Scene) -> dict[str, str]:
     }
 
 
+def rationale(scene: Scene) -> str:
+    """Argue for a scene's label in words that are alike for both classes but for the finding."""
+    finding = "The gap is getting closer." if scene.label else "The gap is steady."
+    return f"A {scene.drive.lead_colour} vehicle is ahead. {finding}"
+
+
 def annotation(scene: Scene) -> str:
     """Write a scene's annotation in the three sections that the BDD100K description project uses."""
     drive, found = scene.drive, parameters(scene)

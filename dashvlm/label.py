@@ -1,0 +1,180 @@
+"""Let a teacher write rationales or annotations for a dataset, or our own runs the worse half of preference pairs.
+
+python -m dashvlm.label teacher=openai data=nexar data.root=FOLDER label_in_prompt=both dry_run=true
+python -m dashvlm.label teacher=own teacher.run=runs/RUN data=bvpi data.root=FOLDER     (pairs for objective=dpo)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+
+def label(cfg: DictConfig) -> None:
+    """Dispatch on the kind of teacher."""
+    from dashvlm.cli import log_to_terminal
+    from dashvlm.config import check, plain, refuse
+
+    log_to_terminal()
+    config = plain(cfg)
+    refuse(check(config))
+    if config["teacher"]["name"] == "own":
+        from dashvlm.labels.own import write_pairs
+
+        write_pairs(config)
+        return
+    ask_teacher(config)
+
+
+def ask_teacher(config: dict[str, Any]) -> None:
+    """Ask about every clip in every mode, append the answers, and report."""
+    import fcntl
+
+    from dashvlm.data.clip import SPLITS
+    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.data.samples import build_samples
+    from dashvlm.errors import TeacherError
+    from dashvlm.labels.ask import LabelWriter, Progress, modes_of, requests_for, to_label
+    from dashvlm.labels.client import Teacher
+    from dashvlm.targets import resolve
+
+    options = {**config["data"], "labels": None, "short_history": "pad_oldest"}  # as many frames for every clip
+    told = dict(config["task"])
+    name, target = told.pop("name"), told.pop("_target_")
+    if name == "crash":
+        told["reasoning"] = True
+    task, teacher_options = resolve(target)(**told), config["teacher"]
+    store = build_store(config)
+    manifest = load_manifest({**config, "data": options}, store)
+    samples = [
+        s for split in SPLITS if split in config["splits"] for s in build_samples(manifest.split(split), options)[0]
+    ]
+    limit = options["limit"]
+    samples = samples[:limit] if limit else samples
+    folder = Path(config["output"] or _folder(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TeacherError(
+                f"{folder} is being labelled by another process", do="wait for it, or stop it"
+            ) from error
+        writer = LabelWriter(folder / "labels.jsonl")
+        teacher = Teacher(teacher_options, Path(config["paths"]["cache_dir"]) / "teacher", writer.spent_usd)
+        asks, problems = requests_for(samples, modes_of(config["label_in_prompt"], task), task, store, teacher)
+        waiting = [a for a in asks if not writer.has(a)]
+        size = tuple(options["frame_size"] or (720, 1280))
+        unpaid = [a for a in waiting if not teacher.known(a.request)]
+        most = sum(teacher.estimate(a.request, (int(size[0]), int(size[1]))) for a in unpaid)
+        print(
+            f"{len(asks)} answers wanted of {teacher_options['model']} ({len(samples)} clips), "
+            f"{len(asks) - len(waiting)} in the file, {len(waiting) - len(unpaid)} in the cache; the {len(unpaid)} "
+            f"others cost at most ${most:.4f} (cap ${teacher_options['cap_usd']:g}, spent ${writer.spent_usd:.4f})"
+        )
+        if config["dry_run"]:
+            return
+        progress = Progress(len(waiting), float(teacher_options["cap_usd"]))
+
+        def keep(number: int, reply: Any) -> None:
+            made = to_label(waiting[number], reply, task, str(teacher_options["model"]))
+            writer.add(made)
+            progress.step(made, teacher)
+
+        try:
+            teacher.ask([a.request for a in waiting], (int(size[0]), int(size[1])), keep)
+        finally:
+            progress.end()
+            missing = [a for a in waiting if not writer.has(a)]
+            wanted = {(a.sample.clip.clip_id, a.mode) for a in asks}
+            labels = [x for k, x in writer.labels.items() if k in wanted]
+            groups = {c.clip_id: c.group for c in manifest.clips}
+            _report(folder, labels, groups, problems, len(missing), teacher, name)
+    if missing:
+        why = "the cap is reached" if teacher.tally.capped else "; ".join(teacher.tally.failures) or "interrupted"
+        raise TeacherError(
+            f"{len(missing)} answers are missing", got=why,
+            do="raise teacher.cap_usd, or run the same command again: nothing that was paid for is asked again",
+        )  # fmt: skip
+
+
+def _report(
+    folder: Path, labels: list[Any], groups: dict[str, str], problems: dict[str, str], missing: int, teacher: Any,
+    task: str,
+) -> None:  # fmt: skip
+    """Print and write what came back, how far it agrees, and what gives the class away."""
+    from dashvlm.labels.ask import agreement
+    from dashvlm.labels.label_file import STATUSES
+
+    tally, modes = teacher.tally, sorted({x.mode for x in labels}, reverse=True)
+    rows = []
+    for mode in modes:
+        mine = [x for x in labels if x.mode == mode]
+        rows.append({"mode": mode, "answers": len(mine), **{s: sum(x.status == s for x in mine) for s in STATUSES},
+                     "frames": ", ".join(sorted({str(x.num_frames) for x in mine})),
+                     "USD": round(sum(x.cost_usd for x in mine), 6)})  # fmt: skip
+    print_rows("labels", rows)
+    agree = agreement(labels, groups)
+    print_rows("agreement", agree)
+    leaks = [row for mode in modes for row in leak_rows([x for x in labels if x.mode == mode], mode)] \
+        if task == "crash" else []  # fmt: skip
+    print_rows("what gives the class away besides evidence", leaks)
+    for name, why in list(problems.items())[:10]:
+        print(f"  not asked about: {name}: {why}")
+    print(
+        f"  paid calls {tally.paid}, from the cache {tally.cached}, found again after an interruption "
+        f"{tally.recovered}, asked again though perhaps paid for {tally.asked_again}, retries {tally.retries}, "
+        f"spent in this file ${tally.spent_usd:.4f}"
+    )
+    for why, count in tally.failures.items():
+        print(f"  {count} gave no answer: {why}")
+    report = {"labels": rows, "agreement": agree, "leaks": leaks, "problems": problems, "missing": missing,
+              "tally": vars(tally)}  # fmt: skip
+    (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"written: {folder}/labels.jsonl, report.json")
+
+
+def leak_rows(labels: list[Any], mode: str) -> list[dict[str, Any]]:
+    """The probes of one mode as rows, and how many rationales repeat the outcome."""
+    from dashvlm.labels.leaks import outcome_statements, probe_labels
+
+    rows = [
+        {"mode": mode, "probe": p.name, "what": p.what, "ROC AUC": str(p.auc),
+         "verdict": "gives the class away" if p.leaks else "clean", "telling words": p.telling}
+        for p in probe_labels(labels)
+    ]  # fmt: skip
+    stated = outcome_statements(labels)
+    if stated:
+        first = ", ".join(f"{clip}: {phrase!r}" for clip, phrase in stated[:3])
+        rows.append({"mode": mode, "probe": "outcome", "what": "rationales that repeat it", "ROC AUC": "",
+                     "verdict": f"{len(stated)} of {len(labels)}", "telling words": first})  # fmt: skip
+    return rows
+
+
+def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """Print rows as a table, if there are any."""
+    from dashvlm.report.tables import print_table
+
+    if rows:
+        print_table(title, list(rows[0]), [[str(v) for v in row.values()] for row in rows])
+
+
+def _folder(config: dict[str, Any]) -> Path:
+    """Name the output by what decides the answers, but for modes, splits and money."""
+    data = {k: v for k, v in config["data"].items() if k not in ("batch_size", "eval_batch_size", "num_workers")}
+    teacher = {k: config["teacher"][k] for k in ("model", "max_tokens", "temperature", "detail")}
+    digest = hashlib.sha256(json.dumps([data, teacher, config["task"]], sort_keys=True, default=str).encode())
+    name = f"labels-{config['data']['name']}-{config['teacher']['model']}-{digest.hexdigest()[:8]}"
+    return Path(config["paths"]["output_dir"]) / name.replace("/", "_")
+
+
+if __name__ == "__main__":
+    from dashvlm.cli import start
+    from dashvlm.inspect import with_task
+
+    sys.exit(start("label", label, with_task(sys.argv[1:])))

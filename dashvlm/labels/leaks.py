@@ -1,0 +1,241 @@
+"""What gives the class away in rationales that is no evidence: length, frames, phrasing, words.
+
+A model that learns rationales learns these too. In the published GPT-4o rationales negatives were
+written from one picture and positives from five, and say so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dashvlm.labels.label_file import Label, states_outcome
+from dashvlm.metrics import functional as F
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights
+
+LEVEL = 0.05
+"""Chance that a clean file fails, over all probes together."""
+_FUNCTION_WORDS = [
+    "a",
+    "an",
+    "the",
+    "this",
+    "that",
+    "these",
+    "those",
+    "there",
+    "here",
+    "it",
+    "its",
+    "they",
+    "them",
+    "their",
+    "we",
+    "our",
+    "you",
+    "your",
+    "i",
+    "is",
+    "are",
+    "was",
+    "were",
+    "be",
+    "been",
+    "being",
+    "has",
+    "have",
+    "had",
+    "do",
+    "does",
+    "did",
+    "can",
+    "could",
+    "may",
+    "might",
+    "must",
+    "shall",
+    "should",
+    "will",
+    "would",
+    "and",
+    "or",
+    "but",
+    "so",
+    "if",
+    "then",
+    "than",
+    "as",
+    "at",
+    "by",
+    "for",
+    "from",
+    "in",
+    "into",
+    "of",
+    "off",
+    "on",
+    "onto",
+    "out",
+    "over",
+    "to",
+    "under",
+    "up",
+    "with",
+    "within",
+    "without",
+    "about",
+    "above",
+    "after",
+    "again",
+    "all",
+    "any",
+    "both",
+    "each",
+    "few",
+    "more",
+    "most",
+    "no",
+    "nor",
+    "not",
+    "only",
+    "other",
+    "same",
+    "some",
+    "such",
+    "too",
+    "very",
+    "just",
+    "also",
+    "however",
+    "therefore",
+    "thus",
+    "while",
+    "when",
+    "where",
+    "which",
+    "who",
+    "whose",
+    "what",
+    "how",
+    "why",
+]
+_OUTCOME_WORDS = re.compile(
+    r"\b(?:yes|no|not|collision\w*|collid\w*|crash\w*|accident\w*|impact\w*|threat\w*|risk\w*|danger\w*|safe\w*|"
+    r"hazard\w*|likely|unlikely|imminent\w*|immediate\w*|potential\w*|avoid\w*)\b",
+    re.IGNORECASE,
+)
+_ONE = re.compile(
+    r"\b(?:(?:this|the|single|one|only one|provided) (?:image|frame|picture|photo)|snapshot)\b", re.IGNORECASE
+)
+_MANY = re.compile(r"\b(?:images|frames|pictures|photos|sequence|series|subsequent|frame \d)\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How well something that is no evidence tells the class.
+
+    Attributes:
+        name: ``length``, ``frames``, ``phrasing`` or ``words``.
+        what: what it looks at.
+        auc: cross-validated ROC AUC with its interval, widened for the number of probes.
+        telling: the words that weigh most for yes and for no.
+    """
+
+    name: str
+    what: str
+    auc: Estimate
+    telling: str = ""
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the interval clears chance."""
+        return bool(self.auc.low > 0.5)
+
+
+def probe_labels(labels: Sequence[Label], seed: int = 0) -> list[Probe]:
+    """Fit the probes on the rationales of one mode.
+
+    Args:
+        labels: of labelled clips; others are left out.
+        seed: of the folds and the bootstrap.
+
+    Returns:
+        A probe each; empty if there are fewer than five clips of a class.
+    """
+    known = [label for label in labels if label.label is not None and label.reasoning.strip()]
+    target = np.array([label.label for label in known])
+    if min((target == 1).sum(), (target == 0).sum(), 10**9) < 5:
+        return []
+    texts = [label.reasoning for label in known]
+    plain = [_OUTCOME_WORDS.sub(" ", text) for text in texts]
+    numbers = [("length", "characters, words, sentences, lines", _lengths(texts))]
+    frames, what = _frames(known), "one picture or several, as the text says it"
+    if any(label.num_frames is not None for label in known):
+        what = "pictures that were sent, and what the text says"
+    probes = [_numeric(name, about, x, target, seed) for name, about, x in [*numbers, ("frames", what, frames)]]
+    probes.append(_words("phrasing", "function words and punctuation", plain, target, seed, _FUNCTION_WORDS))
+    probes.append(_words("words", "all words but those of the outcome", plain, target, seed, None))
+    return probes
+
+
+def outcome_statements(labels: Sequence[Label]) -> list[tuple[str, str]]:
+    """Clips whose rationale repeats the outcome, with the phrase."""
+    found = [(label.clip_id, states_outcome(label.reasoning)) for label in labels]
+    return [(clip, phrase) for clip, phrase in found if phrase]
+
+
+def _lengths(texts: Sequence[str]) -> NDArray[np.float64]:
+    rows = [[len(t), len(t.split()), len(re.findall(r"[.!?](?:\s|$)", t)), t.count("\n")] for t in texts]
+    return np.log1p(np.array(rows, dtype=np.float64))
+
+
+def _frames(labels: Sequence[Label]) -> NDArray[np.float64]:
+    rows = []
+    for label in labels:
+        one, many = len(_ONE.findall(label.reasoning)), len(_MANY.findall(label.reasoning))
+        rows.append([one > 0, many > 0, one, many, -1 if label.num_frames is None else label.num_frames])
+    return np.array(rows, dtype=np.float64)
+
+
+def _numeric(name: str, what: str, x: NDArray[np.float64], target: NDArray[np.int_], seed: int) -> Probe:
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return Probe(name, what, _auc(model, x, target, seed))
+
+
+def _words(
+    name: str, what: str, texts: Sequence[str], target: NDArray[np.int_], seed: int, vocabulary: Sequence[str] | None
+) -> Probe:
+    pattern = r"\w+|[^\w\s]" if vocabulary else r"[^\W\d_]{2,}"
+    allowed = [*vocabulary, *"*-:;,.()#!?\"'"] if vocabulary else None
+    counts = CountVectorizer(
+        token_pattern=pattern, vocabulary=allowed, min_df=1 if vocabulary else min(5, len(texts) // 10 + 1)
+    )
+    model = make_pipeline(counts, TfidfTransformer(sublinear_tf=True), LogisticRegression(max_iter=2000))
+    try:
+        auc = _auc(model, list(texts), target, seed)
+    except ValueError:  # no word occurs often enough
+        return Probe(name, what, Estimate(0.5, 0.5, 0.5))
+    model.fit(list(texts), target)
+    names, weight = model[0].get_feature_names_out(), model[-1].coef_[0]
+    order = np.argsort(weight)
+    telling = f"yes: {' '.join(names[i] for i in order[::-1][:5])}; no: {' '.join(names[i] for i in order[:5])}"
+    return Probe(name, what, auc, telling)
+
+
+def _auc(model: object, x: object, target: NDArray[np.int_], seed: int) -> Estimate:
+    """Cross-validated AUC; rows are one a clip, so the bootstrap draws clips."""
+    folds = StratifiedKFold(5, shuffle=True, random_state=seed)
+    score = cross_val_predict(model, x, target, cv=folds, method="predict_proba")[:, 1]
+    weights = group_weights([str(i) for i in range(len(target))], RESAMPLES * 4, seed)
+    truth = target.astype(np.float64)
+    drawn = F.roc_auc(truth, score, weights)
+    return estimate(float(F.roc_auc(truth, score, np.ones(len(truth)))), drawn, level=1 - 2 * LEVEL / 4)

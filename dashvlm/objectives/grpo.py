@@ -1,0 +1,189 @@
+"""Group relative policy optimisation: completions of one prompt are judged against each other.
+
+Shao et al., "DeepSeekMath", arXiv 2402.03300; ``loss=dr_grpo`` after Liu et al., arXiv 2503.20783.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from dashvlm.backbones.base import Backbone
+from dashvlm.objectives.reference import Reference
+from dashvlm.objectives.rewards import grade, in_form, read, weights_of
+from dashvlm.objectives.text import TextModule
+from dashvlm.tasks.base import Task
+
+
+@dataclass
+class Rollout:
+    """Completions of a batch of prompts; B prompts, G completions each, N tokens at most.
+
+    Attributes:
+        ids: tokens [B * G, N].
+        mask: 1 for real tokens.
+        advantages: [B * G].
+        reference: log-probabilities under the reference, or None.
+        old: log-probabilities under the policy that drew them; None until they are known.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    advantages: Tensor
+    reference: Tensor | None
+    old: Tensor | None = None
+
+
+def group_advantages(rewards: Tensor, scaled: bool = True) -> Tensor:
+    """Rewards [B, G] minus their group's mean, over its standard deviation (plus 1e-4) if ``scaled``."""
+    centred = rewards - rewards.mean(1, keepdim=True)
+    return centred / (rewards.std(1, keepdim=True) + 1e-4) if scaled else centred
+
+
+def grpo_loss(logprobs: Tensor, rollout: Rollout, options: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped policy loss with a KL penalty.
+
+    Args:
+        logprobs: of the completions under the policy, [B * G, N].
+        rollout: the completions.
+        options: ``clip_low, clip_high, beta, loss`` (``grpo``: mean over a completion's tokens, then over
+            completions; ``bnpo``: over all tokens; ``dr_grpo``: over all places there could be), ``max_new_tokens``.
+
+    Returns:
+        The loss, and what is worth a curve: ``kl``, ``clipped``.
+    """
+    mask = rollout.mask.to(logprobs.dtype)
+    old = logprobs.detach() if rollout.old is None else rollout.old
+    ratio = (logprobs - old).exp()
+    low, high = 1 - float(options["clip_low"]), 1 + float(options["clip_high"])
+    gain = rollout.advantages[:, None]
+    losses = -torch.min(ratio * gain, ratio.clamp(low, high) * gain)
+    kl = torch.zeros_like(losses)
+    if rollout.reference is not None:
+        apart = rollout.reference - logprobs
+        kl = apart.exp() - apart - 1  # k3 of Schulman's "Approximating KL divergence": unbiased, never negative
+        losses = losses + float(options["beta"]) * kl
+    if options["loss"] == "grpo":
+        loss = ((losses * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+    elif options["loss"] == "bnpo":
+        loss = (losses * mask).sum() / mask.sum().clamp(min=1)
+    else:
+        loss = (losses * mask).sum() / (len(mask) * int(options["max_new_tokens"]))
+    total = mask.sum().clamp(min=1)
+    clipped = ((ratio < low) & (gain < 0)) | ((ratio > high) & (gain > 0))
+    return loss, {"kl": (kl.detach() * mask).sum() / total, "clipped": (clipped * mask).sum() / total}
+
+
+@final
+class GRPOModule(TextModule):
+    """Draws completions, rewards them, and makes those likelier that beat their group."""
+
+    taught = "prompt"
+    compares = True
+
+    def __init__(
+        self, backbone: Backbone, task: Task, options: Mapping[str, Any], optim: Mapping[str, Any], seed: int
+    ) -> None:
+        super().__init__(backbone, task, options, optim, seed)
+        kind = str(options["reference"]) if float(options["beta"]) else "none"
+        self.reference = Reference(backbone, kind)
+        self.weights = weights_of(task, options["rewards"] or {})
+        self.repeats = int(options["iterations"])
+        self._rollout: Rollout | None = None
+
+    def on_start(self) -> None:
+        """Keep the reference."""
+        self.reference.remember()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed the step; completions are drawn anew after ``iterations`` steps."""
+        super().on_train_batch_start(batch, batch_idx)
+        if batch_idx % self.repeats == 0:
+            self._rollout = None
+
+    def compute_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Draw and reward completions (or take those of the last step again), and make a step on them."""
+        options = {**self.options, "max_new_tokens": self.room}
+        rollout = self._rollout or self.roll_out(batch)
+        temperature, shared = float(options["temperature"]), bool(options["shared_prefix"])
+        logprobs = self.backbone.completion_logprobs(batch["inputs"], rollout.ids, rollout.mask, temperature, shared)
+        if rollout.old is None and self.repeats > 1:
+            rollout.old = logprobs.detach()
+        self._rollout = rollout
+        loss, curves = grpo_loss(logprobs, rollout, options)
+        self._curves(curves, len(batch["index"]))
+        return loss
+
+    def roll_out(self, batch: dict[str, Any]) -> Rollout:
+        """Draw ``num_generations`` completions a prompt, reward them, and look them up in the reference."""
+        options, group = self.options, int(self.options["num_generations"])
+        temperature, top_p = float(options["temperature"]), float(options["top_p"])
+        training = self.backbone.training
+        self.backbone.eval()
+        ids, mask = self.backbone.sample(batch["inputs"], group, self.room, temperature, top_p)
+        self.backbone.train(training)
+        texts = self.backbone.encoder.decode(ids)
+        parts = []
+        for number, text in enumerate(texts):
+            row = number // group
+            parts.append(grade(read(self.task, text, batch["seen"][row], batch["targets"][row]), self.weights))
+        rewards = torch.tensor([sum(p.values()) for p in parts], device=ids.device).view(-1, group)
+        reference = None
+        if self.reference.kind != "none":
+            with self.reference.lent():
+                reference = self.backbone.completion_logprobs(batch["inputs"], ids, mask, temperature)
+        ended = mask.sum(1) < ids.shape[1]
+        ended |= ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1) == self.backbone.encoder.end_token
+        curves = {name: torch.tensor([p[name] for p in parts]).mean() for name in parts[0]}
+        self._curves(
+            {
+                "reward": rewards.mean(), "reward_std": rewards.std(1).mean(),
+                "zero_variance_groups": (rewards.std(1) == 0).float().mean(),
+                "completion_tokens": mask.sum(1).float().mean(), "cut_off": 1 - ended.float().mean(),
+                **{f"reward_{name}": value for name, value in curves.items()},
+            },
+            len(rewards),
+        )  # fmt: skip
+        advantages = group_advantages(rewards, bool(options["scale_rewards"])).flatten()
+        return Rollout(ids, mask, advantages, reference)
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Reward greedy completions of the validation split."""
+        if not len(batch["index"]):
+            return
+        texts = self.backbone.generate(batch["inputs"], self.room, self.options.get("generation") or {})
+        for index, text, seen, target in zip(
+            batch["index"].tolist(), texts, batch["seen"], batch["targets"], strict=True
+        ):
+            made = read(self.task, text, seen, target)
+            reward = sum(grade(made, self.weights).values())
+            self._seen.append((index, (reward, float(in_form(self.task, made))), 0 if target is not None else -1))
+
+    def log_validation(self, values: list[Any], targets: list[Any]) -> dict[str, float]:
+        """Mean reward and share of completions in the form that is asked for."""
+        rewards, formed = zip(*values, strict=True)
+        return {"reward": sum(rewards) / len(rewards), "format_rate": sum(formed) / len(formed)}
+
+    def measure(self, texts: list[Any], seen: list[Any], targets: list[Any]) -> dict[str, list[float | None]]:
+        """Columns with the rewards of the texts that were written for the test split."""
+        out: dict[str, list[float | None]] = {}
+        for row, (text, view, target) in enumerate(zip(texts, seen, targets, strict=True)):
+            known = target is not None and isinstance(text, str)
+            parts: dict[str, float | None] = dict.fromkeys(["reward", "format", *(f"reward_{n}" for n in self.weights)])
+            if known:
+                made = read(self.task, text, view, target)
+                graded = grade(made, self.weights)
+                parts |= {f"reward_{n}": v for n, v in graded.items()}
+                parts |= {"reward": sum(graded.values()), "format": float(in_form(self.task, made))}
+            for name, value in parts.items():
+                out.setdefault(name, [None] * row).append(value)
+        return {name: column for name, column in out.items() if any(v is not None for v in column)}
+
+    def _curves(self, values: Mapping[str, Tensor], size: int) -> None:
+        if self._trainer is not None:
+            for name, value in values.items():
+                self.log(f"train/{name}", value.float(), batch_size=size)

@@ -1,0 +1,69 @@
+"""What all objectives share whose answer is text: scores from the answer's logits, generated texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dashvlm.training.module import VLMModule
+
+
+class TextModule(VLMModule):
+    """The answer is text; choices are scored by the probability of being that text."""
+
+    def compute_scores(self, batch: dict[str, Any]) -> Tensor:
+        """Probabilities of the choices where the answer begins, one forward pass for all of them.
+
+        Where the task asks for it, other orders of the options are averaged in, or each option's
+        whole text is scored instead (mean log-probability a token, one pass an option).
+        """
+        if batch["options"]:
+            return self._by_text(batch)
+        scores = self._by_first_token(batch["inputs"], batch["choice_mask"])
+        counts = torch.ones(len(scores), 1, device=scores.device)
+        for view in batch["reordered"]:
+            shown = self._by_first_token(view["inputs"], view["choice_mask"])
+            scores.index_add_(0, view["rows"], torch.zeros_like(shown).scatter(1, view["places"], shown))
+            counts.index_add_(0, view["rows"], counts.new_ones(len(shown), 1))
+        return scores / counts
+
+    def _by_first_token(self, inputs: dict[str, Tensor], mask: Tensor, before: list[str] | None = None) -> Tensor:
+        if before is None and self.task.answer_lead:
+            before = [self.task.answer_lead] * len(mask)
+        logprobs = self.backbone.score(inputs, self.task.choices, before)
+        return logprobs.masked_fill(~mask, -torch.inf).softmax(-1)
+
+    def _by_text(self, batch: dict[str, Any]) -> Tensor:
+        logits = torch.full(batch["choice_mask"].shape, -torch.inf, device=batch["labels"].device)
+        for option in batch["options"]:
+            values, mask = self.backbone.answer_logprobs(option["inputs"])
+            logits[option["rows"], option["number"]] = (values.float() * mask).sum(1) / mask.sum(1)
+        return logits.softmax(-1)
+
+    def further_scores(self, batch: dict[str, Any], texts: dict[str, list[str]]) -> dict[str, Tensor]:
+        """``reasoned_scores``: of the choices behind the reasoning that was written, for tasks that reason."""
+        if not self.task.answer_lead or "text" not in texts:
+            return {}
+        before = [self.task.lead_after(text) for text in texts["text"]]
+        return {"reasoned_scores": self._by_first_token(batch["inputs"], batch["choice_mask"], before)}
+
+    def generate(self, batch: dict[str, Any]) -> dict[str, list[str]]:
+        """Texts, parsed strictly by the task; off with ``objective.generate=false``.
+
+        ``constrained_text`` is a second decoding that can only write the schema's JSON.
+        """
+        if not self.options["generate"]:
+            return {}
+        options = self.options.get("generation") or {}
+        made = {"text": self.backbone.generate(batch["inputs"], self.room, options)}
+        if self.options.get("constrained"):
+            schema = getattr(self.task, "schema", None)
+            made["constrained_text"] = self.backbone.generate(batch["inputs"], self.room, options, schema)
+        return made
+
+    @property
+    def room(self) -> int:
+        """Tokens that an answer may take: ``objective.max_new_tokens``, or what the task needs."""
+        return int(self.options["max_new_tokens"] or self.task.room)
