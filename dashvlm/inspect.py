@@ -3,6 +3,7 @@
 python -m dashvlm.inspect data=nexar data.root=FOLDER
 python -m dashvlm.inspect model=smolvlm2 model.checkpoint=tiny
 python -m dashvlm.inspect data=jsonl data.root=FOLDER write_jsonl=true
+python -m dashvlm.inspect labels=labels.jsonl
 """
 
 from __future__ import annotations
@@ -41,11 +42,35 @@ def inspect(cfg: DictConfig) -> None:
         counts = write_from_folders(Path(config["data"]["root"]), f"{QUESTION}(0: No, 1: Yes)")
         print("\n".join(f"{split}.jsonl: {n} clips" for split, n in counts.items()))
         return
+    if config.pop("labels"):
+        inspect_labels(Path(cfg.labels))
+        return
     asks_model = any(o.startswith(("model", "peft")) for o in said)
     if asks_model:
         inspect_model(config)
     if not asks_model or any(o.lstrip("+~").split("=")[0] in ("data", "data.root") for o in said):
         inspect_data(config)
+
+
+def inspect_labels(path: Path) -> None:
+    """Print what a label file holds and what in it gives the class away."""
+    from dashvlm.labels.label_file import STATUSES, read_labels
+    from dashvlm.labels.leaks import leak_rows
+
+    file = read_labels(path)
+    print(f"{path}: {len(file.labels)} labels" + "".join(f"; left out {n}: {why}" for why, n in file.dropped.items()))
+    rows, leaks = [], []
+    for mode in sorted({label.mode for label in file.labels}, reverse=True):
+        mine = [label for label in file.labels if label.mode == mode]
+        states = {status: sum(x.status == status for x in mine) for status in STATUSES}
+        classes = {"yes": sum(x.label == 1 for x in mine), "no": sum(x.label == 0 for x in mine)}
+        rows.append({"mode": mode, "labels": len(mine), **classes, **states})
+        leaks += leak_rows(mine, mode)
+    _print_rows("labels", rows)
+    if leaks:
+        _print_rows("what gives the class away besides evidence", leaks)
+    else:
+        print("  no rationales of both classes to probe")
 
 
 def with_task(argv: list[str]) -> list[str]:

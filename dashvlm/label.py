@@ -110,6 +110,7 @@ def _report(
     """Print and write what came back, how far it agrees, and what gives the class away."""
     from dashvlm.labels.ask import agreement
     from dashvlm.labels.label_file import STATUSES
+    from dashvlm.labels.leaks import leak_rows
 
     tally, modes = teacher.tally, sorted({x.mode for x in labels}, reverse=True)
     rows = []
@@ -137,23 +138,6 @@ def _report(
               "tally": vars(tally)}  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {folder}/labels.jsonl, report.json")
-
-
-def leak_rows(labels: list[Any], mode: str) -> list[dict[str, Any]]:
-    """The probes of one mode as rows, and how many rationales repeat the outcome."""
-    from dashvlm.labels.leaks import outcome_statements, probe_labels
-
-    rows = [
-        {"mode": mode, "probe": p.name, "what": p.what, "ROC AUC": str(p.auc),
-         "verdict": "gives the class away" if p.leaks else "clean", "telling words": p.telling}
-        for p in probe_labels(labels)
-    ]  # fmt: skip
-    stated = outcome_statements(labels)
-    if stated:
-        first = ", ".join(f"{clip}: {phrase!r}" for clip, phrase in stated[:3])
-        rows.append({"mode": mode, "probe": "outcome", "what": "rationales that repeat it", "ROC AUC": "",
-                     "verdict": f"{len(stated)} of {len(labels)}", "telling words": first})  # fmt: skip
-    return rows
 
 
 def print_rows(title: str, rows: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ from dashvlm.build import Data, build_module, prepare_data, read_config
 from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
 from dashvlm.fit import best_validation, fit
-from dashvlm.report.plots import plot_run
+from dashvlm.report.plots import plot_curves, plot_run
 from dashvlm.scoring import score, score_start, write_json, write_results
 from dashvlm.training.loggers import build_loggers, finish
 from dashvlm.training.memory import explained, is_out_of_memory
@@ -84,6 +84,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 "peak_memory_gb": _peak_memory_gb(),
             }
             images = plot_run(rows, results, folder / "plots", data.store)
+            images |= plot_curves(folder / "metrics" / "metrics.csv", folder / "plots")
             write_json(folder / "result.json", results)
     finally:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:

@@ -20,6 +20,7 @@ from dashvlm.data.datamodule import ClipDataModule
 from dashvlm.data.samples import feasibility, sampling_skew
 from dashvlm.errors import DataError
 from dashvlm.fit import build_trainer
+from dashvlm.labels.leaks import label_alarms
 from dashvlm.metrics.evaluate import evaluate
 from dashvlm.tasks.base import observe
 from dashvlm.training.module import VLMModule, sample_row
@@ -131,6 +132,8 @@ def write_results(
             f"sampling differs between the splits: samples seen around annotated moments are {shares} "
             f"(data.support_frames={options['support_frames']})"
         )
+    if options.get("labels") and module.task.choices:
+        numbers["alarms"] += label_alarms(options["labels"], options["label_options"]["mode"])
     numbers["alarms"] += module.task.write(rows, folder)
     points = [(int(options["num_frames"]), float(options["frame_interval_s"]))]
     return numbers | {

@@ -152,7 +152,7 @@ def bench_step(folder, steps=40, repeats=5):
     data = prepare_data(cfg)
     module = build_module(cfg)
     dataset = SampleDataset(data.samples["train"], data.store)
-    collate = module.collate(training=True)
+    collate = module.collate("train")
     batches = [collate([dataset[(i * 16 + j) % len(dataset)] for j in range(16)]) for i in range(steps)]
 
     class Clock(Callback):
@@ -240,6 +240,43 @@ def bench_letters(folder, questions=24, repeats=5):
     return row
 
 
+def bench_prefix(folder, repeats=5, group=8):
+    """Loss and gradients of eight completions a prompt: prompts encoded once against a pass a completion."""
+    import torch
+
+    from dashvlm.build import build_module, prepare_data
+    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.sweep import make_plan
+
+    words = ["experiment=grpo_demo", "data.options.num_drives=20", "data.num_frames=5", "start_from=null"]
+    cfg = make_plan([*words, f"paths.cache_dir={folder}/cache", f"paths.output_dir={folder}"]).configs[0]
+    data, module = prepare_data(cfg), build_module(cfg)
+    dataset = SampleDataset(data.samples["train"], data.store)
+    inputs = module.collate("train")([dataset[i] for i in range(8)])["inputs"]
+    torch.manual_seed(0)
+    ids, mask = torch.randint(300, 500, (8 * group, 48)), torch.ones(8 * group, 48, dtype=torch.long)
+    weight = torch.randn(8 * group, 48)
+
+    def gradients(shared):
+        module.zero_grad()
+        (module.backbone.completion_logprobs(inputs, ids, mask, shared=shared) * weight).sum().backward()
+        return {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+    one, other = gradients(True), gradients(False)
+    scale = max(float(g.abs().max()) for g in other.values())
+    pairs = [(cpu(lambda: gradients(True)), cpu(lambda: gradients(False))) for _ in range(repeats)]
+    row = {
+        "model": f"tiny SmolVLM2, 8 prompts of {inputs['input_ids'].shape[1]} tokens (5 frames), G={group}, CPU",
+        "shared_cpu_s": round(statistics.median(a for a, _ in pairs), 3),
+        "a_pass_a_completion_cpu_s": round(statistics.median(b for _, b in pairs), 3),
+        "ratio": round(statistics.median(b / a for a, b in pairs), 2),
+        "ratio_range": [round(min(b / a for a, b in pairs), 2), round(max(b / a for a, b in pairs), 2)],
+        "largest_gradient_difference": max(float((one[n] - other[n]).abs().max()) for n in one) / scale,
+    }
+    print_row("GRPO, prompts encoded once", row)
+    return row
+
+
 def bench_captions(count=333):
     """All caption metrics but SPICE, against pycocoevalcap called as its own example does."""
     from pycocoevalcap.bleu.bleu import Bleu
@@ -295,7 +332,8 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         quiet_libraries()
         place = Path(folder)
-        found = {"step": bench_step(place), "letters": bench_letters(place), "captions": bench_captions(),
+        found = {"step": bench_step(place), "letters": bench_letters(place),
+                 "prefix": bench_prefix(place), "captions": bench_captions(),
                  "decode": bench_decode(place)}  # fmt: skip
     out = Path("bench_out")
     out.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dashvlm.labels.label_file import Label, states_outcome
+from dashvlm.labels.label_file import Label, read_labels, states_outcome
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights
 
@@ -191,6 +192,33 @@ def outcome_statements(labels: Sequence[Label]) -> list[tuple[str, str]]:
     """Clips whose rationale repeats the outcome, with the phrase."""
     found = [(label.clip_id, states_outcome(label.reasoning)) for label in labels]
     return [(clip, phrase) for clip, phrase in found if phrase]
+
+
+def leak_rows(labels: Sequence[Label], mode: str) -> list[dict[str, str]]:
+    """The probes of one mode as rows of a table, and how many rationales repeat the outcome."""
+    rows = [
+        {"mode": mode, "probe": p.name, "what": p.what, "ROC AUC": str(p.auc),
+         "verdict": "gives the class away" if p.leaks else "clean", "words": p.telling}
+        for p in probe_labels(labels)
+    ]  # fmt: skip
+    stated = outcome_statements(labels)
+    if stated:
+        first = ", ".join(f"{clip}: {phrase!r}" for clip, phrase in stated[:3])
+        rows.append({"mode": mode, "probe": "outcome", "what": "rationales that repeat it", "ROC AUC": "",
+                     "verdict": f"{len(stated)} of {len(labels)}", "words": first})  # fmt: skip
+    return rows
+
+
+def label_alarms(path: str, mode: str | None) -> list[str]:
+    """Say for a run that learned from a label file what in it gives the class away."""
+    file = read_labels(Path(path))
+    modes = sorted({label.mode for label in file.labels}, reverse=True)
+    mine = [label for label in file.labels if label.mode == (mode or modes[0])]
+    return [
+        f"the rationales it learned from give the class away by {p.name} alone: ROC AUC {p.auc}"
+        for p in probe_labels(mine)
+        if p.leaks and p.name != "words"
+    ]
 
 
 def _lengths(texts: Sequence[str]) -> NDArray[np.float64]:
