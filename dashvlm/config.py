@@ -268,6 +268,8 @@ def _reasoning_rules(flat: Mapping[str, Any]) -> list[str]:
         errors.append("objective.iterations above 1 needs trainer.accumulate_grad_batches=1")
     if flat.get("objective.reference") == "base" and flat.get("peft.method") not in (None, "lora"):
         errors.append(f"objective.reference=base: needs adapters to switch off, got peft.method={flat['peft.method']}")
+    if flat.get("model.name") == "openai" and flat.get("peft.method") not in (None, "frozen"):
+        errors.append("model=openai: a model behind an endpoint cannot be trained; use `python -m dashvlm.evaluate`")
     loss = flat.get("objective.loss")
     allowed = {"grpo": ("grpo", "bnpo", "dr_grpo"), "pooled": ("bce", "focal")}.get(str(objective))
     if allowed and loss not in allowed:

@@ -20,6 +20,7 @@ EXCLUDED = (
     "model.sizes",
     "logger",
     "sweep",
+    "study",
     "hydra",
     "data.root",
     "data.labels",

@@ -82,6 +82,8 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 "seconds": {"data": decode_s, "fit": fit_s, "all": time.perf_counter() - started},
                 "steps": int(trainer.global_step),
                 "peak_memory_gb": _peak_memory_gb(),
+                "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+                "devices": int(trainer.world_size),
             }
             images = plot_run(rows, results, folder / "plots", data.store)
             images |= plot_curves(folder / "metrics" / "metrics.csv", folder / "plots")

@@ -139,6 +139,7 @@ def write_results(
     return numbers | {
         "run_id": folder.name,
         "status": "done",
+        "latency_s": float(rows["latency_s"].dropna().mean()) if rows["latency_s"].notna().any() else None,
         "split": data.test_split,
         "overrides": (cfg.get("sweep") or {}).get("overrides", []),
         "sweep_id": (cfg.get("sweep") or {}).get("id"),

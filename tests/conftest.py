@@ -13,6 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT.parent / "shared" / "data"
 
+# Families with a tiny twin; a model behind an endpoint has none.
+FAMILIES = sorted(p.stem for p in (ROOT / "conf" / "model").glob("*.yaml") if "twin:" in p.read_text())
+
 SMALL_WORLD = [
     "data=synthetic", "data.options.num_drives=10", "data.options.duration_s=4.0",
     "data.options.fps=5", "data.num_frames=3", "data.batch_size=4",

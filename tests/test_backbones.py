@@ -13,13 +13,13 @@ from dashvlm.backbones.adapters import (
 )
 from dashvlm.backbones.base import IGNORED
 from dashvlm.backbones.tiny import twin_folder
-from dashvlm.config import CONF
 from dashvlm.data.clip import Observation
 from dashvlm.errors import CheckpointError, ConfigError
 from dashvlm.targets import resolve
 from dashvlm.tasks.crash import CrashTask
 
-FAMILIES = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
+from .conftest import FAMILIES
+
 LORA = {
     "method": "lora", "roles": ["language"], "targets": [], "rank": 4, "alpha": 8, "dropout": 0.0,
     "use_dora": False, "use_rslora": False, "quantization": None, "train_roles": [],
@@ -268,7 +268,7 @@ def test_flipping_the_label_changes_no_inference_input(make):
 
     clip = Clip("c", "c.mp4", "g", "test", 1, 5.0, 4.0, 9.0, 10.0)
     other = dataclasses.replace(clip, label=0, event_time_s=None, alert_time_s=None)
-    collate = Collate(CrashTask("crash_yes_no"), make().encoder, stage="predict", with_answers=False)
+    collate = Collate(CrashTask("crash_yes_no"), make().encoder, stage="predict", taught="prompt")
     times = np.array([3.5, 4.0, 4.5])
     batches = [
         collate([Item(0, Sample("c@0.5", c, 0.5, 5.0, tuple(times), 0), frames(3), times)])["inputs"]

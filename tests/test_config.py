@@ -48,7 +48,8 @@ def test_there_are_as_many_options_as_expected():
 def test_every_option_composes_and_passes_the_check(option):
     group, name = option.split("=")
     data = yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) if group == "data" else {}
-    cfg = composed(option, "model.checkpoint=tiny", *(f"task={t}" for t in data.get("tasks", ())[:1]))
+    remote = ["peft=frozen"] if name == "openai" and group == "model" else []  # it cannot be trained
+    cfg = composed(option, "model.checkpoint=tiny", *remote, *(f"task={t}" for t in data.get("tasks", ())[:1]))
     assert check(cfg) == []
     assert resolve(cfg["objective"]["_target_"])
     assert resolve(cfg["data"]["importer"])

@@ -12,9 +12,8 @@ from dashvlm.config import CONF
 from dashvlm.errors import CheckpointError
 from dashvlm.run import run
 
-from .conftest import SMALL_WORLD
+from .conftest import FAMILIES, SMALL_WORLD
 
-FAMILIES = sorted(p.stem for p in (CONF / "model").glob("*.yaml"))
 WORLD = [*SMALL_WORLD, "task=crash", "trainer.accelerator=cpu", "data.eval_horizons_s=[]", "model.checkpoint=tiny"]
 
 

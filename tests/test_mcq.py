@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.build import build_module, prepare_data
-from dashvlm.config import CONF
 from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.data.datamodule import SampleDataset
 from dashvlm.data.formats import roadbuddy
@@ -29,6 +28,8 @@ from dashvlm.targets import resolve
 from dashvlm.tasks.base import observe
 from dashvlm.tasks.mcq import LETTERS, MCQTask, language_of
 from dashvlm.tasks.parsing import parse_letter
+
+from .conftest import FAMILIES
 
 WORLD = [
     "data=synthetic", "data.options.num_drives=24", "data.options.duration_s=4.0", "data.options.fps=5",
@@ -320,7 +321,7 @@ def test_a_choice_without_a_question_is_refused():
 # -- scores -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", sorted(p.stem for p in (CONF / "model").glob("*.yaml")))
+@pytest.mark.parametrize("family", FAMILIES)
 def test_one_pass_over_all_letters_equals_one_pass_a_letter(config, cache, family):
     spec = config(f"model={family}", "model.checkpoint=tiny", "data=synthetic")["model"]
     load_model = resolve(spec["_target_"])
@@ -368,7 +369,9 @@ def test_reordering_removes_a_preference_for_a_place(config, monkeypatch):
     # A model that always likes the first letter must end undecided.
     logits = torch.tensor([5.0, 1.0, 0.0, -1.0])
     monkeypatch.setattr(
-        module.backbone, "score", lambda inputs, c: logits.log_softmax(-1).repeat(len(inputs["input_ids"]), 1)
+        module.backbone,
+        "score",
+        lambda inputs, c, before=None: logits.log_softmax(-1).repeat(len(inputs["input_ids"]), 1),
     )
     scores = module.compute_scores(batch)
     for row, i in zip(scores, items, strict=True):
@@ -382,7 +385,7 @@ def test_reordered_scores_follow_the_option_not_the_place(config, monkeypatch):
     right = {i.sample.clip.extra["choices"][i.sample.clip.extra["answer"]] for i in items}
     tokenizer = module.backbone.encoder.tokenizer
 
-    def knows(inputs, choices):
+    def knows(inputs, choices, before=None):
         out = []
         for ids in inputs["input_ids"]:
             lines = tokenizer.decode(ids).splitlines()

@@ -28,10 +28,9 @@ from dashvlm.tasks.reasoning import lead_after, split, wrap
 from dashvlm.tasks.scene import SceneTask
 from dashvlm.tasks.scene_schema import FIELDS
 
-from .conftest import REAL, ROOT, SMALL, SMALL_WORLD
+from .conftest import FAMILIES, REAL, SMALL, SMALL_WORLD
 from .test_training import start
 
-FAMILIES = sorted(p.stem for p in (ROOT / "conf" / "model").glob("*.yaml") if "twin:" in p.read_text())
 SEEN = Observation((0.0, 0.5), None, ())
 
 

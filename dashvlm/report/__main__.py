@@ -1,28 +1,42 @@
-"""Tables: of the runs in a folder, or of published predictions.
+"""Tables: of the runs in a folder, of a study, of two runs against each other.
 
-python -m dashvlm.report [paths.output_dir=runs]
-python -m dashvlm.report table=bvpi_captions predictions=FILE
+python -m dashvlm.report [paths.output_dir=runs]                 table, plots, HTML of all runs
+python -m dashvlm.report study=NAME [predictions=FILE]           published, recomputed, corrected, ours
+python -m dashvlm.report compare='[runs/A,runs/B]'               paired differences on the same samples
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 def report(cfg: DictConfig) -> None:
+    """Dispatch on what is asked for."""
+    from dashvlm.report.study_report import report_study
+
+    options: Any = OmegaConf.to_container(cfg, resolve=True)
+    if options["study"] or options["table"]:
+        report_study({**options, "study": options["study"] or options["table"]})
+    elif options["compare"]:
+        report_comparison([Path(str(f)) for f in options["compare"]])
+    else:
+        report_runs(options)
+
+
+def report_runs(options: dict[str, Any]) -> None:
     """Print and write the table of all runs below ``paths.output_dir``."""
     from dashvlm.errors import DataError
     from dashvlm.report.collect import axes_of, collect
+    from dashvlm.report.comparisons import comparison_notes
+    from dashvlm.report.html import write_html
     from dashvlm.report.plots import plot_sweep
-    from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_markdown
+    from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_latex, to_markdown
 
-    output = Path(cfg.paths.output_dir)
-    if cfg.table:
-        _published(cfg, output)
-        return
+    output = Path(options["paths"]["output_dir"])
     folders = sorted(p.parent for p in output.glob("*/config.yaml"))
     if not folders:
         raise DataError(
@@ -33,46 +47,59 @@ def report(cfg: DictConfig) -> None:
     table.to_csv(output / "report.csv", index=False)
     if "task.name" not in table:
         table["task.name"] = None
-    parts, pictures = [], []
+    parts, latex, pictures = [], [], []
     for task, mine in table.groupby("task.name", dropna=False, sort=True):  # tasks have different metrics
         shown = mine.dropna(axis=1, how="all")
-        axes = axes_of(shown, list(cfg.axes))[: int(cfg.max_axes)]
+        axes = axes_of(shown, list(options["axes"]))[: int(options["max_axes"])]
         header, body = sweep_rows(shown, axes)
-        notes = notes_of(shown)
+        notes = notes_of(shown) + comparison_notes(output, shown)
         title = f"{len(mine)} runs of {task} in {output}"
         print_table(title, header, body, notes)
         parts.append(f"### {title}\n\n{to_markdown(header, body, notes)}")
+        latex.append(to_latex(title, header, body))
         made = plot_sweep(shown, axes, output / f"report-{task}.png")
         pictures += [made.name] if made else []
     (output / "report.md").write_text("\n".join(parts), encoding="utf-8")
-    print(f"written: {output}/{', '.join(['report.csv', 'report.md', *pictures])}")
+    (output / "report.tex").write_text("\n".join(latex), encoding="utf-8")
+    names = ["report.csv", "report.md", "report.tex", *pictures]
+    if options["html"]:
+        names.append(write_html(folders, table, output / "report.html", Path(options["paths"]["cache_dir"])).name)
+    print(f"written: {output}/{', '.join(names)}")
 
 
-def _published(cfg: DictConfig, output: Path) -> None:
-    """Print and write a table of published predictions."""
-    import csv
+def report_comparison(folders: list[Path]) -> None:
+    """Print every later run against the first, paired by sample."""
+    import pandas as pd
 
-    from omegaconf import OmegaConf
+    from dashvlm.errors import ConfigError
+    from dashvlm.metrics.compare import compare
+    from dashvlm.metrics.evaluate import PRIMARY
+    from dashvlm.report.collect import read_result
+    from dashvlm.report.tables import print_table
 
-    from dashvlm.report.published import build
-    from dashvlm.report.tables import print_table, to_markdown
-
-    options = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(options, dict)
-    tables, notes = build(str(cfg.table), {str(k): v for k, v in options.items()})
-    for title, header, body in tables:
-        print_table(title, header, body)
-    for note in notes:
-        print(f"  ! {note}")
-    output.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(f"### {title}\n\n{to_markdown(header, body)}" for title, header, body in tables)
-    (output / f"{cfg.table}.md").write_text(text + "\n" + "".join(f"- {n}\n" for n in notes), encoding="utf-8")
-    with (output / f"{cfg.table}.csv").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        for title, header, body in tables:
-            writer.writerow(["table", *header])
-            writer.writerows([title, *row] for row in body)
-    print(f"written: {output}/{cfg.table}.md, {cfg.table}.csv")
+    results = [read_result(f) for f in folders]
+    kinds = {r.get("evaluation", "binary") for r in results}
+    if len(folders) < 2 or any(r["status"] != "done" for r in results) or len(kinds) > 1:
+        raise ConfigError(
+            "compare needs two or more finished runs of one kind of task",
+            got=", ".join(f"{f.name} {r['status']}" for f, r in zip(folders, results, strict=True)) or "nothing",
+            do="compare='[runs/A,runs/B]'",
+        )
+    kind = kinds.pop()
+    tables = [pd.read_parquet(f / "predictions.parquet") for f in folders]
+    body = []
+    for folder, table in zip(folders[1:], tables[1:], strict=True):
+        found = compare(tables[0], table, kind)
+        if not found.samples:
+            raise ConfigError(f"{folders[0].name} and {folder.name} share no sample", do="compare runs on one dataset")
+        clear = found.difference.low > 0 or found.difference.high < 0
+        body.append([folder.name, str(found.samples), str(found.first), str(found.second), str(found.difference),
+                     "clear of 0" if clear else "not clear", f"{found.only_first} / {found.only_second}",
+                     f"{found.p_mcnemar:.3g}"])  # fmt: skip
+    header = ["run", "samples", f"{folders[0].name}", "this run", "difference [95 %]", "verdict",
+              "only first / only this right", "McNemar p"]  # fmt: skip
+    title = f"{PRIMARY[kind]}, paired by sample, groups resampled together; against {folders[0].name}"
+    print_table(title, header, body)
 
 
 if __name__ == "__main__":

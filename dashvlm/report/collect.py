@@ -60,6 +60,11 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
         row["alarms"] = " | ".join(result.get("alarms") or [])
         row["message"] = str(result.get("message") or "").splitlines()[0] if result.get("message") else ""
         row["seconds"] = (result.get("seconds") or {}).get("all")
+        row["gpu_hours"] = row["seconds"] * result["devices"] / 3600 if result.get("device", "cpu") != "cpu" else None
+        row["peak_memory_gb"] = result.get("peak_memory_gb")
+        parts = result.get("parameters") or []
+        row["trainable"] = parts[-1]["trainable"] if parts else None
+        row["latency"] = result.get("latency_s")
         points = result.get("feasibility") or []
         row["feasible"] = f"{points[0]['feasible']}/{points[0]['clips']}" if points else ""
         rows.append(row)

@@ -23,9 +23,10 @@ from dashvlm.tasks.navigation_text import OBJECTS, Truth
 STUDIES = Path(__file__).resolve().parents[2] / "experiments"
 Table = tuple[str, list[str], list[list[str]]]
 Published = list[dict[str, Any]]
+Value = tuple[str, str, float, int]
 
 
-def build(name: str, options: Mapping[str, Any]) -> tuple[list[Table], list[str]]:
+def build(name: str, options: Mapping[str, Any]) -> tuple[list[Table], list[str], list[Value]]:
     """Build a table of the BVPI study.
 
     Args:
@@ -35,7 +36,7 @@ def build(name: str, options: Mapping[str, Any]) -> tuple[list[Table], list[str]
             ``captions`` (CSV files; looked for beside the predictions by default), ``spice``.
 
     Returns:
-        Tables (title, header, rows) and notes.
+        Tables (title, header, rows), notes, and the recomputed values (row, column, value, number of pictures).
 
     Raises:
         ConfigError: if the table is unknown or no file is named.
@@ -56,11 +57,13 @@ def build(name: str, options: Mapping[str, Any]) -> tuple[list[Table], list[str]
         raise ConfigError(f"row={unknown[0]} is not in the published table", do=f"use one of {', '.join(rows)}")
     made: list[Table] = []
     notes: list[str] = []
+    values: list[Value] = []
     for found in loaded:
-        more, said = tables[name](found, [r for r in published if r["row"] == found.row], options)
+        more, said, numbers = tables[name](found, [r for r in published if r["row"] == found.row], options)
         made += more
+        values += [(found.row or found.path.stem, c, v, len(found.texts)) for c, v in numbers.items()]
         notes += [f"{found.path.name}: {note}" for note in [*found.notes, *said]]
-    return made, notes + _split_notes(loaded, published)
+    return made, notes + _split_notes(loaded, published), values
 
 
 def read_published(name: str) -> list[dict[str, Any]]:
@@ -79,7 +82,7 @@ def read_published(name: str) -> list[dict[str, Any]]:
 
 def _captions(
     found: Predictions, published: list[dict[str, Any]], options: Mapping[str, Any]
-) -> tuple[list[Table], list[str]]:
+) -> tuple[list[Table], list[str], dict[str, float]]:
     pairs = [(t, x) for t, x in zip(found.targets, found.texts, strict=True) if t is not None]
     if not pairs:
         raise DataError(f"{found.path} has no references", got="no target in its rows", do="use table=bvpi_fields")
@@ -105,7 +108,7 @@ def _captions(
     notes += [f"{n} is unavailable: {missing.get(n, 'not computed')}" for n in absent]
     if scores.tokenizer == "plain":
         notes.append("without Java the tokeniser is a close copy of the metrics' own: digits may differ")
-    return [(title, ["metric", "published", "recomputed", "difference", "verdict"], body)], notes
+    return [(title, ["metric", "published", "recomputed", "difference", "verdict"], body)], notes, values
 
 
 def _clip(found: Predictions, folder: str, checkpoint: str) -> float:
@@ -140,14 +143,16 @@ def _truths(found: Predictions, options: Mapping[str, Any]) -> list[Truth]:
 
 def _fields(
     found: Predictions, published: list[dict[str, Any]], options: Mapping[str, Any]
-) -> tuple[list[Table], list[str]]:
+) -> tuple[list[Table], list[str], dict[str, float]]:
     rows = field_rows(found.texts, [t.fields for t in _truths(found, options)])
     by_name = {r["column"]: r for r in published}
     n, body, notes = len(found.texts), [], []
+    values: dict[str, float] = {}
     for kind, key in (("presence", "present"), ("accuracy", "right")):
         for name, row in rows.items():
             count, theirs = int(row[key].sum()), by_name.get(f"{kind}_{name}")
             usual = int(row["majority_right"].sum())
+            values[f"{kind}_{name}"] = count / n
             body.append([
                 f"{kind} {name}", _number(theirs["value"] if theirs else None, 3), f"{count}/{n} = {count / n:.3f}",
                 _number(round(count / n, 3) - theirs["value"] if theirs else None, 3, signed=True),
@@ -165,16 +170,17 @@ def _fields(
         )
     title = f"mandatory fields of {found.path.name}: {n} pictures, {found.split} split, row {found.row or '–'}"
     header = ["measure", "published", "recomputed", "difference", "majority word"]
-    return [(title, header, body)], notes
+    return [(title, header, body)], notes, values
 
 
 def _objects(
     found: Predictions, published: list[dict[str, Any]], options: Mapping[str, Any]
-) -> tuple[list[Table], list[str]]:
+) -> tuple[list[Table], list[str], dict[str, float]]:
     near = [t.near for t in _truths(found, options)]
     theirs_scope: Scope = "published_nearby" if (found.row or "").startswith("smolvlm2") else "published"
     by_name = {r["column"]: r["value"] for r in published}
     made: list[Table] = []
+    values: dict[str, float] = {}
     scopes: tuple[Scope, ...] = (theirs_scope, "nearby", "full_text")
     for scope in scopes:
         counts = object_counts(found.texts, near, scope)
@@ -183,6 +189,7 @@ def _objects(
             c = counts[name]
             line = [name, str(c.tp + c.fn), f"{c.tp} / {c.fn} / {c.fp}", f"{c.recall:.3f}", f"{c.precision:.3f}"]
             if scope == theirs_scope:
+                values |= {f"recall_{name}": c.recall, f"precision_{name}": c.precision}
                 line += _against(scope, c.recall, by_name.get(f"recall_{name}"))
                 line += _against(scope, c.precision, by_name.get(f"precision_{name}"))
             body.append(line)
@@ -197,7 +204,7 @@ def _objects(
         "truth: the object is annotated on the way; several of a kind count once; sides are not compared",
         "the two published object tables use two definitions and two ways of rounding: they cannot be compared",
     ]
-    return made, notes
+    return made, notes, values
 
 
 def _against(scope: Scope, value: float, known: float | None) -> list[str]:

@@ -95,6 +95,22 @@ def to_markdown(header: Sequence[str], body: Sequence[Sequence[str]], notes: Seq
     return "\n".join([*lines, "", *(f"- {n}" for n in notes)]).rstrip() + "\n"
 
 
+def to_latex(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Format a LaTeX table (booktabs)."""
+    special = {"\\": r"\textbackslash{}", "–": "--", "·": r"\textperiodcentered{}"} | {c: "\\" + c for c in "&%$#_{}"}
+
+    def safe(cell: str) -> str:
+        return "".join(special.get(c, c) for c in cell)
+
+    lines = [" & ".join(safe(c) for c in row) + r" \\" for row in body]
+    head = " & ".join(safe(h) for h in header) + r" \\"
+    return "\n".join(
+        [r"\begin{table}", r"\centering", rf"\caption{{{safe(title)}}}",
+         rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
+         r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    )  # fmt: skip
+
+
 def print_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print a table to the terminal; where it is narrow, the least needed columns are left out."""
     console = Console()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dashvlm.backbones.adapters import load_trained, role_of
 from dashvlm.backbones.base import Backbone
-from dashvlm.data.clip import Sample
+from dashvlm.data.clip import Messages, Sample
 from dashvlm.errors import TrainingError
 from dashvlm.metrics.evaluate import validation_metrics
 from dashvlm.tasks.base import Task
@@ -200,6 +200,7 @@ class VLMModule(pl.LightningModule, ABC):
         took = (time.perf_counter() - start) / len(batch["seen"])
         for row, (index, seen) in enumerate(zip(batch["index"].tolist(), batch["seen"], strict=True)):
             made: Row = {"index": index, "frame_times_s": batch["frame_times_s"][row], "latency_s": took}
+            made["prompt"] = as_text(self.task.messages(seen))
             made |= {name: values[row][: self.task.num_choices(seen)] for name, values in scores.items()}
             if prefix and texts:
                 made["prefix"] = prefix
@@ -227,6 +228,11 @@ class VLMModule(pl.LightningModule, ABC):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load it strictly, before Lightning's own lenient loading."""
         load_trained(self, checkpoint["state_dict"], "checkpoint")
+
+
+def as_text(chat: Messages) -> str:
+    """A chat as one text; pictures are marked."""
+    return "".join(part.get("text", "[frame]") for turn in chat for part in turn["content"])
 
 
 def sample_row(sample: Sample) -> Row:

@@ -1,0 +1,72 @@
+"""What a table of several runs needs beside its rows: which best is chance, who saw what, seeds together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dashvlm.metrics.compare import best_of, over_seeds, primary_values, shared_rows
+from dashvlm.metrics.evaluate import PRIMARY
+
+
+def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
+    """Notes about the finished runs of one kind of task.
+
+    Args:
+        output: folder of the runs.
+        table: from :func:`dashvlm.report.collect.collect`.
+
+    Returns:
+        How much of the best run is the choice, the numbers on the clips that every run could see, and
+        runs that differ in their seed alone as mean and interval.
+    """
+    done = table[table["status"] == "done"]
+    kinds = set(done.get("evaluation", pd.Series(dtype=str)).dropna())
+    if len(done) < 2 or len(kinds) != 1:
+        return []
+    kind = str(kinds.pop())
+    if "data.fingerprint" in done and done["data.fingerprint"].nunique() > 1:
+        return ["the runs are on different data: no run is best"]
+    tables = {}
+    for run in done["run_id"]:
+        path = output / str(run) / "predictions.parquet"
+        if path.is_file():
+            tables[str(run)] = pd.read_parquet(path)
+    if len(tables) < 2 or not len(shared_rows(list(tables.values()))[0]):
+        return []
+    name, value, share, optimism = best_of(tables, kind)
+    metric = PRIMARY[kind]
+    notes = [
+        f"best of {len(tables)} by {metric}: {name} {value}; it is best in {share:.0%} of resamples, and the best of "
+        f"{len(tables)} is too high by about {optimism:.3f} because it was chosen on these clips"
+    ]
+    return notes + _common_support(tables, kind) + _seeds(done, metric)
+
+
+def _common_support(tables: dict[str, pd.DataFrame], kind: str) -> list[str]:
+    """The primary metric on the clips with enough history in every run, where the runs differ in that."""
+    padded = {n: int((t["primary"] & (t["num_padded"] > 0)).sum()) for n, t in tables.items() if "num_padded" in t}
+    if len(set(padded.values())) < 2:
+        return []
+    rows = shared_rows(list(tables.values()), unpadded=True)
+    if not len(rows[0]):
+        return ["no clip has enough history in every run: they cannot be compared on common support"]
+    ones = np.ones((1, len(rows[0])))
+    values = ", ".join(f"{n} {primary_values(t, kind, ones)[0]:.3f}" for n, t in zip(tables, rows, strict=True))
+    return [f"on the {len(rows[0])} clips with enough history in every run: {values}"]
+
+
+def _seeds(done: pd.DataFrame, metric: str) -> list[str]:
+    """Runs that differ in their seed alone."""
+    if "seed" not in done or done["seed"].nunique() < 2 or metric not in done:
+        return []
+    other = [c for c in done if c.split(".")[0] in ("model", "task", "data", "objective", "peft", "optim", "trainer")]
+    other += [c for c in ("start_from",) if c in done]
+    notes = []
+    for _, mine in done.groupby(done[other].astype(str).agg("|".join, axis=1)):
+        if mine["seed"].nunique() > 1:
+            first = mine["run_id"].iloc[0]
+            notes.append(f"{len(mine)} seeds of {first}: {metric} {over_seeds(mine[metric].tolist())} (t-interval)")
+    return notes

@@ -1,0 +1,193 @@
+"""One HTML file that needs nothing else: sortable table, overlays, filmstrips with prompt and answer."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import yaml
+
+from dashvlm.data.frames import FrameStore
+from dashvlm.errors import DataError
+from dashvlm.metrics import functional as F
+from dashvlm.metrics.compare import row_scores
+from dashvlm.report.collect import axes_of
+from dashvlm.report.plots import STYLE
+from dashvlm.report.tables import SHOWN, cell
+
+COSTS = {"seconds": "seconds", "gpu_hours": "GPU-hours", "peak_memory_gb": "peak GB", "trainable": "trainable",
+         "latency": "s/sample"}  # fmt: skip
+SAMPLES = 24
+"""Samples of a run that the gallery shows: the worst and the best, half each."""
+
+
+def write_html(folders: Sequence[Path], table: pd.DataFrame, path: Path, cache: Path) -> Path:
+    """Write the report of some runs.
+
+    Args:
+        folders: run folders.
+        table: from :func:`dashvlm.report.collect.collect`.
+        path: the file.
+        cache: where decoded frames are kept.
+    """
+    done = [f for f in folders if (f / "predictions.parquet").is_file() and (f / "result.json").is_file()]
+    sections = []
+    for task, mine in table.groupby("task.name", dropna=False, sort=True):
+        shown = mine.dropna(axis=1, how="all")
+        names = set(shown["run_id"])
+        runs = [f for f in done if f.name in names]
+        kind = next(iter(shown["evaluation"].dropna()), "binary") if "evaluation" in shown else "binary"
+        sections.append(
+            {
+                "task": str(task), "rows": _rows(shown, kind), "header": _header(shown, kind),
+                "pictures": _pictures(path.parent / f"report-{task}.png", runs, kind),
+                "samples": [s for run in runs for s in _samples(run, cache)],
+                "runs": [r.name for r in runs],
+            }
+        )  # fmt: skip
+    alarms = [
+        {"run": str(r["run_id"]), "text": a} for _, r in table.iterrows() for a in str(r["alarms"]).split(" | ") if a
+    ]
+    source = (Path(__file__).parent / "templates" / "report.html.j2").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
+    path.write_text(page.render(sections=sections, alarms=alarms, folder=str(path.parent)), encoding="utf-8")
+    return path
+
+
+def _header(shown: pd.DataFrame, kind: str) -> list[str]:
+    axes = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes_of(shown)[:4]]
+    metrics = [title for m, title in SHOWN[kind].items() if m in shown]
+    costs = [title for c, title in COSTS.items() if c in shown]
+    return ["run", *axes, *metrics, *costs, "status"]
+
+
+def _rows(shown: pd.DataFrame, kind: str) -> list[list[dict[str, Any]]]:
+    """Cells with their text and the value that they sort by."""
+    rows = []
+    for _, row in shown.iterrows():
+        cells = [{"text": str(row["run_id"]), "key": str(row["run_id"])}]
+        cells += [{"text": str(row.get(a)), "key": _key(row.get(a))} for a in axes_of(shown)[:4]]
+        cells += [{"text": cell(row, m), "key": _key(row.get(m))} for m in SHOWN[kind] if m in shown]
+        cells += [{"text": _cost(row.get(c)), "key": _key(row.get(c))} for c in COSTS if c in shown]
+        rows.append([*cells, {"text": str(row["status"]), "key": str(row["status"])}])
+    return rows
+
+
+def _key(value: Any) -> Any:
+    number = pd.to_numeric(value, errors="coerce")
+    return str(value) if pd.isna(number) else float(number)
+
+
+def _cost(value: Any) -> str:
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{value:,.0f}" if float(value) >= 100 else f"{value:.3g}"
+
+
+def _pictures(sweep: Path, runs: Sequence[Path], kind: str) -> list[dict[str, str]]:
+    made = []
+    if sweep.is_file():
+        made.append({"title": "the sweep", "data": base64.b64encode(sweep.read_bytes()).decode()})
+    if kind == "binary" and runs:
+        made.append({"title": "ROC, precision and recall, reliability of all runs", "data": _overlay(runs)})
+    for run in runs:
+        curves = run / "plots" / "curves.png"
+        if curves.is_file() and len(runs) <= 6:
+            made.append({"title": f"curves of {run.name}", "data": base64.b64encode(curves.read_bytes()).decode()})
+    return made
+
+
+def _overlay(runs: Sequence[Path]) -> str:
+    with mpl.rc_context(STYLE):
+        figure, (roc, pr, reliability) = plt.subplots(1, 3, figsize=(11, 3.4))
+        for run in runs:
+            rows = pd.read_parquet(run / "predictions.parquet")
+            rows = rows[rows["primary"] & rows["target"].notna() & rows["score"].notna()]
+            if rows["target"].nunique() < 2:
+                continue
+            target, score = rows["target"].to_numpy(float), rows["score"].to_numpy(float)
+            roc.plot(*F.roc_curve(target, score), lw=1.2, label=run.name.rsplit("-", 1)[-1])
+            pr.plot(*F.pr_curve(target, score), lw=1.2)
+            bins = np.minimum((score * 10).astype(int), 9)
+            used = sorted(set(bins.tolist()))
+            said, was = [score[bins == b].mean() for b in used], [target[bins == b].mean() for b in used]
+            reliability.plot(said, was, "o-", ms=3, lw=1.2)
+        roc.plot([0, 1], [0, 1], ":", color="grey", lw=1)
+        reliability.plot([0, 1], [0, 1], ":", color="grey", lw=1)
+        roc.set(xlabel="false positive rate", ylabel="true positive rate")
+        pr.set(xlabel="recall", ylabel="precision", ylim=(0, 1.02))
+        reliability.set(xlabel="score", ylabel="share of positives")
+        if roc.get_legend_handles_labels()[0]:
+            roc.legend(frameon=False, fontsize=7)
+        figure.tight_layout()
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png")
+        plt.close(figure)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _samples(run: Path, cache: Path) -> list[dict[str, Any]]:
+    """The worst and the best samples of a run, with frames, prompt and answer."""
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    rows = pd.read_parquet(run / "predictions.parquet")
+    rows = rows[rows["primary"] & rows["target"].notna()]
+    kind = {"crash": "binary", "mcq": "choice"}.get(config["task"]["name"], config["task"]["name"])
+    rows = rows.assign(_right=row_scores(rows, kind), _kind="")
+    if kind == "binary":
+        rows["_right"] = 1 - (rows["score"] - rows["target"].astype(float)).abs().fillna(1.0)
+    order = rows.sort_values("_right", kind="stable")
+    picked = order if len(order) <= SAMPLES else pd.concat([order.head(SAMPLES // 2), order.tail(SAMPLES // 2)])
+    data = config["data"]
+    size = data["frame_size"]
+    store = FrameStore(cache / "frames", data["reader"], tuple(size) if size else None, float(data["store_gb"]))
+    return [_sample(run.name, row, kind, store) for _, row in picked.iterrows()]
+
+
+def _sample(run: str, row: Any, kind: str, store: FrameStore) -> dict[str, Any]:
+    try:
+        frames, times = store.frames(Path(row["path"]), row["frame_times_s"])
+        strip, ages = _strip(frames), [f"{t:.2f} s" for t in times]
+    except (DataError, TypeError, OSError):
+        strip, ages = "", []
+    shown = row.get("score") if kind == "binary" else row["_right"]
+    return {
+        "run": run, "clip": row["clip_id"], "kind": _error_kind(row, kind), "strip": strip, "times": ages[:8],
+        "target": str(row["target"]), "answer": str(row.get("answer")),
+        "score": "–" if shown is None or pd.isna(shown) else f"{shown:.3f}",
+        "text": str(row.get("text") or "–"), "prompt": str(row.get("prompt") or "–"),
+    }  # fmt: skip
+
+
+def _error_kind(row: Any, kind: str) -> str:
+    if row.get("status") == "failed" or (kind == "binary" and pd.isna(row["score"])):
+        return "failed"
+    if kind == "binary":
+        said, true = row["score"] >= F.THRESHOLD, row["target"] == 1
+        return ("hit" if true else "false alarm") if said else ("missed" if true else "correct rejection")
+    if row["_right"] >= 1.0:
+        return "right"
+    return "unparsed" if row.get("status") in ("unparsed", "refused") and kind != "choice" else "wrong"
+
+
+def _strip(frames: Any, height: int = 72, most: int = 8) -> str:
+    """Up to eight frames side by side as a JPEG."""
+    pick = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), most)).round().astype(int))
+    tall, wide = frames.shape[1:3]
+    width = max(int(wide * height / tall), 1)
+    strip = Image.new("RGB", ((width + 2) * len(pick), height), "white")
+    for place, number in enumerate(pick):
+        strip.paste(Image.fromarray(frames[number]).resize((width, height)), (place * (width + 2), 0))
+    buffer = io.BytesIO()
+    strip.save(buffer, "JPEG", quality=80)
+    return base64.b64encode(buffer.getvalue()).decode()
