@@ -17,12 +17,12 @@ from dashvlm.data.clip import SPLITS, Clip, Sample, Split
 from dashvlm.data.datamodule import SampleDataset, decode_once
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.load import build_store, load_manifest
-from dashvlm.data.manifest import Manifest, Quarantined
+from dashvlm.data.manifest import Manifest, Quarantined, limited
 from dashvlm.data.samples import build_samples, union_of_times, with_demos
-from dashvlm.data.sampling import Times, stable_uniform
+from dashvlm.data.sampling import Times
 from dashvlm.errors import CheckpointError, ConfigError, DataError
 from dashvlm.targets import resolve
-from dashvlm.tasks.base import Task, observe
+from dashvlm.tasks.base import Task, make_task, observe
 from dashvlm.training.module import VLMModule
 
 log = logging.getLogger(__name__)
@@ -54,12 +54,15 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
         cfg: the configuration.
         train: whether the training and validation splits are needed.
     """
-    store, task = build_store(cfg), build_task(cfg)
+    store, task = build_store(cfg), make_task(cfg)
     manifest = load_manifest(cfg, store)
     options = cfg["data"]
-    manifest = _teachable(manifest, task, float(options["max_bad_fraction"]))
     if options["limit"]:
         manifest = limited(manifest, int(options["limit"]))
+    manifest = Manifest(manifest.name, tuple(task.prepared(manifest.clips)), manifest.quarantine)
+    taught = train and cfg["objective"]["name"] == "sft" and cfg["peft"]["method"] != "frozen"
+    if taught or not task.answer_lead:  # rationales are needed where they are taught
+        manifest = _teachable(manifest, task, float(options["max_bad_fraction"]))
     grid = [
         options,
         *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or []),
@@ -124,7 +127,7 @@ def check_data(cfg: Config) -> list[dict[str, Any]]:
     Returns:
         A row a split: samples, frames a sample, repeated and unreadable ones, and the first answer.
     """
-    data, task = prepare_data(cfg), build_task(cfg)
+    data, task = prepare_data(cfg), make_task(cfg)
     rows = []
     for split, samples in data.samples.items():
         items = SampleDataset(samples, data.store)
@@ -149,17 +152,6 @@ def check_data(cfg: Config) -> list[dict[str, Any]]:
     return rows
 
 
-def limited(manifest: Manifest, count: int) -> Manifest:
-    """Keep so many clips of each split, of all labels in turn (``data.limit``)."""
-    kept: list[Clip] = []
-    for split in SPLITS:
-        order = sorted(manifest.split(split), key=lambda c: stable_uniform(0, "limit", c.clip_id))
-        ones, others = [c for c in order if c.label == 1], [c for c in order if c.label != 1]
-        kept += [*ones[: count // 2], *others][:count] if ones and others else order[:count]
-    names = {c.clip_id for c in kept}
-    return Manifest(manifest.name, tuple(c for c in manifest.clips if c.clip_id in names), manifest.quarantine)
-
-
 def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
     """Samples of the test split at the training horizon first, then at the other horizons."""
     clips = data.manifest.split(data.test_split)
@@ -178,15 +170,6 @@ def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
     count = int(cfg["data"]["shots"]["eval"])
     pool = [replace(s, demos=()) for s in data.samples["train"]]
     return with_demos(samples, pool, 1.0, count, count)
-
-
-def build_task(cfg: Config) -> Task:
-    """Build the task."""
-    options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name")}
-    if options.get("reasoning") == "auto":
-        options["reasoning"] = bool(cfg["data"].get("labels"))
-    task: Task = resolve(cfg["task"]["_target_"])(**options)
-    return task
 
 
 def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
@@ -232,9 +215,9 @@ def build_module(cfg: Config, for_training: bool = True) -> VLMModule:
     if for_training and cfg["model"]["gradient_checkpointing"]:
         enable_gradient_checkpointing(backbone)
     module: VLMModule = resolve(cfg["objective"]["_target_"])(
-        backbone, build_task(cfg), cfg["objective"], cfg["optim"], int(cfg["seed"])
+        backbone, make_task(cfg), cfg["objective"], cfg["optim"], int(cfg["seed"])
     )
-    if cfg.get("start_from") and (for_training or module.compares):
+    if cfg.get("start_from") and for_training:
         _start(module, Path(cfg["start_from"]))
     module.on_start()
     for row in part_census(module):
@@ -279,6 +262,10 @@ def load_run(folder: Path) -> tuple[dict[str, Any], VLMModule]:
             got="the run is not finished",
             do="run the command that made it again: it resumes",
         )
+    start = folder / "start.safetensors"
+    if start.exists():  # what the run is measured against
+        load_trained(module, read_safetensors(start), str(start))
+        module.on_start()
     load_trained(module, read_safetensors(path), str(path))
     module.eval()
     return cfg, module

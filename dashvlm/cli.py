@@ -86,6 +86,8 @@ def log_to_terminal() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
     for noisy in (
         "httpx",
+        "httpx2",
+        "openai",
         "pytorch_lightning.utilities.rank_zero",
         "fsspec",
         "matplotlib",

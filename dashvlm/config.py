@@ -146,6 +146,21 @@ RULES: dict[str, Rule] = {
     "task.pairs": _one_of("given", "wrong_positions"),
     "data.label_options.mode": _optional(_one_of("told", "blind")),
     "data.label_options.drop_stating_outcome": _flag(),
+    "data.label_options.replace_annotations": _flag(),
+    "label_in_prompt": _one_of("told", "blind", "both"),
+    "dry_run": _flag(),
+    "splits": (
+        lambda v: isinstance(v, list) and bool(v) and set(v) <= {"train", "val", "test"},
+        "a list of train, val and test",
+    ),
+    "teacher.concurrency": _whole(1, 64),
+    "teacher.timeout_s": _number(0, open_low=True),
+    "teacher.settle_s": _number(0),
+    "teacher.retries": _whole(0, 100),
+    "teacher.max_backoff_s": _number(0),
+    "teacher.max_tokens": _whole(1),
+    "teacher.cap_usd": _number(0),
+    "teacher.detail": _one_of("auto", "low", "high"),
     "task.language": _one_of("auto", "vi", "en"),
     "task.answer_with": _one_of("letter", "text"),
     "task.reorder": _flag(),
@@ -266,6 +281,19 @@ def _reasoning_rules(flat: Mapping[str, Any]) -> list[str]:
         )
     if isinstance(repeats, int) and repeats > 1 and flat.get("trainer.accumulate_grad_batches", 1) != 1:
         errors.append("objective.iterations above 1 needs trainer.accumulate_grad_batches=1")
+    every = flat.get("trainer.val_every_n_steps")
+    if isinstance(repeats, int) and repeats > 1 and (not isinstance(every, int) or every % repeats):
+        errors.append(
+            f"trainer.val_every_n_steps={_show(every)}: must be a multiple of objective.iterations={repeats}, "
+            "or a run resumed after a validation would draw other completions"
+        )
+    if objective == "grpo" and flat.get("task.style") == "caption":
+        errors.append("task.style=caption: nothing in a free caption is rewarded; use task.style=structured")
+    for key, value in flat.items():
+        if key.startswith("objective.rewards.") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            errors.append(f"{key}={value}: must be a number")
+    if flat.get("objective.answer_weight") == 0 and flat.get("objective.reasoning_weight") == 0:
+        errors.append("objective.answer_weight=0 and reasoning_weight=0: nothing would be taught")
     if flat.get("objective.reference") == "base" and flat.get("peft.method") not in (None, "lora"):
         errors.append(f"objective.reference=base: needs adapters to switch off, got peft.method={flat['peft.method']}")
     if flat.get("model.name") == "openai" and flat.get("peft.method") not in (None, "frozen"):

@@ -33,7 +33,11 @@ def evaluate(cfg: DictConfig) -> None:
     config = plain(cfg)
     source = config.pop("run")
     if source:
-        config = _merged(read_config(Path(source)), config)
+        trained = read_config(Path(source))
+        if trained["task"].get("reasoning") == "auto":  # the run's own answer, whatever became of its label file
+            trained["task"]["reasoning"] = bool(trained["data"].get("labels"))
+        trained["data"] |= {"labels": None, "pairs": None}
+        config = _merged(trained, config)
     refuse(check(config))
     # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))

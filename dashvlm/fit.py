@@ -53,7 +53,7 @@ def fit(
             do="preference training needs pairs: data.pairs=FILE, task.pairs=..., or rows with chosen and rejected",
         )
     accumulate = int(options["accumulate_grad_batches"])
-    per_epoch = -(-len(train) // int(cfg["data"]["batch_size"]))
+    per_epoch = -(-len(train) // int(cfg["data"]["batch_size"])) * module.repeats
     steps = int(options["max_steps"] or 0)
     if steps <= 0:
         steps = max(-(-per_epoch * int(options["max_epochs"]) // accumulate), 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,7 +51,8 @@ def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     walk(cfg, "")
     if flat.get("start_from"):  # a run's name says what decided it; where it lies does not
-        flat["start_from"] = str(flat["start_from"]).rstrip("/").rsplit("/", 1)[-1]
+        name = str(flat["start_from"]).rstrip("/").rsplit("/", 1)[-1]
+        flat["start_from"] = name if re.search(r"-[0-9a-f]{8}$", name) else flat["start_from"]
     elif "start_from" in flat:
         del flat["start_from"]
     return flat

@@ -3,6 +3,7 @@
 python -m dashvlm.inspect data=nexar data.root=FOLDER
 python -m dashvlm.inspect model=smolvlm2 model.checkpoint=tiny
 python -m dashvlm.inspect data=jsonl data.root=FOLDER write_jsonl=true
+python -m dashvlm.inspect data=nexar data.root=FOLDER audit=true
 python -m dashvlm.inspect labels=labels.jsonl
 """
 
@@ -45,11 +46,12 @@ def inspect(cfg: DictConfig) -> None:
     if config.pop("labels"):
         inspect_labels(Path(cfg.labels))
         return
+    audited = bool(config.pop("audit"))
     asks_model = any(o.startswith(("model", "peft")) for o in said)
     if asks_model:
         inspect_model(config)
     if not asks_model or any(o.lstrip("+~").split("=")[0] in ("data", "data.root") for o in said):
-        inspect_data(config)
+        inspect_data(config, audited)
 
 
 def inspect_labels(path: Path) -> None:
@@ -87,21 +89,19 @@ def with_task(argv: list[str]) -> list[str]:
     return [*argv, f"task={first}"]
 
 
-def inspect_data(config: dict[str, Any]) -> None:
+def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
     """Print the dataset card; write it as JSON with the contact sheet."""
     from dashvlm.data.card import contact_sheet, dataset_card
     from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.samples import build_samples
     from dashvlm.report.tables import print_table
-    from dashvlm.targets import resolve
+    from dashvlm.tasks.base import make_task
 
     options = config["data"]
     lenient = {**options, "max_bad_fraction": 1.0}  # the card shows what is wrong, it does not refuse
     store = build_store(config)
     manifest = load_manifest({**config, "data": lenient}, store, require_videos=False)
-    task = resolve(config["task"]["_target_"])(
-        **{k: v for k, v in config["task"].items() if k not in ("_target_", "name")}
-    )
+    task = make_task(config)
     card = dataset_card(manifest, options, task)
     _print_rows(f"{card['name']} in {options['root']}", card["splits"])
     for title, rows in card["tables"].items():
@@ -140,6 +140,44 @@ def inspect_data(config: dict[str, Any]) -> None:
     if samples:
         contact_sheet(samples, store, task, folder / "contact_sheet.png")
     print(f"written: {folder}/card.json{', contact_sheet.png' if samples else ''}")
+    if audited:
+        inspect_shortcuts(usable, options, task, store, folder)
+
+
+def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, store: Any, folder: Path) -> None:
+    """Fit readers that see no pixels, look for near-duplicates, and fail by name.
+
+    Raises:
+        DataError: if a reader does better than chance, or pictures occur in two splits.
+    """
+    from dashvlm.data.audit import FEWEST, LEVEL, audit, class_of, near_duplicates
+    from dashvlm.data.clip import SPLITS
+    from dashvlm.data.samples import build_samples
+    from dashvlm.errors import DataError
+
+    lenient = {**options, "short_history": "pad_oldest"}
+    samples: dict[str, Any] = {s: build_samples([c for c in clips if c.split == s], lenient)[0] for s in SPLITS}
+    readers = audit(samples, class_of(task), store)
+    alike = near_duplicates(samples, store)
+    rows = [{"reader": r.name, "reads": r.what, "ROC AUC on the test split": str(r.auc),
+             "verdict": "FAILS" if r.fails else "passes"} for r in readers]  # fmt: skip
+    if rows:
+        _print_rows(f"readers that see no pixels (a clean dataset fails once in {1 / LEVEL:.0f})", rows)
+    else:
+        print(f"  no audit: it needs {FEWEST} labelled clips of two classes in the training and in the test split")
+    _print_rows(
+        "near-duplicates across splits",
+        [{"clip": a, "looks like": b, "hash bits that differ": f"{share:.1%}"} for a, b, share in alike[:20]],
+    ) if alike else print("  near-duplicates across splits: none")
+    found = {"readers": rows, "near_duplicates": alike}
+    (folder / "audit.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"written: {folder}/audit.json")
+    failed = [r.name for r in readers if r.fails] + [f"{len(alike)} near-duplicates"] * bool(alike)
+    if failed:
+        raise DataError(
+            "the shortcut audit fails", got=", ".join(failed),
+            do="take what these readers read out of the data (names, sizes, times), or split so that it tells nothing",
+        )  # fmt: skip
 
 
 def inspect_model(config: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Let a teacher write rationales or annotations for a dataset, or our own runs the worse half of preference pairs.
 
 python -m dashvlm.label teacher=openai data=nexar data.root=FOLDER label_in_prompt=both dry_run=true
-python -m dashvlm.label teacher=own teacher.run=runs/RUN data=bvpi data.root=FOLDER     (pairs for objective=dpo)
+python -m dashvlm.label teacher=own teacher.run=runs/RUN     (pairs for objective=dpo, of the clips it was trained on)
 """
 
 from __future__ import annotations
@@ -37,25 +37,26 @@ def ask_teacher(config: dict[str, Any]) -> None:
 
     from dashvlm.data.clip import SPLITS
     from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.data.manifest import limited
     from dashvlm.data.samples import build_samples
-    from dashvlm.errors import TeacherError
+    from dashvlm.errors import DataError, TeacherError
     from dashvlm.labels.ask import LabelWriter, Progress, modes_of, requests_for, to_label
     from dashvlm.labels.client import Teacher
-    from dashvlm.targets import resolve
+    from dashvlm.tasks.base import make_task
 
     options = {**config["data"], "labels": None, "short_history": "pad_oldest"}  # as many frames for every clip
-    told = dict(config["task"])
-    name, target = told.pop("name"), told.pop("_target_")
-    if name == "crash":
-        told["reasoning"] = True
-    task, teacher_options = resolve(target)(**told), config["teacher"]
+    name = config["task"]["name"]
+    reasons = {"reasoning": True} if name == "crash" else {}
+    task, teacher_options = make_task({**config, "task": {**config["task"], **reasons}}), config["teacher"]
     store = build_store(config)
     manifest = load_manifest({**config, "data": options}, store)
+    if options["limit"]:
+        manifest = limited(manifest, int(options["limit"]))
     samples = [
         s for split in SPLITS if split in config["splits"] for s in build_samples(manifest.split(split), options)[0]
     ]
-    limit = options["limit"]
-    samples = samples[:limit] if limit else samples
+    if not samples:
+        raise DataError(f"no clip to ask about in {', '.join(config['splits'])}", do="name other splits or data")
     folder = Path(config["output"] or _folder(config))
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -66,7 +67,8 @@ def ask_teacher(config: dict[str, Any]) -> None:
                 f"{folder} is being labelled by another process", do="wait for it, or stop it"
             ) from error
         writer = LabelWriter(folder / "labels.jsonl")
-        teacher = Teacher(teacher_options, Path(config["paths"]["cache_dir"]) / "teacher", writer.spent_usd)
+        cache, ledger = Path(config["paths"]["cache_dir"]) / "teacher", folder / "spent.jsonl"
+        teacher = Teacher(teacher_options, cache, ledger, needs_key=not config["dry_run"])
         asks, problems = requests_for(samples, modes_of(config["label_in_prompt"], task), task, store, teacher)
         waiting = [a for a in asks if not writer.has(a)]
         size = tuple(options["frame_size"] or (720, 1280))
@@ -75,7 +77,8 @@ def ask_teacher(config: dict[str, Any]) -> None:
         print(
             f"{len(asks)} answers wanted of {teacher_options['model']} ({len(samples)} clips), "
             f"{len(asks) - len(waiting)} in the file, {len(waiting) - len(unpaid)} in the cache; the {len(unpaid)} "
-            f"others cost at most ${most:.4f} (cap ${teacher_options['cap_usd']:g}, spent ${writer.spent_usd:.4f})"
+            f"others cost at most ${most:.4f} (cap ${teacher_options['cap_usd']:g}, "
+            f"spent ${teacher.tally.spent_usd:.4f})"
         )
         if config["dry_run"]:
             return
@@ -151,7 +154,7 @@ def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
 def _folder(config: dict[str, Any]) -> Path:
     """Name the output by what decides the answers, but for modes, splits and money."""
     data = {k: v for k, v in config["data"].items() if k not in ("batch_size", "eval_batch_size", "num_workers")}
-    teacher = {k: config["teacher"][k] for k in ("model", "max_tokens", "temperature", "detail")}
+    teacher = {k: config["teacher"][k] for k in ("model", "base_url", "max_tokens", "temperature", "detail")}
     digest = hashlib.sha256(json.dumps([data, teacher, config["task"]], sort_keys=True, default=str).encode())
     name = f"labels-{config['data']['name']}-{config['teacher']['model']}-{digest.hexdigest()[:8]}"
     return Path(config["paths"]["output_dir"]) / name.replace("/", "_")

@@ -99,6 +99,8 @@ def _start_measured(cfg: Mapping[str, Any], data: Data, module: VLMModule, folde
     if not module.compares:
         return None
     path = folder / "before.parquet"
+    if cfg.get("start_from") and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        _write_weights(module, folder / "start.safetensors")
     if not path.exists():
         found = score_start(cfg, data, module)
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
@@ -110,14 +112,19 @@ def _start_measured(cfg: Mapping[str, Any], data: Data, module: VLMModule, folde
 
 def _export(module: VLMModule, folder: Path) -> None:
     """Write the trained parameters, and the adapter in PEFT's own format."""
-    state = {n: p.cpu().contiguous() for n, p in module.trained_state().items()}
-    temporary = folder / "trained.tmp"
-    save_file(state, temporary)
-    temporary.replace(folder / "trained.safetensors")
+    _write_weights(module, folder / "trained.safetensors")
     if isinstance(module.backbone.net, peft.PeftModel):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about vocabulary sizes that cannot be looked up offline
             module.backbone.net.save_pretrained(str(folder / "adapter"))
+
+
+def _write_weights(module: VLMModule, path: Path) -> None:
+    """Write what trains, atomically."""
+    state = {n: p.cpu().contiguous() for n, p in module.trained_state().items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(state, temporary)
+    temporary.replace(path)
 
 
 def _ledgers(cfg: Mapping[str, Any], data: Data, folder: Path) -> dict[str, Any]:
@@ -164,7 +171,7 @@ def main(folder: Path) -> int:
         force=True,
     )
     logging.captureWarnings(True)
-    for noisy in ("httpx", "pytorch_lightning.utilities.rank_zero", "fsspec", "matplotlib"):
+    for noisy in ("httpx", "httpx2", "openai", "pytorch_lightning.utilities.rank_zero", "fsspec", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     quiet_libraries()
     faulthandler.enable(handler._open())

@@ -95,7 +95,7 @@ def score_start(cfg: Mapping[str, Any], data: Data, module: VLMModule) -> pd.Dat
     loaders.trainer = trainer
     table = pd.DataFrame({"sample_id": [s.sample_id for s in samples]})
     _add_pairs(table, trainer, module, loaders, samples)
-    if not len(table.columns) > 1:
+    if module.taught != "pair":
         texts = [row.get("text") for row in _predict(trainer, module, loaders, samples)]
         seen, targets = [observe(s, s.times_s) for s in samples], [module.task.target(s) for s in samples]
         for name, values in module.measure(texts, seen, targets).items():
@@ -132,7 +132,12 @@ def write_results(
             f"sampling differs between the splits: samples seen around annotated moments are {shares} "
             f"(data.support_frames={options['support_frames']})"
         )
-    if options.get("labels") and module.task.choices:
+    taught_by = {
+        str(c.extra["annotated_by"]) for c in data.manifest.split(data.test_split) if "annotated_by" in c.extra
+    }
+    if taught_by:
+        numbers["alarms"].append(f"the answers compared with were written by {', '.join(sorted(taught_by))}")
+    if options.get("labels") and module.task.choices and module.taught == "answer":
         numbers["alarms"] += label_alarms(options["labels"], options["label_options"]["mode"])
     numbers["alarms"] += module.task.write(rows, folder)
     points = [(int(options["num_frames"]), float(options["frame_interval_s"]))]

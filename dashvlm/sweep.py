@@ -157,6 +157,8 @@ def job(cfg: DictConfig) -> float:
         if code:
             _SINGLE["code"] = code
             return float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
+    elif config["start_from"]:
+        config["start_from"] = str(Path(config["start_from"]).resolve())
     name, folder = _folder_of(config)
     if plan_file:
         with (Path(plan_file).parent / "jobs.jsonl").open("a", encoding="utf-8") as file:
@@ -186,6 +188,7 @@ def _first_run(config: Mapping[str, Any]) -> tuple[str, int]:
     """Make the run that ``start_from`` describes, unless it is there; return its folder and an exit code."""
     words = [str(word) for word in config["start_from"]]
     places = [f"paths.{key}={config['paths'][key]}" for key in ("output_dir", "cache_dir", "data_dir")]
+    check_overrides("train", words)
     first = _composed([*words, *places])
     refuse(f"start_from={' '.join(words)}: {error}" for error in check(first))
     first["sweep"] = {"id": None, "grid": [], "overrides": words}

@@ -74,6 +74,10 @@ class Handler(BaseHTTPRequestHandler):
             with (self.server.folder / "paid.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
         raw = json.dumps(answer).encode()
+        if trouble == "late 504":
+            return self.reply(504, {"error": {"message": "gateway"}})
+        if str(trouble).startswith("body "):
+            return self.send(200, trouble[5:].encode())
         if trouble == "half":
             return self.send(200, raw[: len(raw) // 2])
         if trouble == "drip":

@@ -65,7 +65,7 @@ def options(url, **changed):
 
 def ask(url, folder, monkeypatch, count=3, key=CANARY, **changed):
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    teacher = Teacher(options(url, **changed), folder)
+    teacher = Teacher(options(url, **changed), folder, folder.with_suffix(".spent"))
     frames = np.zeros((2, 32, 48, 3), np.uint8)
     chats = [
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"clip {i}?"}, {"type": "image"}]}]
@@ -87,11 +87,13 @@ def test_whatever_goes_wrong_an_answer_is_paid_for_once(endpoint, tmp_path, monk
     assert "<answer>" in replies[0].text
     assert len(server.paid()) == paid
     assert teacher.tally.recovered == recovered
-    assert teacher.tally.spent_usd == pytest.approx(replies[0].cost_usd)
+    booked = [json.loads(line) for line in (tmp_path / "cache.spent").read_text().splitlines()]
+    assert [b["usd"] for b in booked if b["what"] == "answer"] == [pytest.approx(replies[0].cost_usd)]
     again, _, same = ask(server.url, tmp_path / "cache", monkeypatch, count=1)
     assert same[0].text == replies[0].text
     assert same[0].cached
-    assert again.tally.spent_usd == 0
+    assert again.tally.spent_usd == pytest.approx(teacher.tally.spent_usd)  # the ledger remembers
+    assert again.tally.paid == 0
     assert len(server.paid()) == paid
 
 
@@ -101,6 +103,53 @@ def test_an_endpoint_that_stores_nothing_is_asked_again_and_that_is_counted(endp
     assert replies[0] is not None
     assert len(server.paid()) == 2
     assert teacher.tally.retries == 1
+
+
+def test_equal_requests_are_paid_for_once(endpoint, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    for stores in (True, False):
+        server = endpoint(stores=stores)
+        teacher = Teacher(options(server.url), tmp_path / f"cache{stores}")
+        chat = [{"role": "user", "content": [{"type": "text", "text": "the same?"}]}]
+        frames = np.zeros((0, 32, 48, 3), np.uint8)
+        replies = teacher.ask([teacher.request(chat, frames) for _ in range(6)], (32, 48))
+        assert len({r.text for r in replies}) == 1
+        assert len(server.paid()) == 1
+        assert (teacher.tally.paid, teacher.tally.cached) == (1, 5)
+
+
+def test_an_answer_behind_a_504_is_found_and_lost_calls_count_towards_the_cap(endpoint, tmp_path, monkeypatch):
+    server = endpoint(["late 504"])
+    teacher, _, replies = ask(server.url, tmp_path / "cache", monkeypatch, count=1, max_backoff_s=0.4)
+    assert replies[0] is not None
+    assert len(server.paid()) == 1
+    assert teacher.tally.recovered == 1
+    forgetful = endpoint(["timeout"] * 9, stores=False)
+    teacher, requests, replies = ask(
+        forgetful.url, tmp_path / "other", monkeypatch, count=1, cap_usd=0.004, retries=8, store=False
+    )
+    assert replies == [None]
+    assert teacher.tally.capped
+    most = teacher.estimate(requests[0], (32, 48))
+    time.sleep(1.5)
+    assert len(forgetful.paid()) <= 0.004 / most + 1
+    assert Teacher(options(forgetful.url), tmp_path / "other", tmp_path / "other.spent").tally.spent_usd > 0.002
+
+
+@pytest.mark.parametrize("body", ["[]", "null", '"ok"', '{"choices": [null]}', '{"error": "no"}'])
+def test_a_body_of_another_shape_is_no_answer(endpoint, tmp_path, monkeypatch, body):
+    server = endpoint([f"body {body}"])
+    _, _, replies = ask(server.url, tmp_path / "cache", monkeypatch, count=2)
+    assert all(r is not None for r in replies)
+
+
+def test_short_words_are_no_secrets(monkeypatch, tmp_path):
+    monkeypatch.setenv("OPENAI_API_KEY", "local")
+    assert Teacher(options("http://localhost:1/v1"), tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    for bad in ({"base_url": "http://me:word@host/v1"}, {"model": CANARY}):
+        with pytest.raises(ConfigError, match="credentials"):
+            Teacher({**options("http://localhost:1/v1"), **bad}, tmp_path)
 
 
 def test_retry_after_is_honoured(endpoint, tmp_path, monkeypatch):
@@ -127,6 +176,7 @@ def test_the_cap_holds(endpoint, tmp_path, monkeypatch):
     teacher, requests, replies = ask(
         server.url, tmp_path / "cache", monkeypatch, count=30, cap_usd=5.5 * one, concurrency=3
     )
+    assert len(server.paid()) == teacher.tally.paid
     assert teacher.tally.capped
     assert 0 < sum(r is not None for r in replies) < 30
     assert teacher.tally.spent_usd <= 5.5 * one
@@ -228,12 +278,20 @@ def test_a_torn_line_is_cut_off_and_asked_again(dashvlm, endpoint, tmp_path):
     assert len(server.paid()) == paid  # it was in the cache
 
 
+@pytest.mark.parametrize("word", ["label_in_prompt=tolld", "splits=[tarin]", "teacher.concurrency=0", "splits=[]"])
+def test_wrong_words_cost_nothing(dashvlm, word):
+    done = dashvlm("label", "task=crash", *SMALL_WORLD, word, check=False, env={"OPENAI_API_KEY": CANARY})
+    assert done.returncode == 2
+    assert word.split("=")[0] in done.stderr
+
+
 def test_dry_run_prices_and_asks_nothing(dashvlm, endpoint):
     server = endpoint()
     words = ["task=crash", *SMALL_WORLD, "dry_run=true", f"teacher.base_url={server.url}"]
     done = dashvlm("label", *words, env={"OPENAI_API_KEY": CANARY})
     assert "cost at most $" in done.stdout
     assert not server.paid()
+    dashvlm("label", *words, env={"OPENAI_API_KEY": ""})  # a price needs no key
 
 
 def test_scenes_are_annotated_cleaned_and_taught(dashvlm, endpoint, tmp_path):
@@ -243,7 +301,7 @@ def test_scenes_are_annotated_cleaned_and_taught(dashvlm, endpoint, tmp_path):
             env={"OPENAI_API_KEY": CANARY})  # fmt: skip
     labels = tmp_path / "out" / "labels.jsonl"
     assert {x.status for x in read_labels(labels).labels} == {"labelled"}
-    dashvlm("inspect", *words, f"data.labels={labels}")
+    dashvlm("inspect", *words, f"data.labels={labels}", "data.label_options.replace_annotations=true")
     card = json.loads((tmp_path / "runs" / "inspect-synthetic" / "card.json").read_text())
     fields = {r["parameter"]: r["majority"] for r in card["tables"]["parameters after normalisation"]}
     assert fields["road_type"] == "urban"

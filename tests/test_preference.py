@@ -20,7 +20,7 @@ from dashvlm.objectives.dpo import dpo_loss
 from dashvlm.objectives.grpo import Rollout, group_advantages, grpo_loss
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.rewards import REWARDS, grade, in_form, read, weights_of
-from dashvlm.tasks.caption import CaptionTask, displaced, pair_lengths
+from dashvlm.tasks.caption import CaptionTask, pair_lengths
 from dashvlm.tasks.crash import CrashTask
 from dashvlm.tasks.mcq import MCQTask
 from dashvlm.tasks.navigation_text import PROMPT, Truth, response
@@ -189,6 +189,26 @@ def test_dpo_equals_trl(ours, theirs):
 
 
 @pytest.mark.parametrize("kind", ["start", "base"])
+def test_mixed_precision_does_not_lend_the_policy_as_its_own_reference(config, kind):
+    made = build_module(config(*SMALL, "peft.dropout=0.0")).backbone
+    batch = prompts(made, np.random.default_rng(0))
+    ids, mask = completions(made, 2)
+    reference = Reference(made, kind)
+    reference.remember()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        now = made.completion_logprobs(batch, ids, mask).detach()
+        with reference.lent():
+            lent = made.completion_logprobs(batch, ids, mask)
+        again = made.completion_logprobs(batch, ids, mask).detach()
+    assert (lent - now).abs().max() > 1e-2
+    assert torch.equal(now, again)
+
+
+@pytest.mark.parametrize("kind", ["start", "base"])
 def test_the_reference_is_what_was_there_before_training(config, kind):
     made = build_module(config(*SMALL, "peft.dropout=0.0")).backbone
     batch = prompts(made, np.random.default_rng(0))
@@ -235,6 +255,8 @@ EXPLOITS = {
     "digits": wrap("The gap.", "1"),
     "a word that is no answer": wrap("The gap.", "banana"),
     "hedged": wrap("The gap.", "Yes or no"),
+    "right word first, then the form": "Yes\n<reasoning>\nThe gap is here.\n</reasoning>\n<answer>\nmaybe\n</answer>",
+    "no reasoning to speak of": wrap(".", "No"),
 }
 
 
@@ -265,8 +287,9 @@ def test_honest_answers_earn_what_they_should():
     assert total(GOOD) == 3.5
     assert total(HONEST) == 1.5
     assert total(wrap("Line one.\n\nLine two.\n- a list", "Yes")) == 3.5  # reasoning may have several lines
-    assert total(wrap("The gap.", "yes")) == 3.5  # case is no error
-    assert total("Yes") == 2.0
+    assert total(wrap("The gap closes.", "yes")) == 3.5  # case is no error
+    assert total("<answer>\nYes\n</answer>") == 2.25  # right, and two of four tags
+    assert total("Yes") == 0.0  # not where an answer stands
     assert total(GOOD.replace("\n", " ")) == 3.0  # form, but not on lines of its own
     assert in_form(task, read(task, GOOD, SEEN, 1))
     assert not in_form(task, read(task, "Yes", SEEN, 1))
@@ -398,19 +421,21 @@ def test_scores_after_a_text_equal_those_of_the_whole_sequence(backbone):
 # -- pairs --------------------------------------------------------------------------------------
 
 
-def test_wrong_positions_are_as_long_as_right_ones():
-    rng = np.random.default_rng(0)
-    apart, count = [], 0
-    for number in range(200):
-        truth = Truth(*rng.choice(["left", "center", "right"], 2).tolist(), {"person": ("left",)}, {"car": ("right",)})
-        moved = displaced(truth, f"image{number}")
-        assert moved.sidewalk != truth.sidewalk
-        assert moved.road != truth.road
-        assert moved.near["person"] != truth.near["person"]
-        count += len(response(truth, "")) > len(response(moved, ""))
-        apart.append(len(response(truth, "")) - len(response(moved, "")))
-    assert abs(np.mean(apart)) < 2
-    assert 50 < count < 150  # neither half is the longer one as a rule
+def test_nobody_can_tell_wrong_positions_without_the_picture(config):
+    from dashvlm.build import prepare_data
+
+    cfg = config("task=caption", "task.pairs=wrong_positions", "data=synthetic", "data.options.num_drives=60")
+    from dashvlm.tasks.base import make_task
+
+    task, data = make_task(cfg), prepare_data(cfg)
+    pairs = [p for s in data.samples["train"] if (p := task.pair(s))]
+    assert len(pairs) > 40
+    assert all(better != worse for better, worse in pairs)
+    apart = np.array([len(better) - len(worse) for better, worse in pairs])
+    assert abs((apart > 0).mean() - (apart < 0).mean()) < 0.25
+    for position in ("Sidewalk: left", "Sidewalk: right", "Road: front", "Road: unknown", "crossing_front"):
+        often = [sum(position in text for text in side) for side in zip(*pairs, strict=True)]
+        assert abs(often[0] - often[1]) <= 2, position
 
 
 @pytest.mark.skipif(not (REAL / "bvpi").is_dir(), reason="no published pairs here")
@@ -487,6 +512,12 @@ def test_what_does_not_go_together_is_an_error(config):
     base = config(*SMALL)
     for change, part in [
         ({"objective": {**base["objective"], "iterations": 3, "name": "grpo", "loss": "grpo"}}, "every_n_steps=50"),
+        (
+            {"objective": {**base["objective"], "iterations": 2, "name": "grpo", "loss": "grpo"}},
+            "val_every_n_steps=null",
+        ),
+        ({"objective": {**base["objective"], "rewards": {"correctness": "high"}}}, "rewards.correctness=high"),
+        ({"objective": {**base["objective"], "reasoning_weight": 0, "answer_weight": 0}}, "nothing would be taught"),
         ({"objective": {**base["objective"], "name": "grpo", "loss": "bce"}}, "objective.loss=bce"),
         ({"task": {**base["task"], "reasoning": True}, "data": {**base["data"], "name": "nexar"}}, "data.labels"),
     ]:

@@ -96,7 +96,7 @@ class ApiBackbone(Backbone):
         """See :meth:`Backbone.score`; from the alternatives of the first token that was written."""
         if before is not None:
             raise ConfigError("a model behind an endpoint scores the first token only", do="use task.reasoning=false")
-        rows = [[_logprob(reply.first, choice) for choice in choices] for reply in self._ask(batch)]
+        rows = [[_logprob(reply, choice) for choice in choices] for reply in self._ask(batch)]
         return torch.tensor(rows).log_softmax(-1)
 
     def generate(
@@ -106,7 +106,7 @@ class ApiBackbone(Backbone):
         options: Mapping[str, Any] | None = None,
         schema: Mapping[str, Any] | None = None,
     ) -> list[str]:
-        """See :meth:`Backbone.generate`; the length is ``model.max_tokens``, and the answer may be in the cache."""
+        """See :meth:`Backbone.generate`; ``model.loader_options.max_tokens`` is the length."""
         if schema is not None:
             raise ConfigError("objective.constrained=true needs a model of our own")
         return [reply.text for reply in self._ask(batch)]
@@ -120,7 +120,7 @@ class ApiBackbone(Backbone):
             raise TeacherError(
                 f"{missing} requests have no answer",
                 got="the cap is reached" if tally.capped else "; ".join(tally.failures),
-                do="raise model.cap_usd, or run the same command again: nothing that was paid for is asked again",
+                do="raise model.loader_options.cap_usd, or run it again: nothing that was paid for is asked again",
             )
         return [reply for reply in replies if reply is not None]
 
@@ -146,7 +146,7 @@ def load(
     Args:
         checkpoint: name of the remote model.
         cache_dir: where paid answers are kept.
-        logprobs: ask for the alternatives of the first token; without them choices have no scores.
+        logprobs: ask for the alternatives of the first token; without them a choice scores what was written.
         image_kwargs: ignored, like ``roles, dtype, quantization, attn_implementation``.
         roles: ignored.
         dtype: ignored.
@@ -157,9 +157,11 @@ def load(
     return ApiBackbone(ApiEncoder(Teacher({**options, "model": checkpoint}, Path(cache_dir) / "teacher"), logprobs))
 
 
-def _logprob(first: Mapping[str, float], choice: str) -> float:
-    """The likeliest spelling of a choice among the alternatives."""
-    same = [value for token, value in first.items() if token.strip().lower() == choice.lower()]
+def _logprob(reply: Reply, choice: str) -> float:
+    """The likeliest spelling of a choice among the alternatives; without any, whether it was written."""
+    if not reply.first:
+        return 0.0 if reply.text.strip().lower().startswith(choice.lower()) else FLOOR
+    same = [value for token, value in reply.first.items() if token.strip().lower() == choice.lower()]
     return max(same, default=FLOOR)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -27,7 +28,7 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.data.pictures import size_of
 from dashvlm.errors import DataError
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, group_weights
 
 Array = NDArray[np.float64]
 LEVEL = 0.05
@@ -78,7 +79,10 @@ def audit(
     if min(len(t) for t in truth.values()) < FEWEST or min(len(set(t)) for t in truth.values()) < 2:
         return []
     names = sorted(set(truth["train"]) & set(truth["test"]))
+    # With two options the third letter is never right: a class is told apart among samples that could have it.
+    count = np.array([len(s.clip.extra.get("choices") or ()) for s in known["test"]])
     weights = group_weights([s.clip.group for s in known["test"]], RESAMPLES * 4, seed)
+    groups = len({s.clip.group for s in known["test"]})
     order = {s.sample_id: i / len(found) for found in known.values() for i, s in enumerate(found)}
     facts = {s.clip.path: _facts(s.clip, store) for found in known.values() for s in found}
     numbers: dict[str, tuple[str, Callable[[Sample], Sequence[float]]]] = {
@@ -103,12 +107,13 @@ def audit(
     readers = []
     for name, (what, number) in numbers.items():
         x = {k: np.nan_to_num(np.array([list(number(s)) for s in v], dtype=np.float64)) for k, v in known.items()}
-        readers.append(_reader(name, what, _numeric(x, truth["train"], names), truth["test"], names, weights))
+        readers.append(
+            _reader(name, what, _numeric(x, truth["train"], names), truth["test"], names, weights, count, groups)
+        )
     for name, (what, text, options) in texts.items():
         words = {k: [text(s) for s in v] for k, v in known.items()}
-        readers.append(
-            _reader(name, what, _worded(words, truth["train"], names, options), truth["test"], names, weights)
-        )
+        score = _worded(words, truth["train"], names, options)
+        readers.append(_reader(name, what, score, truth["test"], names, weights, count, groups))
     return readers
 
 
@@ -129,7 +134,7 @@ def near_duplicates(
     hashes: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
     for split, found in samples.items():
         hashes[split] = []
-        for clip_id, sample in {s.clip.clip_id: s for s in found}.items():
+        for _, sample in {s.clip.path: s for s in found}.items():
             if "failed" in sample.clip.extra:
                 continue
             picked = [sample.times_s[0], sample.times_s[len(sample.times_s) // 2], sample.times_s[-1]]
@@ -137,7 +142,7 @@ def near_duplicates(
                 frames, _ = store.frames(Path(sample.clip.path), picked)
             except DataError:
                 continue
-            hashes[split].append((clip_id, np.concatenate([_gradient_hash(f) for f in frames])))
+            hashes[split].append((sample.clip.clip_id, np.concatenate([_gradient_hash(f) for f in frames])))
     out = []
     splits = [s for s in ("train", "val", "test") if hashes.get(s)]
     for place, later in enumerate(splits):
@@ -206,18 +211,30 @@ def _worded(
 
 
 def _reader(
-    name: str, what: str, score: Array, truth: NDArray[Any], names: Sequence[str], weights: Array
+    name: str, what: str, score: Array, truth: NDArray[Any], names: Sequence[str], weights: Array,
+    num_choices: NDArray[np.int_], num_groups: int, num_readers: int = 12,
 ) -> Reader:  # fmt: skip
-    """Score a reader: the mean over classes of one against the rest."""
-    count = 12  # readers, for the width of the intervals
+    """Score a reader: the mean over classes of one against the rest, among samples with as many choices.
+
+    The interval is the bootstrap's, made wider for few groups: its half-width times the ratio of
+    Student's to the normal quantile, symmetric about the value.
+    """
+    strata = [num_choices == c for c in np.unique(num_choices)]
 
     def auc(weight: Array) -> Array:
-        values = [F.roc_auc((truth == n).astype(np.float64), score[:, i], weight) for i, n in enumerate(names)]
-        return np.asarray(np.nanmean(values, axis=0), dtype=np.float64)
+        values, sizes = [], []
+        for stratum in strata:
+            for i, name in enumerate(names):
+                is_class = (truth[stratum] == name).astype(np.float64)
+                if 0 < is_class.sum() < len(is_class):
+                    values.append(F.roc_auc(is_class, score[stratum, i], weight[:, stratum]))
+                    sizes.append(float(is_class.sum()))
+        kept = np.nan_to_num(np.array(values), nan=0.5)
+        return np.asarray(np.average(kept, axis=0, weights=sizes), dtype=np.float64)
 
-    return Reader(
-        name, what, estimate(float(auc(np.ones((1, len(truth))))[0]), auc(weights), level=1 - 2 * LEVEL / count)
-    )
+    value, drawn = float(auc(np.ones((1, len(truth))))[0]), auc(weights)
+    half = float(drawn.std()) * float(stats.t.ppf(1 - LEVEL / num_readers, max(num_groups - 1, 2)))
+    return Reader(name, what, Estimate(value, value - half, value + half))
 
 
 def _gradient_hash(frame: NDArray[np.uint8], size: int = 16) -> NDArray[np.bool_]:

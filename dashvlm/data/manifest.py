@@ -192,6 +192,17 @@ def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
     }
 
 
+def limited(manifest: Manifest, count: int) -> Manifest:
+    """Keep so many clips of each split, of all labels in turn (``data.limit``)."""
+    kept: list[Clip] = []
+    for split in SPLITS:
+        order = sorted(manifest.split(split), key=lambda c: stable_uniform(0, "limit", c.clip_id))
+        ones, others = [c for c in order if c.label == 1], [c for c in order if c.label != 1]
+        kept += [*ones[: count // 2], *others][:count] if ones and others else order[:count]
+    names = {c.clip_id for c in kept}
+    return Manifest(manifest.name, tuple(c for c in manifest.clips if c.clip_id in names), manifest.quarantine)
+
+
 def parse_seconds(value: object) -> tuple[float | None, str | None]:
     """Read a time cell: (seconds, None), (None, None) if empty, or (None, what is wrong).
 

@@ -109,11 +109,6 @@ class LabelWriter:
         old = read_labels(path).labels if path.exists() and path.stat().st_size else ()
         self.labels: dict[tuple[str, str], Label] = {(label.clip_id, label.mode): label for label in old}
 
-    @property
-    def spent_usd(self) -> float:
-        """What the labels of the file have cost."""
-        return sum(label.cost_usd for label in self.labels.values())
-
     def has(self, ask: Ask) -> bool:
         """Whether the answer to this very request is in the file."""
         found = self.labels.get((ask.sample.clip.clip_id, ask.mode))

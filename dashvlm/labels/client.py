@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import email.utils
 import hashlib
 import io
 import json
@@ -19,7 +21,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ import openai
 from PIL import Image
 
 from dashvlm.data.clip import FrameArray, Messages
-from dashvlm.errors import ConfigError, TeacherError
+from dashvlm.errors import ConfigError, DashVLMError, TeacherError
 
 Json = dict[str, Any]
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
@@ -35,15 +36,19 @@ RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked. Equal requests have equal keys."""
+    """What is asked. Equal requests have equal keys.
 
-    body: Json
-    num_images: int = 0
+    Attributes:
+        key: SHA-256 of everything that decides the answer, the endpoint's address included.
+        body: makes what is sent; pictures are encoded when they are needed, not kept.
+        num_images: pictures.
+        num_chars: characters of text.
+    """
 
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of everything that decides the answer."""
-        return hashlib.sha256(json.dumps(self.body, sort_keys=True).encode()).hexdigest()[:32]
+    key: str
+    body: Callable[[], Json]
+    num_images: int
+    num_chars: int
 
 
 @dataclass(frozen=True)
@@ -90,32 +95,45 @@ class Teacher:
         options: the ``teacher`` group: ``model, base_url, max_tokens, temperature, detail, concurrency, timeout_s,
             settle_s, retries, max_backoff_s, usd_per_million_in, usd_per_million_out, image_tokens, cap_usd, store``.
         cache: folder of paid answers.
-        spent_usd: what counts towards the cap already.
+        ledger: file of what was spent, a line a call; its sum counts towards the cap. None begins at nothing.
+        needs_key: whether something will be asked.
 
     Raises:
         ConfigError: without a key in the environment, or with credentials in the address.
     """
 
-    def __init__(self, options: Mapping[str, Any], cache: Path, spent_usd: float = 0.0) -> None:
-        self.options, self.cache, self.tally = options, cache, Tally(spent_usd)
+    def __init__(
+        self, options: Mapping[str, Any], cache: Path, ledger: Path | None = None, needs_key: bool = True
+    ) -> None:
+        self.options, self.cache, self.ledger = options, cache, ledger
+        self.tally = Tally(_sum_of(ledger))
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not self._key:
+        if not self._key and needs_key:
             raise ConfigError(
                 "the teacher needs a key, and there is none", got="OPENAI_API_KEY is not set",
                 do="export OPENAI_API_KEY=...; any word does for a local server without keys",
             )  # fmt: skip
-        if "@" in str(options["base_url"]) or self._key in json.dumps(dict(options), default=str):
+        # A short word is no secret: local servers take any.
+        leaked = len(self._key) >= 16 and self._key in json.dumps(dict(options), default=str)
+        if "@" in str(options["base_url"]) or leaked:
             raise ConfigError(
                 "the configuration of the teacher holds credentials", do="keep the key in OPENAI_API_KEY alone"
             )
         self._reserved = 0.0
+        self._running: dict[str, asyncio.Future[Reply | None]] = {}
         self._can_look_up = bool(options["store"])
         cache.mkdir(parents=True, exist_ok=True)
 
     # -- requests ------------------------------------------------------------------------------
 
     def request(self, chat: Messages, frames: FrameArray, system: str = "", logprobs: bool = False) -> Request:
-        """Turn a chat and its frames uint8 [T, H, W, 3] into a request."""
+        """Turn a chat and its frames uint8 [T, H, W, 3] into a request; the frames are read again when it is sent."""
+        body = self._body(chat, frames, system, logprobs)
+        key = hashlib.sha256(json.dumps([str(self.options["base_url"]), body], sort_keys=True).encode())
+        chars = len(json.dumps([_without_images(m) for m in body["messages"]]))
+        return Request(key.hexdigest()[:32], lambda: self._body(chat, frames, system, logprobs), len(frames), chars)
+
+    def _body(self, chat: Messages, frames: FrameArray, system: str, logprobs: bool) -> Json:
         shown = iter(frames)
         messages: list[Json] = [{"role": "system", "content": system}] if system else []
         for turn in chat:
@@ -133,15 +151,14 @@ class Teacher:
         }  # fmt: skip
         if logprobs:
             body |= {"logprobs": True, "top_logprobs": 20}
-        return Request(body, len(frames))
+        return body
 
     def estimate(self, request: Request, size: tuple[int, int]) -> float:
         """The most a request can cost in USD; tokens of pictures [height, width] by the endpoint's formula."""
         height, width = size
-        texts = json.dumps([_without_images(m) for m in request.body["messages"]])
         rule = self.options["image_tokens"]
         tiles = math.ceil(width / 512) * math.ceil(height / 512) if self.options["detail"] != "low" else 0
-        tokens = len(texts) / 3 + request.num_images * (rule["base"] + rule["tile"] * tiles)
+        tokens = request.num_chars / 3 + request.num_images * (rule["base"] + rule["tile"] * tiles)
         return self._price(tokens, int(self.options["max_tokens"]))
 
     def _price(self, tokens_in: float, tokens_out: float) -> float:
@@ -187,9 +204,9 @@ class Teacher:
         ) as client:  # fmt: skip
 
             async def work() -> None:
-                while waiting and not self.tally.capped:
+                while waiting:
                     number = waiting.pop()
-                    reply = await self._answer(client, requests[number], self.estimate(requests[number], size))
+                    reply = await self._once(client, requests[number], self.estimate(requests[number], size))
                     if reply is not None:
                         replies[number] = reply
                         on_reply(number, reply)
@@ -198,9 +215,25 @@ class Teacher:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(int(self.options["concurrency"])):
                         group.create_task(work())
-            except* TeacherError as errors:
+            except* DashVLMError as errors:
                 raise errors.exceptions[0] from None
+            except* OSError as errors:
+                raise TeacherError(
+                    "an answer cannot be written", got=str(errors.exceptions[0]), do="make room, then run it again"
+                ) from None
         return replies
+
+    async def _once(self, client: openai.AsyncOpenAI, request: Request, most_usd: float) -> Reply | None:
+        """Answer a request; an equal one that is on its way is waited for instead of asked again."""
+        other = self._running.get(request.key)
+        if other is not None:
+            await other
+            return await self._answer(client, request, most_usd)
+        self._running[request.key] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._answer(client, request, most_usd)
+        finally:
+            self._running.pop(request.key).set_result(None)
 
     async def _answer(self, client: openai.AsyncOpenAI, request: Request, most_usd: float) -> Reply | None:
         kept = self._read(request)
@@ -208,54 +241,67 @@ class Teacher:
             self.tally.cached += 1
             return kept
         if self._marker(request).exists():
-            found = await self._look_up(client, request)
+            found = await self._look_up(client, request, float(self.options["settle_s"]))
             if found is not None:
                 return found
             self.tally.asked_again += 1
-        if self.tally.spent_usd + self._reserved + most_usd > float(self.options["cap_usd"]):
-            self.tally.capped = True
-            return None
-        self._reserved += most_usd
-        try:
-            return await self._try(client, request)
-        finally:
-            self._reserved -= most_usd
+            self._book(request, "perhaps paid", most_usd)
+        return await self._try(client, request, most_usd)
 
-    async def _try(self, client: openai.AsyncOpenAI, request: Request) -> Reply | None:
+    async def _try(self, client: openai.AsyncOpenAI, request: Request, most_usd: float) -> Reply | None:
         problem = ""
         for attempt in range(int(self.options["retries"]) + 1):
-            if attempt:
-                self.tally.retries += 1
-            self._mark(request)
-            pause = min(2.0**attempt * random.uniform(0.5, 1.0), float(self.options["max_backoff_s"]))
+            if self.tally.spent_usd + self._reserved + most_usd > float(self.options["cap_usd"]):
+                self.tally.capped = True
+                return None
+            self.tally.retries += attempt > 0
+            self._reserved += most_usd
             try:
-                async with asyncio.timeout(float(self.options["timeout_s"])):
-                    raw = await client.chat.completions.with_raw_response.create(**self._sent(request))
-                    body = json.loads(raw.content)
-                return self._keep(request, body)
-            except openai.APIStatusError as error:
-                # An error status is not paid for.
-                self._marker(request).unlink(missing_ok=True)
-                problem = f"HTTP {error.status_code}"
-                self._stop_if_hopeless(error)
-                if error.status_code not in RETRIED:
-                    problem += f": {self._clean(str(error))}"
-                    break
-                pause = _retry_after(error.response.headers) or pause
-            except (TimeoutError, openai.APIConnectionError, openai.OpenAIError, ValueError, KeyError) as error:
-                problem = f"{type(error).__name__}: {self._clean(str(error))}"[:160]
-                found = await self._look_up(client, request, lost_now=True)
-                if found is not None:
-                    return found
+                reply, problem, pause = await self._attempt(client, request, most_usd, attempt)
+            finally:
+                self._reserved -= most_usd
+            if reply is not None:
+                return reply
+            if pause is None:
+                break
             if attempt < int(self.options["retries"]):
                 await asyncio.sleep(pause)
+                if self._marker(request).exists():  # it may have been answered after all
+                    found = await self._look_up(client, request, settle_s=0.0)
+                    if found is not None:
+                        return found
+                    self._book(request, "perhaps paid", most_usd)
         self.tally.failures[problem] = self.tally.failures.get(problem, 0) + 1
         return None
 
+    async def _attempt(
+        self, client: openai.AsyncOpenAI, request: Request, most_usd: float, attempt: int
+    ) -> tuple[Reply | None, str, float | None]:
+        """One call: the reply, or what went wrong and how long to wait (None: there is no sense in waiting)."""
+        self._mark(request)
+        pause = min(2.0**attempt * random.uniform(0.5, 1.0), float(self.options["max_backoff_s"]))
+        try:
+            async with asyncio.timeout(float(self.options["timeout_s"])):
+                raw = await client.chat.completions.with_raw_response.create(**self._sent(request))
+                body = json.loads(raw.content)
+            return self._keep(request, body), "", 0.0
+        except openai.APIStatusError as error:
+            problem = f"HTTP {error.status_code}"
+            if error.status_code < 500 and error.status_code != 408:
+                self._marker(request).unlink(missing_ok=True)  # refused before any work was done
+            self._stop_if_hopeless(error)
+            if error.status_code not in RETRIED:
+                return None, f"{problem}: {self._clean(str(error))}", None
+            return None, problem, _retry_after(error.response.headers) or pause
+        except (TimeoutError, openai.OpenAIError, ValueError, KeyError) as error:
+            problem = f"{type(error).__name__}: {self._clean(str(error))}"[:160]
+            found = await self._look_up(client, request, float(self.options["settle_s"]), lost_now=True)
+            return found, problem, pause
+
     def _sent(self, request: Request) -> Json:
         if not self.options["store"]:
-            return request.body
-        return {**request.body, "store": True, "metadata": {"dashvlm_key": request.key}}
+            return request.body()
+        return {**request.body(), "store": True, "metadata": {"dashvlm_key": request.key}}
 
     def _stop_if_hopeless(self, error: openai.APIStatusError) -> None:
         code = str(getattr(error, "code", "") or "")
@@ -266,7 +312,9 @@ class Teacher:
                 do="check OPENAI_API_KEY, teacher.model, teacher.base_url and your quota; what was paid for is kept",
             ) from None
 
-    async def _look_up(self, client: openai.AsyncOpenAI, request: Request, lost_now: bool = False) -> Reply | None:
+    async def _look_up(
+        self, client: openai.AsyncOpenAI, request: Request, settle_s: float, lost_now: bool = False
+    ) -> Reply | None:
         """Find the stored completion of a request that may have been answered; None if there is none.
 
         The endpoint may still be at work on it, so it is looked for until ``settle_s`` after it was lost.
@@ -286,7 +334,7 @@ class Teacher:
                     break
             except (openai.OpenAIError, ValueError):
                 pass
-            if time.time() > lost + float(self.options["settle_s"]):
+            if time.time() > lost + settle_s:
                 break
             await asyncio.sleep(pause)
             pause = min(2 * pause, 5.0)
@@ -297,11 +345,20 @@ class Teacher:
     def _keep(self, request: Request, body: Json) -> Reply:
         """Write an answer to the cache, then count it."""
         reply = self._reply(body)  # a body that is no answer must not be kept
+        self._book(request, "answer", reply.cost_usd)
         write_safely(self._file(request), json.dumps(_slim(body), ensure_ascii=False))
         self._marker(request).unlink(missing_ok=True)
         self.tally.paid += 1
-        self.tally.spent_usd += reply.cost_usd
         return reply
+
+    def _book(self, request: Request, what: str, usd: float) -> None:
+        """Count money, on the disk too: a killed run's spending counts towards the cap of the next."""
+        self.tally.spent_usd += usd
+        if self.ledger is not None:
+            with self.ledger.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": request.key, "what": what, "usd": usd}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
 
     def _read(self, request: Request) -> Reply | None:
         path = self._file(request)
@@ -311,14 +368,15 @@ class Teacher:
         return Reply(reply.text, reply.refused, reply.finish, reply.tokens, 0.0, True, reply.first)
 
     def _reply(self, body: Json) -> Reply:
+        choices = body.get("choices") if isinstance(body, dict) else None
+        if not isinstance(choices, list) or any(not isinstance(c, dict) for c in choices):
+            raise ValueError("the body is no completion")
         usage = body.get("usage") or {}
         tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
-        choices = body["choices"]
-        if not isinstance(choices, list):
-            raise ValueError("choices is no list")
         first = choices[0] if choices else {}
         message = first.get("message") or {}
-        alternatives = ((first.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+        content = (first.get("logprobs") or {}).get("content") or [None]
+        alternatives = (content[0] or {}).get("top_logprobs") or []
         return Reply(
             str(message.get("content") or ""),
             bool(message.get("refusal")) or first.get("finish_reason") == "content_filter",
@@ -341,7 +399,7 @@ class Teacher:
 
 def write_safely(path: Path, text: str) -> None:
     """Write a file so that it is whole or absent after a crash."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{random.getrandbits(32):08x}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -354,9 +412,22 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         if "retry-after-ms" in headers:
             return float(headers["retry-after-ms"]) / 1000
-        return max(0.0, float(headers["retry-after"]))
-    except (KeyError, ValueError):
+        said = headers["retry-after"]
+        if not said.strip().replace(".", "").isdigit():  # a date
+            return min(max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time()), 600.0)
+        return min(float(said), 600.0)
+    except (KeyError, ValueError, TypeError):
         return None
+
+
+def _sum_of(ledger: Path | None) -> float:
+    """What a ledger adds up to; a torn last line is left out."""
+    total = 0.0
+    if ledger is not None and ledger.is_file():
+        for line in ledger.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                total += float(json.loads(line)["usd"])
+    return total
 
 
 def _data_url(frame: Any) -> str:

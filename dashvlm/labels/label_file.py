@@ -100,11 +100,15 @@ def read_labels(path: Path) -> LabelFile:
     dropped: Counter[str] = Counter()
     found = _from_csv(path, dropped) if path.suffix.lower() == ".csv" else _from_lines(path, dropped)
     labels: dict[tuple[str, str], Label] = {}
+    foreign = path.suffix.lower() == ".csv"
     for label in found:
-        if (label.clip_id, label.mode) in labels:
+        again = (label.clip_id, label.mode) in labels
+        if again and foreign:
             dropped["id seen before; the first line is used"] += 1
-        else:
-            labels[label.clip_id, label.mode] = label
+            continue
+        if again:  # asked again with other frames or another prompt
+            dropped["an answer that a later line replaces"] += 1
+        labels[label.clip_id, label.mode] = label
     if not labels:
         raise DataError(f"label file {path} has no usable line", got=_counted(dropped) or "an empty file")
     return LabelFile(path, tuple(labels.values()), dict(dropped))
@@ -128,7 +132,8 @@ def with_labels(rows: Iterable[Row], file: LabelFile, task: str, options: Mappin
         rows: of a dataset.
         file: the labels.
         task: ``crash`` takes rationales, ``scene`` annotations.
-        options: ``mode`` and ``drop_stating_outcome``.
+        options: ``mode``, ``drop_stating_outcome``, ``replace_annotations`` (else a teacher's annotation stands
+            only where the dataset has none).
 
     Raises:
         ConfigError: if the task takes none, or the file has no label of the mode.
@@ -147,7 +152,8 @@ def with_labels(rows: Iterable[Row], file: LabelFile, task: str, options: Mappin
         matched += label is not None
         extra = dict(row.get("extra") or {})
         if label is not None and task == "scene":
-            extra["annotation"] = label.text
+            if label.status == "labelled" and (options.get("replace_annotations") or not extra.get("annotation")):
+                extra |= {"annotation": label.text, "annotated_by": label.model or "a teacher"}
         elif label is not None:
             why = _unusable(label, parse_label(row.get("label"))[0], bool(options.get("drop_stating_outcome")))
             extra |= {"rationale_problem": why} if why else {"rationale": label.reasoning}

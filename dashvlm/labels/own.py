@@ -13,7 +13,7 @@ def write_pairs(config: dict[str, Any]) -> Path:
     """Let a run answer its training clips and write a pair for each answer that is not fully right.
 
     Args:
-        config: of the label verb; the data are those that ``teacher.run`` was trained on.
+        config: of the label verb; the data are those that ``teacher.run`` was trained on, whatever ``data=`` says.
 
     Returns:
         The file with the pairs, ``pairs.jsonl``.

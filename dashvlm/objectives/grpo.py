@@ -91,6 +91,7 @@ class GRPOModule(TextModule):
         super().__init__(backbone, task, options, optim, seed)
         kind = str(options["reference"]) if float(options["beta"]) else "none"
         self.reference = Reference(backbone, kind)
+        self.reference.without_dropout()
         self.weights = weights_of(task, options["rewards"] or {})
         self.repeats = int(options["iterations"])
         self._rollout: Rollout | None = None
@@ -135,7 +136,8 @@ class GRPOModule(TextModule):
         reference = None
         if self.reference.kind != "none":
             with self.reference.lent():
-                reference = self.backbone.completion_logprobs(batch["inputs"], ids, mask, temperature)
+                shared = bool(options["shared_prefix"])
+                reference = self.backbone.completion_logprobs(batch["inputs"], ids, mask, temperature, shared)
         ended = mask.sum(1) < ids.shape[1]
         ended |= ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1) == self.backbone.encoder.end_token
         curves = {name: torch.tensor([p[name] for p in parts]).mean() for name in parts[0]}
@@ -152,7 +154,7 @@ class GRPOModule(TextModule):
         return Rollout(ids, mask, advantages, reference)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Reward greedy completions of the validation split."""
+        """Reward completions of the validation split, written as the test split's are (``generation``)."""
         if not len(batch["index"]):
             return
         texts = self.backbone.generate(batch["inputs"], self.room, self.options.get("generation") or {})

@@ -45,11 +45,20 @@ class Reference:
                 for name, parameter in self._trained():
                     if self.kind == "start":
                         parameter.data = self._start[name].to(parameter.device)
+                # Autocast keeps 16-bit copies of parameters by object; they would be the policy's.
+                torch.clear_autocast_cache()
                 yield
         finally:
             for name, parameter in self._trained():
                 parameter.data = now[name]
+            torch.clear_autocast_cache()
             self.backbone.train(training)
+
+    def without_dropout(self) -> None:
+        """Switch dropout off for good: policy and reference must differ in their weights alone."""
+        for module in self.backbone.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
 
     def _switched_off(self) -> Any:
         return self.backbone.net.disable_adapter() if self.kind == "base" else contextlib.nullcontext()

@@ -39,7 +39,12 @@ class Completion:
 
 def read(task: Task, text: str, seen: Observation, target: Any) -> Completion:
     """Let a task read a completion."""
-    value, status = task.parse(text, seen)
+    if task.answer_lead:  # only what stands in the one pair of answer tags is an answer
+        inner = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
+        single = len(inner) == 1 and text.count("<answer>") == 1 and text.count("</answer>") == 1
+        value, status = task.parse(inner[0].strip(), seen) if single else (None, "unparsed")
+    else:
+        value, status = task.parse(text, seen)
     parsed = status == "parsed" and not task.hedges(text)
     strict = isinstance(value, Mapping) and bool(value.get("strict")) and parsed
     return Completion(text, value, parsed, task.credit(value, target) if parsed else 0.0, strict)
@@ -52,12 +57,17 @@ def correctness(made: Completion) -> float:
 
 def strict_format(made: Completion) -> float:
     """Tags, once each, on lines of their own, around reasoning and an answer that can be read."""
-    return float(made.parsed and split(made.text.strip(), strict=True) is not None)
+    return float(made.parsed and _argued(split(made.text.strip(), strict=True)))
 
 
 def soft_format(made: Completion) -> float:
     """The same with any white space between the tags."""
-    return float(made.parsed and split(made.text) is not None)
+    return float(made.parsed and _argued(split(made.text)))
+
+
+def _argued(parts: tuple[str, str] | None) -> bool:
+    """Whether there is reasoning of at least three words."""
+    return parts is not None and len(re.findall(r"\w+", parts[0])) >= 3
 
 
 def xml_count(made: Completion) -> float:

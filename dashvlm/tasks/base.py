@@ -18,6 +18,7 @@ import pandas as pd
 
 from dashvlm.data.clip import Clip, Messages, Observation, Sample
 from dashvlm.errors import ConfigError
+from dashvlm.targets import resolve
 from dashvlm.tasks.parsing import Status
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -150,6 +151,10 @@ class Task(ABC):
     def parse(self, text: str | None, seen: Observation) -> tuple[Any, Status]:
         """Read a generated text: (a value like the target's or None, status). Never guesses."""
 
+    def prepared(self, clips: Sequence[Clip]) -> Sequence[Clip]:
+        """The clips of a dataset with what the task needs of other clips."""
+        return clips
+
     # -- what a dataset and a run show ---------------------------------------------------------
 
     def problem(self, clip: Clip) -> str | None:
@@ -195,6 +200,15 @@ def need_target(target: Any, sample: Sample) -> Any:
             do="move it out of the training split",
         )
     return target
+
+
+def make_task(cfg: Mapping[str, Any]) -> Task:
+    """Build the task of a configuration; ``reasoning: auto`` means with a label file."""
+    options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name")}
+    if options.get("reasoning") == "auto":
+        options["reasoning"] = bool(cfg["data"].get("labels"))
+    made: Task = resolve(cfg["task"]["_target_"])(**options)
+    return made
 
 
 @functools.cache

@@ -10,13 +10,14 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import Task, need_target
-from dashvlm.tasks.navigation_text import HEADERS, OBJECTS, PROMPT, SIDES, Truth, parse_fields, response
+from dashvlm.tasks.navigation_text import HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
 from dashvlm.tasks.parsing import Status, is_refusal
 
 CAPTION_PROMPT = "Describe the road scene for a blind pedestrian."
@@ -36,8 +37,8 @@ class CaptionTask(Task):
             taught. A part goes as a whole: the project's rule broke ``RoadVsSidewalk:`` into ``RoadVs``.
         dropped_parts: which parts may go: labels, or ``Context``.
         pairs: what preference training compares. ``given``: the ``chosen`` and ``rejected`` of the rows (the
-            published pairs, whose better text is always the longer one); ``wrong_positions``: the description
-            with the right and with wrong positions, which are equally long.
+            published pairs, whose better text is always the longer one); ``wrong_positions``: the clip's own
+            positions and objects against those of another clip, alike in length on average.
     """
 
     name = "caption"
@@ -110,11 +111,36 @@ class CaptionTask(Task):
 
     def pair(self, sample: Sample) -> tuple[str, str] | None:
         """See :class:`CaptionTask`."""
-        truth = truth_of(sample.clip)
-        if self.pairs == "given" or truth is None:
+        if self.pairs == "given":
             return super().pair(sample)
-        caption = str(sample.clip.extra.get("caption") or "")
-        return response(truth, caption), response(displaced(truth, sample.clip.clip_id), caption)
+        truth, other = truth_of(sample.clip), sample.clip.extra.get("other_navigation")
+        if truth is None or not other:
+            return None
+        # Without the caption, which states positions of its own.
+        return response(truth, ""), response(_truth(other), "")
+
+    def prepared(self, clips: Sequence[Clip]) -> Sequence[Clip]:
+        """With ``pairs=wrong_positions`` each clip gets the annotation of another clip of its split.
+
+        Every annotation is the wrong one exactly once, so a reader that sees no picture cannot tell wrong
+        from right: not by length, nor by how often a position occurs.
+        """
+        if self.pairs == "given":
+            return clips
+        out = []
+        for split in SPLITS:
+            mine = sorted(
+                (c for c in clips if c.split == split and truth_of(c) is not None),
+                key=lambda c: stable_uniform(0, "other", c.clip_id),
+            )
+            others = {c.clip_id: mine[(i + 1) % len(mine)] for i, c in enumerate(mine)}
+            for clip in (c for c in clips if c.split == split):
+                other = truth_of(others[clip.clip_id]) if clip.clip_id in others else None
+                truth = truth_of(clip)
+                if truth is not None and other is not None and other.fields != truth.fields:
+                    clip = replace(clip, extra={**clip.extra, "other_navigation": other.to_dict()})
+                out.append(clip)
+        return out
 
     def credit(self, value: Any, target: Any) -> float:
         """Share of the mandatory positions that are right."""
@@ -170,8 +196,10 @@ class CaptionTask(Task):
 def truth_of(clip: Clip) -> Truth | None:
     """A clip's annotation, or None."""
     found = clip.extra.get("navigation")
-    if not found:
-        return None
+    return _truth(found) if found else None
+
+
+def _truth(found: Mapping[str, Any]) -> Truth:
     near, far = ({k: tuple(v) for k, v in found[part].items()} for part in ("near", "far"))
     return Truth(found["sidewalk_pos"], found["road_pos"], near, far)
 
@@ -195,17 +223,6 @@ def parts_of(text: str) -> list[tuple[str, str]]:
             position = place + 1
     ends = [s for s, _ in starts[1:]] + [len(text)]
     return [(label, text[start:end].strip()) for (start, label), end in zip(starts, ends, strict=True)]
-
-
-def displaced(truth: Truth, name: str) -> Truth:
-    """An annotation with every known position moved to another, the same one each time for a name."""
-    turn = {side: SIDES[(i + 1 + (stable_uniform(0, "displaced", name) < 0.5)) % 3] for i, side in enumerate(SIDES)}
-
-    def moved(objects: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-        return {k: tuple(turn[s] for s in v) for k, v in objects.items()}
-
-    road = turn.get(truth.road, "left" if truth.road == "front" else truth.road)
-    return Truth(turn.get(truth.sidewalk, truth.sidewalk), road, moved(truth.near), moved(truth.far))
 
 
 def pair_lengths(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:

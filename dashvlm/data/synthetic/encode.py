@@ -47,6 +47,8 @@ def write_video(
                     "bf": str(b_frames),
                     "crf": str(crf),
                     "preset": "veryfast",
+                    # Key frames at fixed places: where a scene cut is seen depends on what happens.
+                    "sc_threshold": "0",
                 }
                 rate = round(len(times_s) / max(times_s[-1] - times_s[0], 0.1)) or 1
                 stream = container.add_stream("libx264", rate=rate, options=options)

@@ -100,13 +100,13 @@ def draw_scenes(num_drives: int, seed: int, horizon_s: float, duration_s: float)
         duration_s: length of each clip.
 
     Yields:
-        Scenes, positive first within each drive.
+        Scenes in the order of their names; neither name nor order tells the label.
     """
     for number in range(num_drives):
         rng = np.random.default_rng([seed, number])
         drive = _draw_drive(f"drive{number:04d}", rng)
-        for label in (1, 0):
-            yield _draw_scene(drive, label, rng, horizon_s, duration_s)
+        scenes = [_draw_scene(drive, label, rng, horizon_s, duration_s) for label in (1, 0)]
+        yield from sorted(scenes, key=lambda scene: scene.scene_id)
 
 
 def _draw_drive(group: str, rng: np.random.Generator) -> Drive:
@@ -135,7 +135,7 @@ def _draw_scene(drive: Drive, label: int, rng: np.random.Generator, horizon_s: f
     speed = float(rng.uniform(3.0, 9.0))
     reference = float(rng.uniform(duration_s - 1.2, duration_s - 0.3))
     return Scene(
-        scene_id=f"{drive.group}_{'b' if label else 'a'}",
+        scene_id=f"{drive.group}_{'ab'[(label + drive.texture_seed) % 2]}",
         drive=drive,
         label=label,
         duration_s=duration_s,
