@@ -3,9 +3,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs
-EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard,constrained
+EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard,constrained,dashboards
 
-.PHONY: help install demo test test-all lint types bench spice clean
+.PHONY: help install demo test test-all lint types studies study docs bench spice clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -38,6 +38,16 @@ lint: .venv/installed ## ruff check and format check
 
 types: .venv/installed ## mypy, strict
 	$(BIN)/mypy
+
+studies: .venv/installed ## make the tables of all studies again, from their data and from runs in OUT
+	$(BIN)/python -m dashvlm.report study=all freeze=true paths.output_dir=$(OUT)
+
+study: .venv/installed ## print how to run a study (NAME=..., SMOKE=1), or run it (RUN=1)
+	@command="$$($(BIN)/python -m dashvlm.report study=$(NAME) command=$(if $(SMOKE),smoke,full)) paths.output_dir=$(OUT)"; \
+	if [ -n "$(RUN)" ]; then $(BIN)/$$command; else echo "$$command"; fi
+
+docs: .venv/installed ## make the pages of the config groups again
+	$(BIN)/python -m tests.config_pages
 
 bench: .venv/installed ## speed and memory as ratios against named alternatives, measured side by side
 	$(BIN)/python -m tests.bench

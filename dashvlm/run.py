@@ -29,6 +29,7 @@ from dashvlm.build import Data, build_module, prepare_data, read_config
 from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
 from dashvlm.fit import best_validation, fit
+from dashvlm.report.html import gallery
 from dashvlm.report.plots import plot_curves, plot_run
 from dashvlm.scoring import score, score_start, write_json, write_results
 from dashvlm.training.loggers import build_loggers, finish
@@ -90,7 +91,8 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             write_json(folder / "result.json", results)
     finally:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            finish(loggers, results, rows, images)
+            shown = cfg["logger"]["name"] == "wandb" and results is not None
+            finish(loggers, results, rows, images, gallery(folder, Path(cfg["paths"]["cache_dir"])) if shown else [])
     return results or {}
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
+from scipy.fft import dctn
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -118,14 +119,14 @@ def audit(
 
 
 def near_duplicates(
-    samples: Mapping[str, Sequence[Sample]], store: FrameStore, most: float = 0.04
+    samples: Mapping[str, Sequence[Sample]], store: FrameStore, most: float = 0.08
 ) -> list[tuple[str, str, float]]:
     """Clips of different splits whose frames look the same.
 
     Args:
         samples: split -> samples.
         store: decodes.
-        most: share of the hash's bits that may differ (768 bits: a 16x16 gradient hash of the first, the
+        most: share of the hash's bits that may differ (765 bits: a cosine-transform hash of the first, the
             middle and the last frame).
 
     Returns:
@@ -134,7 +135,7 @@ def near_duplicates(
     hashes: dict[str, list[tuple[str, NDArray[np.bool_]]]] = {}
     for split, found in samples.items():
         hashes[split] = []
-        for _, sample in {s.clip.path: s for s in found}.items():
+        for sample in {s.clip.path: s for s in found}.values():
             if "failed" in sample.clip.extra:
                 continue
             picked = [sample.times_s[0], sample.times_s[len(sample.times_s) // 2], sample.times_s[-1]]
@@ -142,7 +143,7 @@ def near_duplicates(
                 frames, _ = store.frames(Path(sample.clip.path), picked)
             except DataError:
                 continue
-            hashes[split].append((sample.clip.clip_id, np.concatenate([_gradient_hash(f) for f in frames])))
+            hashes[split].append((sample.clip.clip_id, np.concatenate([_picture_hash(f) for f in frames])))
     out = []
     splits = [s for s in ("train", "val", "test") if hashes.get(s)]
     for place, later in enumerate(splits):
@@ -237,9 +238,8 @@ def _reader(
     return Reader(name, what, Estimate(value, value - half, value + half))
 
 
-def _gradient_hash(frame: NDArray[np.uint8], size: int = 16) -> NDArray[np.bool_]:
-    """Whether each cell of a coarse grey picture is brighter than its left neighbour, [256]."""
-    grey = np.asarray(
-        Image.fromarray(frame).convert("L").resize((size + 1, size), Image.Resampling.BOX), dtype=np.int16
-    )
-    return np.asarray(grey[:, 1:] > grey[:, :-1]).reshape(-1)
+def _picture_hash(frame: NDArray[np.uint8], size: int = 16) -> NDArray[np.bool_]:
+    """Which low frequencies of the grey picture are above their median, [255]; encoders leave these alone."""
+    grey = np.asarray(Image.fromarray(frame).convert("L").resize((2 * size, 2 * size), Image.Resampling.BOX))
+    low = dctn(grey.astype(np.float64), norm="ortho")[:size, :size].ravel()[1:]
+    return np.asarray(low > np.median(low))

@@ -50,7 +50,8 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
         row: dict[str, Any] = {"run_id": folder.name, "status": result["status"]}
         config = folder / "config.yaml"
         if config.is_file():
-            row |= identity_of(yaml.safe_load(config.read_text(encoding="utf-8")))
+            known = identity_of(yaml.safe_load(config.read_text(encoding="utf-8")))
+            row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
         for kind in ("metrics", "baselines"):
             for name, value in (result.get(kind) or {}).items():
                 row |= _columns(name, value)

@@ -52,7 +52,7 @@ def write_html(folders: Sequence[Path], table: pd.DataFrame, path: Path, cache: 
             {
                 "task": str(task), "rows": _rows(shown, kind), "header": _header(shown, kind),
                 "pictures": _pictures(path.parent / f"report-{task}.png", runs, kind),
-                "samples": [s for run in runs for s in _samples(run, cache)],
+                "samples": [s for run in runs for s in gallery(run, cache)],
                 "runs": [r.name for r in runs],
             }
         )  # fmt: skip
@@ -137,8 +137,8 @@ def _overlay(runs: Sequence[Path]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _samples(run: Path, cache: Path) -> list[dict[str, Any]]:
-    """The worst and the best samples of a run, with frames, prompt and answer."""
+def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
+    """The worst and the best samples of a run, with frames (a JPEG in base 64), prompt and answer."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     rows = pd.read_parquet(run / "predictions.parquet")
     rows = rows[rows["primary"] & rows["target"].notna()]

@@ -91,8 +91,12 @@ def read_table(study: Study, name: str) -> list[Result]:
         return list(csv.DictReader(file))
 
 
-def run_results(study: Study, folders: Sequence[Path]) -> list[Result]:
-    """Read our numbers from run folders, seeds together.
+def run_results(study: Study, output: Path) -> list[Result]:
+    """Read our numbers from the runs of the study's sweeps, seeds together.
+
+    Args:
+        study: the study.
+        output: ``paths.output_dir`` of its sweeps. Two studies may share a run.
 
     Every number is computed from ``predictions.parquet`` again and must equal the one in ``result.json``.
 
@@ -100,11 +104,8 @@ def run_results(study: Study, folders: Sequence[Path]) -> list[Result]:
         DataError: if a folder's numbers do not follow from its predictions.
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for folder in folders:
+    for form, folder, said in _runs_of(study, output):
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        named = str(config.get("study") or "").partition("/")
-        if named[0] != study.name or not (folder / "result.json").is_file():
-            continue
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         rows = pd.read_parquet(folder / "predictions.parquet")
         again = evaluate(rows, int(config["seed"]), result["evaluation"])
@@ -115,8 +116,9 @@ def run_results(study: Study, folders: Sequence[Path]) -> list[Result]:
                     f"{folder}/result.json does not follow from its predictions",
                     got=f"{metric} {known}, not {value['value']}", do="remove the folder and run the study again",
                 )  # fmt: skip
-        label = _label(config, study, named[2])
-        found.setdefault((named[2], label), []).append({"result": result, "again": again, "folder": folder})
+        found.setdefault((form, _label(said, study, form)), []).append(
+            {"result": result, "again": again, "folder": folder}
+        )
     out: list[Result] = []
     for (form, label), runs in sorted(found.items()):
         for metric in study.metrics:
@@ -248,11 +250,24 @@ def markdown(study: Study) -> str:
     return "\n\n".join(parts).rstrip() + "\n"
 
 
-def _label(config: Mapping[str, Any], study: Study, form: str) -> str:
+def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]]]:
+    """Form, folder and overrides of each finished run that a sweep of the study asked for."""
+    found: dict[tuple[str, str], tuple[str, Path, dict[str, str]]] = {}
+    for path in sorted(output.glob("sweeps/*/jobs.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            job = json.loads(line)
+            said = dict(o.split("=", 1) for o in job["overrides"] if "=" in o)
+            name, _, form = said.get("study", "").partition("/")
+            folder = output / job["run_id"]
+            if name == study.name and (folder / "result.json").is_file():
+                found[form, job["run_id"]] = form, folder, said
+    return list(found.values())
+
+
+def _label(said: Mapping[str, str], study: Study, form: str) -> str:
     """What distinguishes a run within its study: the values of the axes."""
     part = study.spec if form == "full" else study.spec["smoke"]
     axes = list(part.get("axes") or {})
-    said = dict(o.split("=", 1) for o in (config.get("sweep") or {}).get("overrides", []) if "=" in o)
     return ", ".join(f"{said.get(a, said.get('+' + a, '?'))}" for a in axes) or "all"
 
 

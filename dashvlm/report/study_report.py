@@ -31,7 +31,7 @@ def report_study(options: Mapping[str, Any]) -> None:
     Args:
         options: the ``report`` configuration: ``study`` (a name or ``all``), ``predictions``, ``command``
             (print how to run it, ``full`` or ``smoke``), ``freeze`` (write what was found to results.csv and
-            table.md), ``check`` (fail if they are stale), ``studies_dir``.
+            table.md), ``check`` (fail if they are stale), ``workspace`` (ENTITY/PROJECT on W&B), ``studies_dir``.
 
     Raises:
         DataError: if ``check`` finds something stale.
@@ -46,6 +46,12 @@ def report_study(options: Mapping[str, Any]) -> None:
     problems: list[str] = []
     for name in names:
         study = load_study(name, root)
+        if options["workspace"]:
+            from dashvlm.report.workspace import save_workspace
+
+            entity, _, project = str(options["workspace"]).rpartition("/")
+            print(f"written: {save_workspace(study, entity, project)}")
+            continue
         if options["command"]:
             print(f"python -m dashvlm.train {shlex.join(study.words(str(options['command'])))}")
             continue
@@ -73,8 +79,7 @@ def report_study(options: Mapping[str, Any]) -> None:
 
 def _found(study: Study, files: list[Path], options: Mapping[str, Any]) -> list[Result]:
     """Everything that can be found now: runs below ``paths.output_dir``, and published predictions."""
-    runs = sorted(p.parent for p in Path(options["paths"]["output_dir"]).glob("*/config.yaml"))
-    results = run_results(study, runs)
+    results = run_results(study, Path(options["paths"]["output_dir"]))
     if not files:
         return results
     if study.spec.get("recompute") == "nexar":

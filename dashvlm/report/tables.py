@@ -80,17 +80,12 @@ def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], lis
         if row.get("message"):
             status += f": {row['message'][:60]}"
         body.append(
-            [_axis(row.get(a)) for a in axes]
+            ["–" if pd.isna(row.get(a)) else str(row.get(a)) for a in axes]
             + [str(row["run_id"])]
             + [cell(row, m) for m in shown]
             + [str(row.get("feasible") or "–"), status]
         )
     return header, body
-
-
-def _axis(value: Any) -> str:
-    """A value of a swept key; some are lists."""
-    return "–" if value is None or (not isinstance(value, list) and pd.isna(value)) else str(value)
 
 
 def to_markdown(header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from dashvlm.errors import ConfigError
@@ -57,6 +60,7 @@ def finish(
     results: Mapping[str, Any] | None,
     rows: pd.DataFrame | None,
     images: Mapping[str, Path],
+    samples: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Send the final numbers, predictions and plots, and end the W&B run with the right state.
 
@@ -65,6 +69,7 @@ def finish(
         results: the content of ``result.json``; None if the run failed.
         rows: predictions.
         images: name -> PNG file.
+        samples: the worst and the best, with their filmstrips (:func:`dashvlm.report.html.gallery`).
     """
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger":
@@ -79,6 +84,13 @@ def finish(
                 run.summary["alarms"] = results["alarms"]
                 for name, path in images.items():
                     run.log({f"plots/{name}": wandb.Image(str(path))})
+                if samples:
+                    columns = ["clip", "kind", "score", "target", "text", "prompt"]
+                    table = wandb.Table(columns=["frames", *columns])
+                    for sample in samples:
+                        strip = Image.open(io.BytesIO(base64.b64decode(sample["strip"]))) if sample["strip"] else None
+                        table.add_data(wandb.Image(strip) if strip else None, *[sample[c] for c in columns])
+                    run.log({"samples": table})
                 if rows is not None:
                     shown = rows.drop(columns=[c for c in rows if c.endswith("times_s")])
                     for name in [c for c in shown if c.endswith(("scores", "choices"))]:

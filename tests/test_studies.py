@@ -1,0 +1,190 @@
+"""Studies: every command composes, tables are not stale, smoke forms run, published numbers come back."""
+
+import csv
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dashvlm.errors import DataError
+from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, shared_rows
+from dashvlm.report.nexar import corrected_scores, published_scores, read_responses
+from dashvlm.report.studies import load_study, markdown, stale, study_names
+from dashvlm.sweep import make_plan
+
+from .conftest import REAL, ROOT
+
+STUDIES = ROOT / "experiments"
+NAMES = study_names()
+
+
+def test_all_tables_of_the_five_systems_are_here():
+    assert set(NAMES) >= {
+        "nexar_models", "nexar_frames", "nexar_grpo", "crash_risk", "roadbuddy", "bdd_scene", "bvpi_captions",
+        "bvpi_fields", "bvpi_objects", "leakage_audit",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_table_is_stale(name):
+    assert stale(load_study(name), []) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["full", "smoke"])
+def test_every_command_composes(name, form):
+    study = load_study(name)
+    plan = make_plan([w for w in study.words(form) if w != "-m"])
+    assert plan.configs
+    assert all(c["study"] == f"{name}/{form}" for c in plan.configs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, name):
+    study = load_study(name)
+    dashvlm("train", *study.words("smoke"), timeout=500)
+    shutil.copytree(STUDIES / name, tmp_path / "studies" / name)
+    where = [f"study={name}", f"studies_dir={tmp_path / 'studies'}"]
+    dashvlm("report", *where, "freeze=true")
+    with (tmp_path / "studies" / name / "results.csv").open() as file:
+        rows = [r for r in csv.DictReader(file) if r["form"] == "smoke"]
+    frozen = [r for r in csv.DictReader((STUDIES / name / "results.csv").open()) if r["form"] == "smoke"]
+    assert {(r["row"], r["metric"]) for r in rows} == {(r["row"], r["metric"]) for r in frozen}
+    assert dashvlm("report", *where, "check=true").returncode == 0
+    if name != "nexar_models":
+        return
+    for path in (tmp_path / "runs").glob("*/result.json"):
+        numbers = json.loads(path.read_text())
+        numbers["metrics"]["accuracy"]["value"] += 0.001
+        path.write_text(json.dumps(numbers))
+        break
+    changed = dashvlm("report", *where, "check=true", check=False)
+    assert changed.returncode == 2
+    assert "does not follow from its predictions" in changed.stderr
+
+
+@pytest.mark.parametrize("file", ["results.csv", "published.csv", "study.yaml", "table.md"])
+def test_a_change_of_one_number_makes_a_table_stale(dashvlm, tmp_path, file):
+    shutil.copytree(STUDIES / "nexar_models", tmp_path / "nexar_models")
+    path = tmp_path / "nexar_models" / file
+    text = path.read_text()
+    path.write_text(text.replace("0.5467", "0.5468", 1) if "0.5467" in text else text.replace("42", "41", 1))
+    assert path.read_text() != text
+    done = dashvlm("report", "study=nexar_models", f"studies_dir={tmp_path}", "check=true", check=False)
+    assert done.returncode == 2
+    assert "stale" in done.stderr
+
+
+@pytest.mark.skipif(not (REAL / "nexar").is_dir(), reason="no published responses here")
+def test_the_published_nexar_row_comes_back_exactly(dashvlm, tmp_path):
+    path = REAL / "nexar" / "llama32_val_results.csv"
+    done = dashvlm("report", "study=nexar_models", f"predictions={path}")
+    for word in ("0.5467", "0.0933", "0.171", "0.107", "echoed prompt: 300 of 300", "constant score", "No 300"):
+        assert word in done.stdout
+    found = read_responses(path)
+    values = published_scores(found)
+    assert {k: round(v, 6) for k, v in values.items()} == {
+        "accuracy": 0.546667, "precision": 1.0, "recall": 0.093333, "f1": 0.170732, "roc_auc": 0.5
+    }  # fmt: skip
+    fair = corrected_scores(found)
+    assert round(fair["parse_rate"].value * 300) == 32
+    assert round(fair["accuracy_of_parsed"].value, 3) == 0.688
+    from sklearn.metrics import precision_recall_fscore_support
+
+    said = [int("<answer>" in t and "Yes" in t.rsplit("<answer>", 1)[1]) for t in found.whole]
+    theirs = precision_recall_fscore_support(found.target, said, average="binary")
+    assert [round(x, 6) for x in theirs[:3]] == [round(values[k], 6) for k in ("precision", "recall", "f1")]
+
+
+def test_bad_response_files_are_errors(tmp_path):
+    for text in ("id,response\n1,x\n", "id,target,response\n", "id,target,response\n1,maybe,x\n"):
+        (tmp_path / "a.csv").write_text(text)
+        with pytest.raises(DataError):
+            read_responses(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_bytes(b"id,target,response\n1,1,\xff\xfe\n")
+    with pytest.raises(DataError):
+        read_responses(tmp_path / "b.csv")
+
+
+# -- comparisons --------------------------------------------------------------------------------
+
+
+def table(scores, target, groups=None, padded=0):
+    n = len(target)
+    return pd.DataFrame(
+        {"clip_id": [f"c{i}" for i in range(n)], "group": groups or [f"g{i // 2}" for i in range(n)], "primary": True,
+         "target": target, "score": scores, "num_padded": padded}
+    )  # fmt: skip
+
+
+def test_a_better_run_is_clear_and_equal_runs_are_not():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 200).tolist()
+    good = [0.8 * y + 0.6 * rng.random() - 0.2 for y in target]
+    poor = rng.random(200).tolist()
+    found = compare(table(poor, target), table(good, target), "binary")
+    assert found.samples == 200
+    assert found.difference.low > 0.2
+    assert found.p_mcnemar < 1e-6
+    same = compare(table(poor, target), table(poor, target), "binary")
+    assert (same.difference.value, same.p_mcnemar, same.only_first) == (0.0, 1.0, 0)
+    from scipy.stats import binomtest
+
+    right = [row_scores(t, "binary") for t in (table(poor, target), table(good, target))]
+    b, c = int(((right[0] == 1) & (right[1] == 0)).sum()), int(((right[1] == 1) & (right[0] == 0)).sum())
+    assert found.p_mcnemar == pytest.approx(binomtest(b, b + c).pvalue)
+
+
+def test_the_best_of_noise_is_called_chance():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 2, 100).tolist()
+    runs = {f"run{i}": table(rng.random(100).tolist(), target) for i in range(12)}
+    _, value, share, optimism = best_of(runs, "binary")
+    assert value.value > 0.5
+    assert share < 0.7
+    assert optimism > 0.02
+    runs["clear"] = table(target, target)
+    name, _, share, optimism = best_of(runs, "binary")
+    assert (name, share) == ("clear", 1.0)
+    assert optimism == pytest.approx(0.0, abs=1e-9)
+
+
+def test_common_support_and_seeds():
+    long, short = table([0.1, 0.9, 0.2, 0.8], [0, 1, 0, 1]), table([0.9, 0.1, 0.2, 0.8], [0, 1, 0, 1])
+    long["num_padded"] = [1, 1, 0, 0]
+    assert [len(t) for t in shared_rows([long, short], unpadded=True)] == [2, 2]
+    found = over_seeds([0.7, 0.8, 0.9])
+    assert found.value == pytest.approx(0.8)
+    assert found.high - found.value == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_runs_are_compared_in_one_command(dashvlm, tmp_path):
+    from .conftest import SMALL
+
+    dashvlm("train", *SMALL, "-m", "seed=1,2", "trainer.max_steps=2")
+    runs = sorted(p.parent for p in (tmp_path / "runs").glob("*/result.json"))
+    done = dashvlm("report", f"compare=[{runs[0]},{runs[1]}]")
+    assert "McNemar" in done.stdout
+    done = dashvlm("report")
+    assert "best of 2 by roc_auc" in done.stdout
+    assert "2 seeds of" in done.stdout
+    assert r"\toprule" in (tmp_path / "runs" / "report.tex").read_text()
+    wrong = dashvlm("report", f"compare=[{runs[0]}]", check=False)
+    assert wrong.returncode == 2
+
+
+def test_commands_are_printed_as_they_are_run(dashvlm):
+    done = dashvlm("report", "study=nexar_frames", "command=full")
+    words = shlex.split(done.stdout.strip())
+    assert words[:3] == ["python", "-m", "dashvlm.train"]
+    assert "data.num_frames=5,10,15,20" in words
+    assert markdown(load_study("nexar_frames")) == Path(STUDIES / "nexar_frames" / "table.md").read_text()
