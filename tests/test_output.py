@@ -88,20 +88,39 @@ def test_the_report_escapes_what_models_write():
 # -- dashboards ---------------------------------------------------------------------------------
 
 
+def offline_records(path):
+    """Records of an offline run file: a LevelDB log (blocks of 32 KiB; checksum, length, kind) behind 7 bytes."""
+    raw, place, parts = path.read_bytes(), 7, []
+    assert raw[:4] == b":W&B"
+    while place + 7 <= len(raw):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        length, kind = int.from_bytes(raw[place + 4 : place + 6], "little"), raw[place + 6]
+        if not kind:
+            break
+        parts.append(raw[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
+
+
 @pytest.mark.slow
 def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path):
     dashvlm("train", *SMALL, "trainer.max_steps=2", "logger=wandb", "logger.mode=offline", "study=nexar_frames/smoke")
     (path,) = (tmp_path / "runs").glob("crash-*/wandb/offline-run-*/run-*.wandb")
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, summary, run = DataStore(), {}, None
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
+    summary, run, artifacts = {}, None, {}
+    for data in offline_records(path):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("run"):
             run = record.run
+        if record.HasField("artifact"):
+            artifacts[record.artifact.name.rsplit("-", 1)[-1]] = record.artifact.manifest.contents
         if record.HasField("summary"):
             summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.summary.update}
     assert run.run_group == "nexar_frames"
@@ -111,9 +130,9 @@ def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path)
     tables = {p.name.split("_")[0]: json.loads(p.read_text()) for p in folder.rglob("*.table.json")}
     assert {"predictions", "samples"} <= set(tables)
     assert tables["samples"]["columns"][0] == "frames"
-    pictures = [row[0]["path"] for row in tables["samples"]["data"] if row[0]]
-    assert pictures
-    assert all((path.parent / "files" / p).stat().st_size > 500 for p in pictures)
+    pictures = [entry for entry in artifacts["samples"] if entry.path.startswith("media/images/")]
+    assert len(pictures) == len([row for row in tables["samples"]["data"] if row[0]]) > 0
+    assert all(entry.size > 500 for entry in pictures)
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -152,6 +171,13 @@ def test_every_notebook_runs(tmp_path, cache, name):
     done = subprocess.run([sys.executable, str(source)], cwd=tmp_path, env=environment, capture_output=True, text=True,
                           timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_the_pages_of_the_config_groups_are_not_stale():
+    from .config_pages import pages
+
+    for name, text in pages().items():
+        assert (ROOT / "docs" / "config" / name).read_text(encoding="utf-8") == text, f"{name}: run `make docs`"
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").glob("*/*.md"))]

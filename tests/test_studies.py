@@ -72,7 +72,8 @@ def test_a_change_of_one_number_makes_a_table_stale(dashvlm, tmp_path, file):
     shutil.copytree(STUDIES / "nexar_models", tmp_path / "nexar_models")
     path = tmp_path / "nexar_models" / file
     text = path.read_text()
-    path.write_text(text.replace("0.5467", "0.5468", 1) if "0.5467" in text else text.replace("42", "41", 1))
+    old = next(number for number in ("0.546667", "0.5467", "42") if number in text)
+    path.write_text(text.replace(old, str(float(old) + 0.01) if "." in old else "41", 1))
     assert path.read_text() != text
     done = dashvlm("report", "study=nexar_models", f"studies_dir={tmp_path}", "check=true", check=False)
     assert done.returncode == 2
@@ -126,7 +127,7 @@ def test_a_better_run_is_clear_and_equal_runs_are_not():
 
     rng = np.random.default_rng(0)
     target = rng.integers(0, 2, 200).tolist()
-    good = [0.8 * y + 0.6 * rng.random() - 0.2 for y in target]
+    good = [min(max(0.8 * y + 0.6 * rng.random() - 0.2, 0.0), 1.0) for y in target]
     poor = rng.random(200).tolist()
     found = compare(table(poor, target), table(good, target), "binary")
     assert found.samples == 200
@@ -151,7 +152,7 @@ def test_the_best_of_noise_is_called_chance():
     assert value.value > 0.5
     assert share < 0.7
     assert optimism > 0.02
-    runs["clear"] = table(target, target)
+    runs["clear"] = table([float(y) for y in target], target)
     name, _, share, optimism = best_of(runs, "binary")
     assert (name, share) == ("clear", 1.0)
     assert optimism == pytest.approx(0.0, abs=1e-9)
