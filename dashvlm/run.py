@@ -26,6 +26,7 @@ import transformers
 from safetensors.torch import save_file
 
 from dashvlm.build import Data, build_module, prepare_data, read_config
+from dashvlm.data.audit import audit, class_of
 from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
 from dashvlm.fit import best_validation, fit
@@ -77,8 +78,11 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             _export(module, folder)
             results = write_results(cfg, data, rows, folder, module)
+            readers = audit(data.samples, class_of(module.task), data.store, int(cfg["seed"]))
+            results["alarms"] += [f"a reader of {r.name} alone reaches ROC AUC {r.auc}" for r in readers if r.fails]
             results |= {
                 "leakage": report,
+                "audit": [{"reader": r.name, **vars(r.auc), "fails": r.fails} for r in readers],
                 "validation": best_validation(trainer, cfg),
                 "seconds": {"data": decode_s, "fit": fit_s, "all": time.perf_counter() - started},
                 "steps": int(trainer.global_step),

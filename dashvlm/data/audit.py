@@ -59,7 +59,7 @@ class Reader:
 
 
 def audit(
-    samples: Mapping[str, Sequence[Sample]], classes: Callable[[Sample], Any], store: FrameStore, seed: int = 0
+    samples: Mapping[Any, Sequence[Sample]], classes: Callable[[Sample], Any], store: FrameStore, seed: int = 0
 ) -> list[Reader]:
     """Fit every reader on the training samples and score it on the test samples.
 
@@ -72,6 +72,8 @@ def audit(
     Returns:
         A reader each; empty if a split has fewer than :data:`FEWEST` samples or one class.
     """
+    if not samples.get("train") or not samples.get("test"):
+        return []
     known = {
         split: [s for s in samples[split] if "failed" not in s.clip.extra and classes(s) is not None]
         for split in ("train", "test")

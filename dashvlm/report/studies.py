@@ -31,6 +31,8 @@ FORMS = {
     "full": "real models on the real data",
     "smoke": "tiny random twins on the synthetic world; they show that the path works, not how good a model is",
 }
+AUDIT = "failed_readers"
+"""Metric of a result: readers without pixels that are better than chance; ``n`` is how many there are."""
 Result = dict[str, str]
 
 
@@ -121,6 +123,11 @@ def run_results(study: Study, output: Path) -> list[Result]:
         )
     out: list[Result] = []
     for (form, label), runs in sorted(found.items()):
+        read = runs[0]["result"].get("audit") or []
+        if read:
+            failed = sum(r["fails"] for r in read)
+            counted = {"value": float(failed), "low": None, "high": None}
+            out.append(result_line(form, label, AUDIT, counted, len(read), runs[0]["folder"].name, ""))
         for metric in study.metrics:
             values = [(r["again"]["metrics"] | r["again"]["baselines"]).get(metric) for r in runs]
             if any(v is None or v["value"] is None for v in values):
@@ -222,6 +229,7 @@ def grids(study: Study) -> list[tuple[str, list[str], list[list[str]]]]:
         if mine:
             rows = list(dict.fromkeys(r["row"] for r in mine))
             shown = [m for m in study.metrics if any(r["metric"] == m for r in mine)]
+            rows = [row for row in rows if any(r["row"] == row and r["metric"] in shown for r in mine)]
             table = {(r["row"], r["metric"]): r for r in mine}
             body = [[row, *[_cell(table.get((row, m))) for m in shown]] for row in rows]
             made.append((f"Ours, {form}: {FORMS[form]}", [_axes(study, form), *shown], body))
@@ -238,6 +246,7 @@ def markdown(study: Study) -> str:
         parts.append(f"## {title}\n\n{to_markdown(header, body).rstrip()}")
     if not any(r["form"] == "full" for r in read_table(study, "results")):
         parts.append("Our runs on the real data are missing: they need the data and a GPU.")
+    parts.append("## Shortcut audit\n\n" + _audited(read_table(study, "results")))
     parts.append("## What to know about the published numbers\n\n" + "\n".join(f"* {w}" for w in spec["why"]))
     known = spec.get("hyperparameters") or []
     if known:
@@ -248,6 +257,21 @@ def markdown(study: Study) -> str:
     commands = [f"python -m dashvlm.train {shlex.join(study.words(form))}" for form in ("full", "smoke")]
     parts.append("## Run it\n\n```bash\n" + "\n".join(commands) + "\n```\n\n" + str(spec.get("cost", "")))
     return "\n\n".join(parts).rstrip() + "\n"
+
+
+def _audited(results: Sequence[Result]) -> str:
+    """What the readers without pixels made of the data of our runs."""
+    lines = []
+    for form in ("full", "smoke"):
+        mine = [r for r in results if r["form"] == form and r["metric"] == AUDIT]
+        bad = [f"{r['row']}: {r['value']}" for r in mine if float(r["value"])]
+        if mine:
+            verdict = f"readers that are better than chance: {'; '.join(bad)}" if bad else "none is better than chance"
+            lines.append(
+                f"{mine[0]['n']} readers that see no pixels, on the data of {len(mine)} {form} runs: {verdict}."
+            )
+    lines.append("On your data: `python -m dashvlm.inspect data=NAME audit=true`.")
+    return "\n".join(lines)
 
 
 def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]]]:
