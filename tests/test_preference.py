@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -472,6 +473,11 @@ def test_pairs_of_own_mistakes_train_a_preference(dashvlm, tmp_path):
     tested = next(r for r in results if "preference_accuracy" in r["metrics"])
     assert "before_preference_accuracy" in tested["baselines"]
     assert tested["baselines"]["before_preference_accuracy"]["value"] == 0.5  # no margin before the first step
+    shutil.rmtree(run)  # what it is measured against is kept with it
+    dashvlm("evaluate", f"run={tmp_path / 'runs' / tested['run_id']}")
+    (again,) = (tmp_path / "runs").glob("eval-*/result.json")
+    value = json.loads(again.read_text())["metrics"]["preference_accuracy"]["value"]
+    assert value == pytest.approx(tested["metrics"]["preference_accuracy"]["value"])
 
 
 @pytest.mark.slow
