@@ -66,6 +66,7 @@ def test_the_report_opens_sorts_filters_and_shows_filmstrips(sweep):
         assert image.evaluate("i => i.complete && i.naturalWidth > 40 && i.naturalHeight > 40")
         shown.first.locator("summary").click()
         assert "Is a vehicle collision likely" in shown.first.locator("pre").first.inner_text()
+        page.locator("summary", has_text="curves of training").click()
         for picture in page.locator(".pictures img").all():
             assert picture.evaluate("i => i.naturalWidth") > 200
         browser.close()

@@ -95,16 +95,19 @@ def _cost(value: Any) -> str:
     return f"{value:,.0f}" if float(value) >= 100 else f"{value:.3g}"
 
 
-def _pictures(sweep: Path, runs: Sequence[Path], kind: str) -> list[dict[str, str]]:
-    made = []
+def _pictures(sweep: Path, runs: Sequence[Path], kind: str) -> list[dict[str, Any]]:
+    made: list[dict[str, Any]] = []
     if sweep.is_file():
-        made.append({"title": "the sweep", "data": base64.b64encode(sweep.read_bytes()).decode()})
+        made.append({"title": "the sweep", "data": base64.b64encode(sweep.read_bytes()).decode(), "folded": False})
     if kind == "binary" and runs:
-        made.append({"title": "ROC, precision and recall, reliability of all runs", "data": _overlay(runs)})
+        made.append(
+            {"title": "ROC, precision and recall, reliability of all runs", "data": _overlay(runs), "folded": False}
+        )
     for run in runs:
         curves = run / "plots" / "curves.png"
         if curves.is_file() and len(runs) <= 6:
-            made.append({"title": f"curves of {run.name}", "data": base64.b64encode(curves.read_bytes()).decode()})
+            data = base64.b64encode(curves.read_bytes()).decode()
+            made.append({"title": run.name, "data": data, "folded": True})
     return made
 
 

@@ -267,9 +267,7 @@ def _audited(results: Sequence[Result]) -> str:
         bad = [f"{r['row']}: {r['value']}" for r in mine if float(r["value"])]
         if mine:
             verdict = f"readers that are better than chance: {'; '.join(bad)}" if bad else "none is better than chance"
-            lines.append(
-                f"{mine[0]['n']} readers that see no pixels, on the data of our {form} form: {verdict}."
-            )
+            lines.append(f"{mine[0]['n']} readers that see no pixels, on the data of our {form} form: {verdict}.")
     lines.append("On your data: `python -m dashvlm.inspect data=NAME audit=true`.")
     return "\n".join(lines)
 
