@@ -43,8 +43,9 @@ studies: .venv/installed ## make the tables of all studies again, from their dat
 	$(BIN)/python -m dashvlm.report study=all freeze=true paths.output_dir=$(OUT)
 
 study: .venv/installed ## print how to run a study (NAME=..., SMOKE=1), or run it (RUN=1)
-	@command="$$($(BIN)/python -m dashvlm.report study=$(NAME) command=$(if $(SMOKE),smoke,full)) paths.output_dir=$(OUT)"; \
-	if [ -n "$(RUN)" ]; then $(BIN)/$$command; else echo "$$command"; fi
+	@test -n "$(NAME)" || { echo "say which: make study NAME=..., one of $$(ls experiments | grep -v README | tr '\n' ' ')"; exit 2; }
+	@command="$$($(BIN)/python -m dashvlm.report study=$(NAME) command=$(if $(SMOKE),smoke,full))" && test -n "$$command" || exit 2; \
+	if [ -n "$(RUN)" ]; then $(BIN)/$$command paths.output_dir=$(OUT); else echo "$(BIN)/$$command paths.output_dir=$(OUT)"; fi
 
 docs: .venv/installed ## make the pages of the config groups again
 	$(BIN)/python -m tests.config_pages

@@ -50,7 +50,8 @@ def fit(
     if not train:
         raise DataError(
             f"no training clip can be taught with objective={cfg['objective']['name']}",
-            do="preference training needs pairs: data.pairs=FILE, task.pairs=..., or rows with chosen and rejected",
+            do="preference training needs pairs: data.pairs=FILE, rows with chosen and rejected, or for task=caption "
+            "task.pairs=wrong_positions",
         )
     accumulate = int(options["accumulate_grad_batches"])
     per_epoch = -(-len(train) // int(cfg["data"]["batch_size"])) * module.repeats

@@ -160,7 +160,7 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
     readers = audit(samples, class_of(task), store)
     alike = near_duplicates(samples, store)
     rows = [{"reader": r.name, "reads": r.what, "ROC AUC on the test split": str(r.auc),
-             "verdict": "FAILS" if r.fails else "passes"} for r in readers]  # fmt: skip
+             "verdict": r.verdict} for r in readers]  # fmt: skip
     if rows:
         _print_rows(f"readers that see no pixels (a clean dataset fails once in {1 / LEVEL:.0f})", rows)
     else:
@@ -169,7 +169,8 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
         "near-duplicates across splits",
         [{"clip": a, "looks like": b, "hash bits that differ": f"{share:.1%}"} for a, b, share in alike[:20]],
     ) if alike else print("  near-duplicates across splits: none")
-    found = {"readers": rows, "near_duplicates": alike}
+    found = {"readers": rows, "near_duplicates": alike, "audited": bool(rows),
+             "needs": f"{FEWEST} labelled clips of two classes in the training and in the test split"}  # fmt: skip
     (folder / "audit.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {folder}/audit.json")
     failed = [r.name for r in readers if r.fails] + [f"{len(alike)} near-duplicates"] * bool(alike)

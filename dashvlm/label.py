@@ -80,6 +80,11 @@ def ask_teacher(config: dict[str, Any]) -> None:
             f"others cost at most ${most:.4f} (cap ${teacher_options['cap_usd']:g}, "
             f"spent ${teacher.tally.spent_usd:.4f})"
         )
+        if str(teacher_options["model"]) != teacher_options["priced_for"]:
+            print(
+                f"  ! these are the prices of {teacher_options['priced_for']}; set teacher.usd_per_million_in and _out "
+                f"(0 for a server of your own) and teacher.priced_for={teacher_options['model']}"
+            )
         if config["dry_run"]:
             return
         progress = Progress(len(waiting), float(teacher_options["cap_usd"]))

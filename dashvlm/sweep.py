@@ -158,7 +158,13 @@ def job(cfg: DictConfig) -> float:
             _SINGLE["code"] = code
             return float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
     elif config["start_from"]:
-        config["start_from"] = str(Path(config["start_from"]).resolve())
+        start = Path(config["start_from"]).resolve()
+        if not (start / "trained.safetensors").is_file():
+            raise ConfigError(
+                f"start_from={config['start_from']} is no finished run", got="it has no trained.safetensors",
+                do="name the folder of a finished run",
+            )  # fmt: skip
+        config["start_from"] = str(start)
     name, folder = _folder_of(config)
     if plan_file:
         with (Path(plan_file).parent / "jobs.jsonl").open("a", encoding="utf-8") as file:

@@ -80,8 +80,8 @@ def test_the_report_escapes_what_models_write():
     bad = "<script>alert(1)</script>"
     sample = dict.fromkeys(("run", "clip", "kind", "target", "answer", "score", "text", "prompt"), bad)
     section = {"task": bad, "rows": [[{"text": bad, "key": bad}]], "header": [bad], "pictures": [],
-               "samples": [{**sample, "strip": "", "times": []}], "runs": [bad]}  # fmt: skip
-    page = jinja2.Environment(autoescape=True).from_string(source).render(sections=[section], alarms=[], folder=bad)
+               "samples": [{**sample, "strip": "", "times": []}], "runs": [bad], "notes": [bad]}  # fmt: skip
+    page = jinja2.Environment(autoescape=True).from_string(source).render(sections=[section], folder=bad)
     assert bad not in page
     assert "&lt;script&gt;" in page
 

@@ -46,11 +46,18 @@ class Reader:
         name: what it reads.
         what: the same in words.
         auc: ROC AUC on the test split (mean over classes against the rest), interval clustered by group.
+        half_width: of the interval before it is cut at 0 and 1.
     """
 
     name: str
     what: str
     auc: Estimate
+    half_width: float = 0.0
+
+    @property
+    def verdict(self) -> str:
+        """Whether it fails; with an interval wider than a quarter each way it cannot tell."""
+        return "FAILS" if self.fails else "passes" if self.half_width <= 0.25 else "cannot tell: too few groups"
 
     @property
     def fails(self) -> bool:
@@ -237,7 +244,7 @@ def _reader(
 
     value, drawn = float(auc(np.ones((1, len(truth))))[0]), auc(weights)
     half = float(drawn.std()) * float(stats.t.ppf(1 - LEVEL / num_readers, max(num_groups - 1, 2)))
-    return Reader(name, what, Estimate(value, value - half, value + half))
+    return Reader(name, what, Estimate(value, max(0.0, value - half), min(1.0, value + half)), half)
 
 
 def _picture_hash(frame: NDArray[np.uint8], size: int = 16) -> NDArray[np.bool_]:

@@ -15,6 +15,7 @@ import email.utils
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import random
@@ -30,6 +31,7 @@ from PIL import Image
 from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.errors import ConfigError, DashVLMError, TeacherError
 
+log = logging.getLogger(__name__)
 Json = dict[str, Any]
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
@@ -295,6 +297,7 @@ class Teacher:
             return None, problem, _retry_after(error.response.headers) or pause
         except (TimeoutError, openai.OpenAIError, ValueError, KeyError) as error:
             problem = f"{type(error).__name__}: {self._clean(str(error))}"[:160]
+            log.warning("no answer (%s), call %d of %d", problem, attempt + 1, int(self.options["retries"]) + 1)
             found = await self._look_up(client, request, float(self.options["settle_s"]), lost_now=True)
             return found, problem, pause
 

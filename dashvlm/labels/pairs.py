@@ -38,7 +38,8 @@ def read_pairs(path: Path) -> dict[str, tuple[str, str]]:
     """
     if not path.is_file():
         raise DataError(
-            f"data.pairs={path} does not exist", do="make it with `python -m dashvlm.label teacher=own run=runs/RUN`"
+            f"data.pairs={path} does not exist",
+            do="make it with `python -m dashvlm.label teacher=own teacher.run=runs/RUN`",
         )
     pairs: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

@@ -58,7 +58,8 @@ def row_scores(table: pd.DataFrame, kind: str) -> Array:
         wanted = json.loads(target)
         said = json.loads(answer) if isinstance(answer, str) else {}
         given = said.get("fields", said)
-        keys = [k for k, v in wanted.items() if isinstance(v, str)]
+        # The primary metric of descriptions is one field; of scenes the mean of all.
+        keys = ["sidewalk_pos"] if kind == "caption" else [k for k, v in wanted.items() if isinstance(v, str)]
         out.append(sum(given.get(k) == wanted[k] for k in keys) / max(len(keys), 1))
     return np.array(out, dtype=np.float64)
 

@@ -69,7 +69,10 @@ def measured_by_objective(main: pd.DataFrame, seed: int) -> tuple[dict[str, Any]
         if f"before_{column}" in known and known[f"before_{column}"].notna().all():
             before = known[f"before_{column}"].to_numpy(float)
             baselines[f"before_{name}"] = vars(mean_estimate(before, weights))
-            metrics[f"{name}_gain"] = vars(mean_estimate(after - before, weights))
+            gain = mean_estimate(after - before, weights)
+            metrics[f"{name}_gain"] = vars(gain)
+            if name in ("reward", "preference_accuracy") and gain.low <= 0:
+                alarms.append(f"no clear gain: {name} changed by {gain} since the start")
         if column == "preferred" and (known["chosen_tokens"] != known["rejected_tokens"]).any():
             apart = (known["chosen_tokens"] - known["rejected_tokens"]).to_numpy(float)
             longer = mean_estimate(0.5 + 0.5 * np.sign(apart), weights)

@@ -47,12 +47,13 @@ def report_runs(options: dict[str, Any]) -> None:
     table.to_csv(output / "report.csv", index=False)
     if "task.name" not in table:
         table["task.name"] = None
-    parts, latex, pictures = [], [], []
+    parts, latex, pictures, said = [], [], [], {}
     for task, mine in table.groupby("task.name", dropna=False, sort=True):  # tasks have different metrics
         shown = mine.dropna(axis=1, how="all")
         axes = axes_of(shown, list(options["axes"]))[: int(options["max_axes"])]
         header, body = sweep_rows(shown, axes)
         notes = notes_of(shown) + comparison_notes(output, shown)
+        said[str(task)] = notes
         title = f"{len(mine)} runs of {task} in {output}"
         print_table(title, header, body, notes)
         parts.append(f"### {title}\n\n{to_markdown(header, body, notes)}")
@@ -63,7 +64,7 @@ def report_runs(options: dict[str, Any]) -> None:
     (output / "report.tex").write_text("\n".join(latex), encoding="utf-8")
     names = ["report.csv", "report.md", "report.tex", *pictures]
     if options["html"]:
-        names.append(write_html(folders, table, output / "report.html", Path(options["paths"]["cache_dir"])).name)
+        names.append(write_html(folders, table, output / "report.html", Path(options["paths"]["cache_dir"]), said).name)
     print(f"written: {output}/{', '.join(names)}")
 
 

@@ -14,6 +14,11 @@ from dashvlm.identity import identity_of
 GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "trainer", "callbacks")
 
 
+FIRST = ("model.name", "model.checkpoint", "objective.name", "data.name", "data.num_frames", "data.frame_interval_s",
+         "data.pixels", "peft.method", "peft.rank", "start_from", "trainer.max_steps", "optim.lr", "seed")  # fmt: skip
+"""Keys that a reader looks for first, where runs differ in many."""
+
+
 def run_status(folder: Path) -> str:
     """Say how a run stands: done, failed, oom, broken (started, not ended) or missing."""
     if (folder / "result.json").is_file():
@@ -86,7 +91,12 @@ def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:
     for key in wanted:  # a swept group shows as its name, or as whatever of it differs
         named = [k for k in (key, f"{key}.name") if k in table]
         keys += named[:1] or [c for c in configured if c.startswith(f"{key}.")]
-    return [k for k in keys or configured if table[k].map(str).nunique() > 1]
+    configured += [c for c in ("start_from",) if c in table]
+    kept = [k for k in keys or configured if table[k].map(str).nunique() > 1]
+    if keys:
+        return kept
+    shown = [k for k in kept if not k.endswith(("_target_", "fingerprint"))]
+    return sorted(shown, key=lambda k: (FIRST.index(k) if k in FIRST else len(FIRST), shown.index(k)))
 
 
 def _columns(name: str, value: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""
 
 
-def write_html(folders: Sequence[Path], table: pd.DataFrame, path: Path, cache: Path) -> Path:
+def write_html(
+    folders: Sequence[Path], table: pd.DataFrame, path: Path, cache: Path, notes: Mapping[str, Sequence[str]]
+) -> Path:
     """Write the report of some runs.
 
     Args:
@@ -40,6 +42,7 @@ def write_html(folders: Sequence[Path], table: pd.DataFrame, path: Path, cache: 
         table: from :func:`dashvlm.report.collect.collect`.
         path: the file.
         cache: where decoded frames are kept.
+        notes: task -> what to know about its runs.
     """
     done = [f for f in folders if (f / "predictions.parquet").is_file() and (f / "result.json").is_file()]
     sections = []
@@ -53,15 +56,12 @@ def write_html(folders: Sequence[Path], table: pd.DataFrame, path: Path, cache: 
                 "task": str(task), "rows": _rows(shown, kind), "header": _header(shown, kind),
                 "pictures": _pictures(path.parent / f"report-{task}.png", runs, kind),
                 "samples": [s for run in runs for s in gallery(run, cache)],
-                "runs": [r.name for r in runs],
+                "runs": [r.name for r in runs], "notes": list(notes.get(str(task), ())),
             }
         )  # fmt: skip
-    alarms = [
-        {"run": str(r["run_id"]), "text": a} for _, r in table.iterrows() for a in str(r["alarms"]).split(" | ") if a
-    ]
     source = (Path(__file__).parent / "templates" / "report.html.j2").read_text(encoding="utf-8")
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(source)
-    path.write_text(page.render(sections=sections, alarms=alarms, folder=str(path.parent)), encoding="utf-8")
+    path.write_text(page.render(sections=sections, folder=str(path.parent)), encoding="utf-8")
     return path
 
 

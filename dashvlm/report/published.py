@@ -104,7 +104,15 @@ def _captions(
         ])  # fmt: skip
     absent = [n for n in by_name if n not in values]
     title = f"captions of {found.path.name}: {len(pairs)} pictures, {found.split} split, row {found.row or '–'}"
+    length = by_name.get("avg_target_length")
+    mine_length = values.get("avg_target_length")
+    strange = length is not None and mine_length is not None and abs(mine_length - length["value"]) > 0.5
     notes = [f"tokenised by {scores.tokenizer}; all metrics are over the whole set, one reference a picture"]
+    if strange:
+        notes.append(
+            f"the references are not those of the published row {found.row} (length {mine_length:.1f}, published "
+            f"{length['value']:.1f}): another file, row=, text_key= or clean= is meant"  # type: ignore[index]
+        )
     notes += [f"{n} is unavailable: {missing.get(n, 'not computed')}" for n in absent]
     if scores.tokenizer == "plain":
         notes.append("without Java the tokeniser is a close copy of the metrics' own: digits may differ")

@@ -231,8 +231,9 @@ def grids(study: Study) -> list[tuple[str, list[str], list[list[str]]]]:
             shown = [m for m in study.metrics if any(r["metric"] == m for r in mine)]
             rows = [row for row in rows if any(r["row"] == row and r["metric"] in shown for r in mine)]
             table = {(r["row"], r["metric"]): r for r in mine}
-            body = [[row, *[_cell(table.get((row, m))) for m in shown]] for row in rows]
-            made.append((f"Ours, {form}: {FORMS[form]}", [_axes(study, form), *shown], body))
+            count = {r["row"]: r["n"] for r in mine if r["metric"] in shown}
+            body = [[row, *[_cell(table.get((row, m))) for m in shown], f"test, {count[row]}"] for row in rows]
+            made.append((f"Ours, {form}: {FORMS[form]}", [_axes(study, form), *shown, "split, n"], body))
     return made
 
 

@@ -54,5 +54,11 @@ def workspace(study: Study, entity: str, project: str) -> Any:
 def save_workspace(study: Study, entity: str, project: str) -> str:
     """Send the workspace of a study to W&B and return its address."""
     made = workspace(study, entity, project)
-    made.save()
+    try:
+        made.save()
+    except Exception as error:  # wandb's own errors: no key, no network, no permission
+        raise ConfigError(
+            f"the workspace cannot be written to {entity}/{project}", got=str(error).strip().splitlines()[0],
+            do="run `wandb login`, and check that you may write to that project",
+        ) from error  # fmt: skip
     return str(made.url)
