@@ -182,7 +182,7 @@ def test_published_fields_and_objects_are_reproduced_with_their_counts():
     assert shown["accuracy road_pos"] == ("145/333 = 0.435", "0.000")
     assert shown["accuracy road_vs_sidewalk"] == ("136/333 = 0.408", "0.000")
     assert shown["presence sidewalk_pos"] == ("333/333 = 1.000", "0.000")
-    tables, notes = build("bvpi_objects", {"predictions": str(file)})
+    tables, notes, _ = build("bvpi_objects", {"predictions": str(file)})
     counts = {row[0]: row[2] for row in tables[0][2]}
     assert counts == {
         "person": "24 / 18 / 35",
@@ -216,7 +216,7 @@ def test_another_models_file_needs_configuration_only(tmp_path):
         "annotations": str(BVPI / "annotations_with_obj_pos.csv"),
         "captions": str(BVPI / "complete_captions_sensation.csv"),
     }
-    tables, notes = build("bvpi_fields", options)
+    tables, notes, _ = build("bvpi_fields", options)
     assert any("'response', cleaning rule 'chat' changed 332 of 332" in n for n in notes)
     assert any("1 pictures of the test split have no prediction" in n for n in notes)
     presence = next(row for row in tables[0][2] if row[0] == "presence sidewalk_pos")
@@ -246,7 +246,7 @@ def test_files_of_different_splits_are_flagged(tmp_path):
         "annotations": str(BVPI / "annotations_with_obj_pos.csv"),
         "captions": str(BVPI / "complete_captions_sensation.csv"),
     }
-    tables, notes = build("bvpi_fields", options)
+    tables, notes, _ = build("bvpi_fields", options)
     assert any("different splits and must not be compared" in n for n in notes)
     assert any("is of the val split, the published row openflamingo of test" in n for n in notes)
     perfect = {row[0]: row[2] for row in tables[0][2]}
@@ -261,8 +261,8 @@ def test_the_report_verb_prints_and_writes_the_table(dashvlm, tmp_path):
     done = dashvlm("report", "table=bvpi_objects", "predictions=/nowhere.json", check=False)
     assert done.returncode == 2
     assert "does not exist" in done.stderr
-    done = dashvlm("report", "table=bvpi_captions", check=False)
-    assert "needs predictions=FILE" in done.stderr
+    done = dashvlm("report", "table=bvpi_captions")  # without predictions the study as it is frozen
+    assert "Published, recomputed, corrected" in done.stdout
 
 
 @real
