@@ -136,7 +136,9 @@ def test_an_answer_behind_a_504_is_found_and_lost_calls_count_towards_the_cap(en
     assert Teacher(options(forgetful.url), tmp_path / "other", tmp_path / "other.spent").tally.spent_usd > 0.002
 
 
-@pytest.mark.parametrize("body", ["[]", "null", '"ok"', '{"choices": [null]}', '{"error": "no"}'])
+@pytest.mark.parametrize(
+    "body", ["[]", "null", '"ok"', '{"choices": [null]}', '{"error": "no"}', '{"choices": [{"message": "x"}]}']
+)
 def test_a_body_of_another_shape_is_no_answer(endpoint, tmp_path, monkeypatch, body):
     server = endpoint([f"body {body}"])
     _, _, replies = ask(server.url, tmp_path / "cache", monkeypatch, count=2)

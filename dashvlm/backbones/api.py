@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from dashvlm.backbones.base import Answers, Backbone, Batch, Encoder
 from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.errors import ConfigError, TeacherError
-from dashvlm.labels.client import Reply, Request, Teacher
+from dashvlm.labels.client import Teacher
+from dashvlm.labels.exchange import Reply, Request
 
 FLOOR = -20.0
 """Log-probability of a choice that is not among the alternatives."""

@@ -17,7 +17,8 @@ import numpy as np
 from dashvlm.data.clip import Sample
 from dashvlm.data.frames import FrameStore
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.labels.client import Reply, Request, Teacher
+from dashvlm.labels.client import Teacher
+from dashvlm.labels.exchange import Reply, Request
 from dashvlm.labels.label_file import Label, read_labels
 from dashvlm.metrics.intervals import RESAMPLES, group_weights, mean_estimate
 from dashvlm.tasks.base import Task, observe

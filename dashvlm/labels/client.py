@@ -9,11 +9,7 @@ The cache is addressed by the content of the request, pictures included.
 from __future__ import annotations
 
 import asyncio
-import base64
-import contextlib
-import email.utils
 import hashlib
-import io
 import json
 import logging
 import math
@@ -21,73 +17,28 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import openai
-from PIL import Image
 
 from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.errors import ConfigError, DashVLMError, TeacherError
+from dashvlm.labels.exchange import (
+    Json,
+    Reply,
+    Request,
+    Tally,
+    data_url,
+    retry_after,
+    slim,
+    sum_of,
+    without_images,
+    write_safely,
+)
 
 log = logging.getLogger(__name__)
-Json = dict[str, Any]
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked. Equal requests have equal keys.
-
-    Attributes:
-        key: SHA-256 of everything that decides the answer, the endpoint's address included.
-        body: makes what is sent; pictures are encoded when they are needed, not kept.
-        num_images: pictures.
-        num_chars: characters of text.
-    """
-
-    key: str
-    body: Callable[[], Json]
-    num_images: int
-    num_chars: int
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back.
-
-    Attributes:
-        text: the answer; empty if there was none.
-        refused: the endpoint's own refusal field, or a stop by its filter.
-        finish: why it ended.
-        tokens: prompt and completion tokens.
-        cost_usd: by the prices of the configuration.
-        cached: whether it was known already, and so cost nothing now.
-        first: log-probabilities of the first token's alternatives, if asked for.
-    """
-
-    text: str
-    refused: bool
-    finish: str
-    tokens: tuple[int, int]
-    cost_usd: float
-    cached: bool = False
-    first: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass
-class Tally:
-    """What asking has cost so far."""
-
-    spent_usd: float = 0.0
-    paid: int = 0
-    cached: int = 0
-    recovered: int = 0
-    asked_again: int = 0
-    retries: int = 0
-    failures: dict[str, int] = field(default_factory=dict)
-    capped: bool = False
 
 
 class Teacher:
@@ -108,7 +59,7 @@ class Teacher:
         self, options: Mapping[str, Any], cache: Path, ledger: Path | None = None, needs_key: bool = True
     ) -> None:
         self.options, self.cache, self.ledger = options, cache, ledger
-        self.tally = Tally(_sum_of(ledger))
+        self.tally = Tally(sum_of(ledger))
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not self._key and needs_key:
             raise ConfigError(
@@ -132,7 +83,7 @@ class Teacher:
         """Turn a chat and its frames uint8 [T, H, W, 3] into a request; the frames are read again when it is sent."""
         body = self._body(chat, frames, system, logprobs)
         key = hashlib.sha256(json.dumps([str(self.options["base_url"]), body], sort_keys=True).encode())
-        chars = len(json.dumps([_without_images(m) for m in body["messages"]]))
+        chars = len(json.dumps([without_images(m) for m in body["messages"]]))
         return Request(key.hexdigest()[:32], lambda: self._body(chat, frames, system, logprobs), len(frames), chars)
 
     def _body(self, chat: Messages, frames: FrameArray, system: str, logprobs: bool) -> Json:
@@ -142,7 +93,7 @@ class Teacher:
             parts: list[Json] = []
             for part in turn["content"]:
                 if part["type"] == "image":
-                    url = {"url": _data_url(next(shown)), "detail": self.options["detail"]}
+                    url = {"url": data_url(next(shown)), "detail": self.options["detail"]}
                     parts.append({"type": "image_url", "image_url": url})
                 else:
                     parts.append({"type": "text", "text": part["text"]})
@@ -227,10 +178,8 @@ class Teacher:
 
     async def _once(self, client: openai.AsyncOpenAI, request: Request, most_usd: float) -> Reply | None:
         """Answer a request; an equal one that is on its way is waited for instead of asked again."""
-        other = self._running.get(request.key)
-        if other is not None:
+        while (other := self._running.get(request.key)) is not None:
             await other
-            return await self._answer(client, request, most_usd)
         self._running[request.key] = asyncio.get_running_loop().create_future()
         try:
             return await self._answer(client, request, most_usd)
@@ -294,8 +243,8 @@ class Teacher:
             self._stop_if_hopeless(error)
             if error.status_code not in RETRIED:
                 return None, f"{problem}: {self._clean(str(error))}", None
-            return None, problem, _retry_after(error.response.headers) or pause
-        except (TimeoutError, openai.OpenAIError, ValueError, KeyError) as error:
+            return None, problem, retry_after(error.response.headers) or pause
+        except (TimeoutError, openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError) as error:
             problem = f"{type(error).__name__}: {self._clean(str(error))}"[:160]
             log.warning("no answer (%s), call %d of %d", problem, attempt + 1, int(self.options["retries"]) + 1)
             found = await self._look_up(client, request, float(self.options["settle_s"]), lost_now=True)
@@ -335,7 +284,7 @@ class Teacher:
                 if error.status_code not in RETRIED:
                     self._can_look_up = False  # the endpoint stores nothing
                     break
-            except (openai.OpenAIError, ValueError):
+            except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError):
                 pass
             if time.time() > lost + settle_s:
                 break
@@ -349,7 +298,7 @@ class Teacher:
         """Write an answer to the cache, then count it."""
         reply = self._reply(body)  # a body that is no answer must not be kept
         self._book(request, "answer", reply.cost_usd)
-        write_safely(self._file(request), json.dumps(_slim(body), ensure_ascii=False))
+        write_safely(self._file(request), json.dumps(slim(body), ensure_ascii=False))
         self._marker(request).unlink(missing_ok=True)
         self.tally.paid += 1
         return reply
@@ -397,53 +346,5 @@ class Teacher:
         write_safely(self._marker(request), "")
 
     def _clean(self, text: str) -> str:
-        return " ".join(text.replace(self._key, "***").split())
-
-
-def write_safely(path: Path, text: str) -> None:
-    """Write a file so that it is whole or absent after a crash."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{random.getrandbits(32):08x}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the endpoint asks to wait."""
-    try:
-        if "retry-after-ms" in headers:
-            return float(headers["retry-after-ms"]) / 1000
-        said = headers["retry-after"]
-        if not said.strip().replace(".", "").isdigit():  # a date
-            return min(max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time()), 600.0)
-        return min(float(said), 600.0)
-    except (KeyError, ValueError, TypeError):
-        return None
-
-
-def _sum_of(ledger: Path | None) -> float:
-    """What a ledger adds up to; a torn last line is left out."""
-    total = 0.0
-    if ledger is not None and ledger.is_file():
-        for line in ledger.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                total += float(json.loads(line)["usd"])
-    return total
-
-
-def _data_url(frame: Any) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(frame).save(buffer, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _without_images(message: Json) -> Json:
-    content = message["content"]
-    return message if isinstance(content, str) else {**message, "content": [p for p in content if p["type"] == "text"]}
-
-
-def _slim(body: Json) -> Json:
-    """What is kept of an answer."""
-    return {k: body.get(k) for k in ("id", "model", "created", "choices", "usage")}
+        # A short word is no secret, and cutting it out would garble the message.
+        return " ".join((text.replace(self._key, "***") if len(self._key) >= 8 else text).split())
