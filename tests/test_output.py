@@ -22,7 +22,10 @@ def sweep(tmp_path_factory, cache):
     """A small sweep with a report, once for the module."""
     folder = tmp_path_factory.mktemp("report") / "runs"
     place = [f"paths.output_dir={folder}", f"paths.cache_dir={cache}"]
-    for verb, words in (("train", [*SMALL, "-m", "data.num_frames=1,2", "trainer.max_steps=2"]), ("report", [])):
+    for verb, words in (
+        ("train", [*SMALL, "-m", "data.num_frames=1,2", "trainer.max_steps=2", "trainer.log_every_n_steps=1"]),
+        ("report", []),
+    ):
         subprocess.run([sys.executable, "-m", f"dashvlm.{verb}", *words, *place], check=True, cwd=ROOT, timeout=300,
                        capture_output=True)  # fmt: skip
     return folder
