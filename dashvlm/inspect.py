@@ -58,6 +58,7 @@ def inspect_labels(path: Path) -> None:
     """Print what a label file holds and what in it gives the class away."""
     from dashvlm.labels.label_file import STATUSES, read_labels
     from dashvlm.labels.leaks import leak_rows
+    from dashvlm.report.tables import print_rows
 
     file = read_labels(path)
     print(f"{path}: {len(file.labels)} labels" + "".join(f"; left out {n}: {why}" for why, n in file.dropped.items()))
@@ -68,9 +69,9 @@ def inspect_labels(path: Path) -> None:
         classes = {"yes": sum(x.label == 1 for x in mine), "no": sum(x.label == 0 for x in mine)}
         rows.append({"mode": mode, "labels": len(mine), **classes, **states})
         leaks += leak_rows(mine, mode)
-    _print_rows("labels", rows)
+    print_rows("labels", rows)
     if leaks:
-        _print_rows("what gives the class away besides evidence", leaks)
+        print_rows("what gives the class away besides evidence", leaks)
     else:
         print("  no rationales of both classes to probe")
 
@@ -94,7 +95,7 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
     from dashvlm.data.card import contact_sheet, dataset_card
     from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.samples import build_samples
-    from dashvlm.report.tables import print_table
+    from dashvlm.report.tables import print_rows, print_table
     from dashvlm.tasks.base import make_task
 
     options = config["data"]
@@ -103,15 +104,15 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
     manifest = load_manifest({**config, "data": lenient}, store, require_videos=False)
     task = make_task(config)
     card = dataset_card(manifest, options, task)
-    _print_rows(f"{card['name']} in {options['root']}", card["splits"])
+    print_rows(f"{card['name']} in {options['root']}", card["splits"])
     for title, rows in card["tables"].items():
-        _print_rows(title, rows)
+        print_rows(title, rows)
     for name, spread in card["numbers"].items():
         if spread:
             print(f"  {name:13s} " + ", ".join(f"{k} {v:g}" for k, v in spread.items()))
     if card["feasibility"]:
         print()
-        _print_rows(
+        print_rows(
             f"clips with enough history before the anchor (horizon {options['horizon_s']:g} s)",
             card["feasibility"],
         )
@@ -154,6 +155,7 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
     from dashvlm.data.clip import SPLITS
     from dashvlm.data.samples import build_samples
     from dashvlm.errors import DataError
+    from dashvlm.report.tables import print_rows
 
     lenient = {**options, "short_history": "pad_oldest"}
     samples: dict[str, Any] = {s: build_samples([c for c in clips if c.split == s], lenient)[0] for s in SPLITS}
@@ -162,10 +164,10 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
     rows = [{"reader": r.name, "reads": r.what, "ROC AUC on the test split": str(r.auc),
              "verdict": r.verdict} for r in readers]  # fmt: skip
     if rows:
-        _print_rows(f"readers that see no pixels (a clean dataset fails once in {1 / LEVEL:.0f})", rows)
+        print_rows(f"readers that see no pixels (a clean dataset fails once in {1 / LEVEL:.0f})", rows)
     else:
         print(f"  no audit: it needs {FEWEST} labelled clips of two classes in the training and in the test split")
-    _print_rows(
+    print_rows(
         "near-duplicates across splits",
         [{"clip": a, "looks like": b, "hash bits that differ": f"{share:.1%}"} for a, b, share in alike[:20]],
     ) if alike else print("  near-duplicates across splits: none")
@@ -189,6 +191,7 @@ def inspect_model(config: dict[str, Any]) -> None:
     from dashvlm.backbones import footprint as fp
     from dashvlm.backbones.adapters import check_targets
     from dashvlm.errors import ConfigError
+    from dashvlm.report.tables import print_rows
     from dashvlm.run import quiet_libraries
 
     quiet_libraries()
@@ -203,7 +206,7 @@ def inspect_model(config: dict[str, Any]) -> None:
     total = sum(size.parameters.values())
     last = ("total", total, round(2 * total / 1e9, 3), round(4 * total / 1e9, 3))
     rows.append(dict(zip(rows[0], last, strict=True)))
-    _print_rows(title, rows)
+    print_rows(title, rows)
     flops = fp.flops_a_frame(size)
     shown = f"{frame_size[1]}x{frame_size[0]}" if frame_size else "the video's own size"
     print(
@@ -211,7 +214,7 @@ def inspect_model(config: dict[str, Any]) -> None:
         f"{flops['vision'] / 1e12:.3g} TFLOPs vision, {flops['language'] / 1e12:.3g} TFLOPs language"
     )
     leaves = {r: Counter(leaf for leaf, _, _ in m) for r, m in size.matrices.items() if r in config["model"]["roles"]}
-    _print_rows(
+    print_rows(
         "adapter targets by role (peft.roles)",
         [
             {"role": r, "linear layers (peft.targets)": ", ".join(f"{leaf} x{n}" for leaf, n in sorted(found.items()))}
@@ -233,25 +236,11 @@ def inspect_model(config: dict[str, Any]) -> None:
         }
         for name, training in (("training step", True), ("scoring", False))
     ]
-    _print_rows(f"memory at {frames} frames, batch {data['batch_size']}, {config['trainer']['precision']}", memory)
+    print_rows(f"memory at {frames} frames, batch {data['batch_size']}, {config['trainer']['precision']}", memory)
     limit = float(config["memory_gb"])
     print(
         f"  within memory_gb={limit:g}: at most {fp.largest_num_frames(size, config, limit)} frames for training, "
         f"{fp.largest_num_frames(size, config, limit, training=False)} for scoring"
-    )
-
-
-def _print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    from dashvlm.report.tables import print_table
-
-    header = list(rows[0])
-    print_table(
-        title,
-        header,
-        [
-            [f"{v:,}" if isinstance(v, int) else f"{v:g}" if isinstance(v, float) else str(v) for v in r.values()]
-            for r in rows
-        ],
     )
 
 

@@ -119,6 +119,7 @@ def _report(
     from dashvlm.labels.ask import agreement
     from dashvlm.labels.label_file import STATUSES
     from dashvlm.labels.leaks import leak_rows
+    from dashvlm.report.tables import print_rows
 
     tally, modes = teacher.tally, sorted({x.mode for x in labels}, reverse=True)
     rows = []
@@ -146,14 +147,6 @@ def _report(
               "tally": vars(tally)}  # fmt: skip
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"written: {folder}/labels.jsonl, report.json")
-
-
-def print_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    """Print rows as a table, if there are any."""
-    from dashvlm.report.tables import print_table
-
-    if rows:
-        print_table(title, list(rows[0]), [[str(v) for v in row.values()] for row in rows])
 
 
 def _folder(config: dict[str, Any]) -> Path:

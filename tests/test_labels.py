@@ -71,7 +71,7 @@ def ask(url, folder, monkeypatch, count=3, key=CANARY, **changed):
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"clip {i}?"}, {"type": "image"}]}]
         for i in range(count)
     ]
-    requests = [teacher.request(chat, frames) for chat in chats]
+    requests = [teacher.request(chat, lambda: frames) for chat in chats]
     return teacher, requests, teacher.ask(requests, (32, 48))
 
 
@@ -111,8 +111,9 @@ def test_equal_requests_are_paid_for_once(endpoint, tmp_path, monkeypatch):
         server = endpoint(stores=stores)
         teacher = Teacher(options(server.url), tmp_path / f"cache{stores}")
         chat = [{"role": "user", "content": [{"type": "text", "text": "the same?"}]}]
-        frames = np.zeros((0, 32, 48, 3), np.uint8)
-        replies = teacher.ask([teacher.request(chat, frames) for _ in range(6)], (32, 48))
+        replies = teacher.ask(
+            [teacher.request(chat, lambda: np.zeros((0, 32, 48, 3), np.uint8)) for _ in range(6)], (32, 48)
+        )
         assert len({r.text for r in replies}) == 1
         assert len(server.paid()) == 1
         assert (teacher.tally.paid, teacher.tally.cached) == (1, 5)

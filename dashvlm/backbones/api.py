@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -44,7 +46,7 @@ class ApiEncoder(Encoder):
             raise _untrainable()
         requests: list[Request] = []
         for chat, clip in zip(chats, frames, strict=True):
-            requests.append(self.teacher.request(chat, clip, logprobs=self.logprobs))
+            requests.append(self.teacher.request(chat, partial(np.asarray, clip), logprobs=self.logprobs))
         size = (int(frames[0].shape[1]), int(frames[0].shape[2])) if len(frames) else (0, 0)
         batch: Any = {"input_ids": torch.zeros(len(chats), 1, dtype=torch.long), "requests": Requests(requests, size)}
         return batch

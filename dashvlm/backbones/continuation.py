@@ -28,15 +28,13 @@ class Prefix:
         cache: keys and values, batch B * G.
         last: hidden state of the last prompt token, [B * G, H].
         mask: attention mask of the prompts, [B * G, L].
-        carried: further inputs of the family's network, as a function of the whole mask.
-        family: ``model_type`` of its configuration.
+        carried: further inputs that the family's network needs with each token.
     """
 
     cache: Any
     last: Tensor
     mask: Tensor
     carried: dict[str, Tensor]
-    family: str
 
     def advance(self, base: Any, ids: Tensor, mask: Tensor) -> Tensor:
         """Feed tokens [B * G, n] that end the mask [B * G, L + m]; return their hidden states."""
@@ -55,8 +53,8 @@ class Prefix:
 
 def prefill(base: Any, batch: Batch, group: int) -> Prefix:
     """Encode prompts once and repeat what they leave behind ``group`` times."""
-    family, inputs, carried = base.config.model_type, dict(batch), {}
-    if family == "open_flamingo":
+    inputs, carried = dict(batch), {}
+    if base.config.model_type == "open_flamingo":
         inputs["image_hidden_states"] = base.model.get_image_features(inputs.pop("pixel_values"))
         carried["image_hidden_states"] = inputs["image_hidden_states"]
         carried["text_time"] = (batch["input_ids"] == base.config.image_token_id).sum(1, keepdim=True)
@@ -70,7 +68,7 @@ def prefill(base: Any, batch: Batch, group: int) -> Prefix:
         cache.batch_repeat_interleave(group)
     repeated = {k: v.repeat_interleave(group, 0) for k, v in carried.items()}
     last = out.last_hidden_state[:, -1].repeat_interleave(group, 0)
-    return Prefix(cache, last, batch["attention_mask"].repeat_interleave(group, 0), repeated, family)
+    return Prefix(cache, last, batch["attention_mask"].repeat_interleave(group, 0), repeated)
 
 
 def extend(batch: Batch, ids: Tensor, mask: Tensor) -> Batch:

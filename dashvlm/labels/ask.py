@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dashvlm.data.clip import Sample
+from dashvlm.data.clip import FrameArray, Sample
 from dashvlm.data.frames import FrameStore
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.labels.client import Teacher
@@ -63,7 +63,8 @@ def requests_for(
             problems[name] = str(sample.clip.extra["failed"])
             continue
         try:
-            frames, times = store.frames(Path(sample.clip.path), sample.times_s)
+            store.fill(Path(sample.clip.path), np.unique(sample.times_s))  # decoded once for all modes
+            _, times = store.frames(Path(sample.clip.path), sample.times_s)
         except DataError as error:
             problems[name] = str(error).splitlines()[0]
             continue
@@ -75,7 +76,7 @@ def requests_for(
                 continue
             told = OUTCOMES[label] if mode == "told" and label is not None else ""
             system = _system(told) if task.name == "crash" else ""
-            request = teacher.request(chat, frames, system)
+            request = teacher.request(chat, functools.partial(_frames, store, sample), system)
             asks.append(Ask(sample, mode, request, len(np.unique(times)), tuple(float(t) for t in times)))
     return asks, problems
 
@@ -195,6 +196,10 @@ class Progress:
         """Finish the line."""
         if sys.stderr.isatty() and self.shown:
             print(file=sys.stderr)
+
+
+def _frames(store: FrameStore, sample: Sample) -> FrameArray:
+    return store.frames(Path(sample.clip.path), sample.times_s)[0]
 
 
 @functools.cache

@@ -79,12 +79,27 @@ class Teacher:
 
     # -- requests ------------------------------------------------------------------------------
 
-    def request(self, chat: Messages, frames: FrameArray, system: str = "", logprobs: bool = False) -> Request:
-        """Turn a chat and its frames uint8 [T, H, W, 3] into a request; the frames are read again when it is sent."""
-        body = self._body(chat, frames, system, logprobs)
+    def request(
+        self, chat: Messages, read: Callable[[], FrameArray], system: str = "", logprobs: bool = False
+    ) -> Request:
+        """Turn a chat into a request.
+
+        Args:
+            chat: the i-th image part stands for the i-th frame.
+            read: gives the frames, uint8 [T, H, W, 3]; called for the key and again when the request is sent, so
+                that thousands of waiting requests hold no pictures.
+            system: text before the chat.
+            logprobs: ask for the alternatives of the first token.
+        """
+        body = self._body(chat, read(), system, logprobs)
         key = hashlib.sha256(json.dumps([str(self.options["base_url"]), body], sort_keys=True).encode())
         chars = len(json.dumps([without_images(m) for m in body["messages"]]))
-        return Request(key.hexdigest()[:32], lambda: self._body(chat, frames, system, logprobs), len(frames), chars)
+        return Request(
+            key.hexdigest()[:32],
+            lambda: self._body(chat, read(), system, logprobs),
+            sum(p["type"] == "image" for turn in chat for p in turn["content"]),
+            chars,
+        )
 
     def _body(self, chat: Messages, frames: FrameArray, system: str, logprobs: bool) -> Json:
         shown = iter(frames)

@@ -46,7 +46,6 @@ class DPOModule(TextModule):
     ) -> None:
         super().__init__(backbone, task, options, optim, seed)
         self.reference = Reference(backbone, str(options["reference"]))
-        self.reference.without_dropout()
 
     def on_start(self) -> None:
         """Keep the reference."""

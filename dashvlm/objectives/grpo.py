@@ -91,7 +91,6 @@ class GRPOModule(TextModule):
         super().__init__(backbone, task, options, optim, seed)
         kind = str(options["reference"]) if float(options["beta"]) else "none"
         self.reference = Reference(backbone, kind)
-        self.reference.without_dropout()
         self.weights = weights_of(task, options["rewards"] or {})
         self.repeats = int(options["iterations"])
         self._rollout: Rollout | None = None

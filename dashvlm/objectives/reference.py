@@ -14,7 +14,7 @@ from dashvlm.errors import ConfigError
 
 
 class Reference:
-    """Lends a backbone the weights it is compared with.
+    """Lends a backbone the weights it is compared with, and switches its dropout off for good.
 
     Args:
         backbone: the policy.
@@ -25,6 +25,9 @@ class Reference:
     def __init__(self, backbone: Any, kind: str) -> None:
         self.backbone, self.kind = backbone, kind
         self._start: dict[str, Tensor] = {}
+        for module in backbone.modules():  # policy and reference must differ in their weights alone
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
         if kind == "base" and not isinstance(backbone.net, peft.PeftModel):
             raise ConfigError(
                 "objective.reference=base switches adapters off, and there are none", do="use objective.reference=start"
@@ -53,12 +56,6 @@ class Reference:
                 parameter.data = now[name]
             torch.clear_autocast_cache()
             self.backbone.train(training)
-
-    def without_dropout(self) -> None:
-        """Switch dropout off for good: policy and reference must differ in their weights alone."""
-        for module in self.backbone.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
 
     def _switched_off(self) -> Any:
         return self.backbone.net.disable_adapter() if self.kind == "base" else contextlib.nullcontext()

@@ -22,7 +22,7 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.errors import DataError
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.compare import row_scores
-from dashvlm.report.collect import axes_of
+from dashvlm.report.collect import axes_of, read_result
 from dashvlm.report.plots import STYLE
 from dashvlm.report.tables import SHOWN, cell
 
@@ -50,10 +50,11 @@ def write_html(
         shown = mine.dropna(axis=1, how="all")
         names = set(shown["run_id"])
         runs = [f for f in done if f.name in names]
+        axes = axes_of(shown)[:4]
         kind = next(iter(shown["evaluation"].dropna()), "binary") if "evaluation" in shown else "binary"
         sections.append(
             {
-                "task": str(task), "rows": _rows(shown, kind), "header": _header(shown, kind),
+                "task": str(task), "rows": _rows(shown, axes, kind), "header": _header(shown, axes, kind),
                 "pictures": _pictures(path.parent / f"report-{task}.png", runs, kind),
                 "samples": [s for run in runs for s in gallery(run, cache)],
                 "runs": [r.name for r in runs], "notes": list(notes.get(str(task), ())),
@@ -65,19 +66,19 @@ def write_html(
     return path
 
 
-def _header(shown: pd.DataFrame, kind: str) -> list[str]:
-    axes = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes_of(shown)[:4]]
+def _header(shown: pd.DataFrame, axes: Sequence[str], kind: str) -> list[str]:
+    names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
     metrics = [title for m, title in SHOWN[kind].items() if m in shown]
     costs = [title for c, title in COSTS.items() if c in shown]
-    return ["run", *axes, *metrics, *costs, "status"]
+    return ["run", *names, *metrics, *costs, "status"]
 
 
-def _rows(shown: pd.DataFrame, kind: str) -> list[list[dict[str, Any]]]:
+def _rows(shown: pd.DataFrame, axes: Sequence[str], kind: str) -> list[list[dict[str, Any]]]:
     """Cells with their text and the value that they sort by."""
     rows = []
     for _, row in shown.iterrows():
         cells = [{"text": str(row["run_id"]), "key": str(row["run_id"])}]
-        cells += [{"text": str(row.get(a)), "key": _key(row.get(a))} for a in axes_of(shown)[:4]]
+        cells += [{"text": str(row.get(a)), "key": _key(row.get(a))} for a in axes]
         cells += [{"text": cell(row, m), "key": _key(row.get(m))} for m in SHOWN[kind] if m in shown]
         cells += [{"text": _cost(row.get(c)), "key": _key(row.get(c))} for c in COSTS if c in shown]
         rows.append([*cells, {"text": str(row["status"]), "key": str(row["status"])}])
@@ -143,9 +144,9 @@ def _overlay(runs: Sequence[Path]) -> str:
 def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     """The worst and the best samples of a run, with frames (a JPEG in base 64), prompt and answer."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    kind = read_result(run)["evaluation"]
     rows = pd.read_parquet(run / "predictions.parquet")
     rows = rows[rows["primary"] & rows["target"].notna()]
-    kind = {"crash": "binary", "mcq": "choice"}.get(config["task"]["name"], config["task"]["name"])
     rows = rows.assign(_right=row_scores(rows, kind), _kind="")
     if kind == "binary":
         rows["_right"] = 1 - (rows["score"] - rows["target"].astype(float)).abs().fillna(1.0)

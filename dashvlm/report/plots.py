@@ -68,7 +68,7 @@ def plot_run(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store
 
 
 CURVES = (
-    ("train/loss", "val/loss"), ("train/reward", "val/reward"), ("train/format", "val/format_rate"), ("train/kl",),
+    ("train/loss", "val/loss"), ("train/reward", "val/reward"), ("val/format_rate",), ("train/kl",),
     ("train/completion_tokens",), ("train/zero_variance_groups", "train/cut_off"),
     ("train/preference_accuracy", "val/preference_accuracy"), ("train/margin",),
     ("train/chosen_tokens", "train/rejected_tokens"), ("train/p_right",), ("train/parsed_penalty",),

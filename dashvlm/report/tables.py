@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -129,6 +129,16 @@ def print_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]
     console.print(table)
     for note in notes:
         console.print(f"  ! {note}", style="yellow", highlight=False)
+
+
+def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print mappings as a table, if there are any."""
+
+    def text(value: Any) -> str:
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+    if rows:
+        print_table(title, list(rows[0]), [[text(v) for v in row.values()] for row in rows])
 
 
 def notes_of(table: pd.DataFrame) -> list[str]:
