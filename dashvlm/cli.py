@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from hydra import initialize_config_dir
 from hydra import main as hydra_main
 from omegaconf import DictConfig
 
-from dashvlm.config import CONF, check_overrides, flags_first
+from dashvlm.config import CONF, check_overrides, flags_first, plain
 from dashvlm.errors import DashVLMError
 
 # Hydra answers these itself; nothing is run, so nothing needs checking.
@@ -34,6 +34,15 @@ def composing() -> Iterator[None]:
     """A context in which ``hydra.compose`` finds dashvlm's configuration."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
+
+
+def compose_train(words: Sequence[str]) -> dict[str, Any]:
+    """Compose ``conf/train.yaml`` with some overrides, from within a verb or outside of one."""
+    from hydra import compose
+    from hydra.core.global_hydra import GlobalHydra
+
+    with contextlib.nullcontext() if GlobalHydra.instance().is_initialized() else composing():
+        return plain(compose("train", overrides=list(words)))
 
 
 def overrides_of(argv: list[str]) -> list[str]:

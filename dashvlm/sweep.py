@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from dashvlm.cli import composing, explain, overrides_of
+from dashvlm.cli import compose_train, composing, explain, overrides_of
 from dashvlm.config import check, check_overrides, flags_first, plain, refuse
 from dashvlm.data.manifest import Manifest, fingerprint
 from dashvlm.errors import ConfigError, DashVLMError
@@ -230,8 +230,7 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
             _say(folder, "starting")
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         (folder / "config.yaml").write_text(text, encoding="utf-8")
-        command = [sys.executable, "-m", "dashvlm.run", str(folder)]
-        code = _wait(subprocess.Popen(command))
+        code = _in_fresh_process(folder)
         if code < 0:
             reason = signal.Signals(-code).name
             with (folder / "job.log").open("a", encoding="utf-8") as log:
@@ -267,9 +266,7 @@ def summarise(plan: Plan) -> int:
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
-    from hydra import compose
-
-    return plain(compose("train", overrides=[o for o in overrides if not o.startswith("hydra")]))
+    return compose_train([o for o in overrides if not o.startswith("hydra")])
 
 
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
@@ -346,8 +343,9 @@ def _check_data(config: Mapping[str, Any]) -> None:
                 [[str(v) for v in row.values()] for row in rows])  # fmt: skip
 
 
-def _wait(child: subprocess.Popen[bytes]) -> int:
-    """Wait for a child; a Ctrl-C reaches it through the terminal, so let it end by itself."""
+def _in_fresh_process(folder: Path) -> int:
+    """Run a folder's configuration; a Ctrl-C reaches the child through the terminal, so let it end by itself."""
+    child = subprocess.Popen([sys.executable, "-m", "dashvlm.run", str(folder)])
     while True:
         try:
             return child.wait()

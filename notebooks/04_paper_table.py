@@ -19,7 +19,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dashvlm.report.studies import grids, load_study, markdown, study_names
+from dashvlm.report.studies import load_study, study_names
+from dashvlm.report.study_tables import grids, markdown
 from dashvlm.report.tables import to_latex
 
 print(study_names())
@@ -49,7 +50,9 @@ assert markdown(study) == (study.folder / "table.md").read_text(encoding="utf-8"
 # %%
 path = Path(os.environ.get("PREDICTIONS", "val_results.csv"))
 if path.is_file():
-    from dashvlm.report.nexar import corrected_scores, published_scores, read_responses, reasons
+    from dashvlm.report.recompute import against_published, recompute
 
-    found = read_responses(path)
-    print(published_scores(found), corrected_scores(found), *reasons(found), sep="\n")
+    (found,) = recompute(study, [path], {})
+    _, header, body = against_published(study, found)
+    print(pd.DataFrame(body, columns=header).to_string(index=False))
+    print(*[f"{name}: {value}" for name, value in found.corrected.items()], *found.notes, sep="\n")

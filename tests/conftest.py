@@ -1,6 +1,11 @@
 """Shared fixtures: small real videos, small configurations, runs in fresh processes."""
 
+import contextlib
+import faulthandler
+import io
+import logging
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +56,56 @@ def dashvlm(cache, tmp_path):
         )  # fmt: skip
         if check and done.returncode:
             raise AssertionError(f"{words}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+        return done
+
+    return call
+
+
+@pytest.fixture
+def dashvlm_here(cache, tmp_path):
+    """Like ``dashvlm``, in this process, runs included: seven seconds of imports less for a verb and for each run.
+
+    For tests of what verbs and runs do; tests of processes (isolation, kills, resuming) use ``dashvlm``.
+    """
+    return in_this_process(cache, tmp_path / "runs")
+
+
+def in_this_process(cache, folder):
+    """A function that runs a verb here: ``call("train", *words) -> CompletedProcess``."""
+    from dashvlm import sweep
+    from dashvlm.run import main
+
+    def call(verb, *words, output=None, check=True):
+        words = [*words, f"paths.output_dir={output or folder}", f"paths.cache_dir={cache}"]
+        environment, argv, spawn = dict(os.environ), sys.argv, sweep._in_fresh_process
+        root = logging.getLogger()
+        level, handlers = root.level, root.handlers[:]
+        out, err = io.StringIO(), io.StringIO()
+        sweep._in_fresh_process, sys.argv = main, [f"dashvlm.{verb}", *words]
+        sweep._SINGLE.clear()
+        sweep._MANIFESTS.clear()
+        code = 0
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT):
+                runpy.run_module(f"dashvlm.{verb}", run_name="__main__")
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        finally:
+            sweep._in_fresh_process, sys.argv = spawn, argv
+            os.environ.clear()
+            os.environ.update(environment)
+            for handler in root.handlers[:]:
+                root.removeHandler(handler)
+                if handler not in handlers:
+                    handler.close()
+            for handler in handlers:
+                root.addHandler(handler)
+            root.setLevel(level)
+            logging.captureWarnings(False)
+            faulthandler.enable(sys.__stderr__)
+        done = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+        if check and code:
+            raise AssertionError(f"{words}: exit {code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         return done
 
     return call

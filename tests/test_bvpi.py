@@ -19,7 +19,8 @@ from dashvlm.data.synthetic.street import caption, draw_streets, render
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.evaluate import evaluate
 from dashvlm.metrics.navigation import contradicts_itself, field_rows, mentions, omissions, side_rows
-from dashvlm.report.published import build
+from dashvlm.report.recompute import against_published, recompute
+from dashvlm.report.studies import load_study
 from dashvlm.run import run
 from dashvlm.tasks.caption import CaptionTask, parts_of
 from dashvlm.tasks.navigation_text import Truth, parse_fields, relation, response, segment, sides_of, stated_sides
@@ -173,17 +174,25 @@ def test_the_builder_gives_the_published_pairs_back_and_chosen_ends_with_rejecte
     }  # fmt: skip
 
 
+def again(name, *files, **options):
+    """Compute a study's published rows again from files."""
+    return recompute(load_study(name), [Path(f) for f in files], options)
+
+
 @real
 def test_published_fields_and_objects_are_reproduced_with_their_counts():
     file = PUBLISHED / "bvpi_flamingo_inference_results.jsonl"
-    ((_, _, body),) = build("bvpi_fields", {"predictions": str(file)})[0]
-    shown = {row[0]: (row[2], row[3]) for row in body}
-    assert shown["accuracy sidewalk_pos"] == ("167/333 = 0.502", "0.000")
-    assert shown["accuracy road_pos"] == ("145/333 = 0.435", "0.000")
-    assert shown["accuracy road_vs_sidewalk"] == ("136/333 = 0.408", "0.000")
-    assert shown["presence sidewalk_pos"] == ("333/333 = 1.000", "0.000")
-    tables, notes, _ = build("bvpi_objects", {"predictions": str(file)})
-    counts = {row[0]: row[2] for row in tables[0][2]}
+    (fields,) = again("bvpi_fields", file)
+    _, _, lines = against_published(load_study("bvpi_fields"), fields)
+    assert [line[-1] for line in lines] == ["reproduced"] * 6
+    shown = {row[0]: row[1:] for row in fields.details[0][2]}
+    assert shown["sidewalk_pos"] == ["333/333", "167/333 = 0.502", "center 196/333 = 0.589"]
+    assert shown["road_pos"][1] == "145/333 = 0.435"
+    assert shown["road_vs_sidewalk"][1] == "136/333 = 0.408"
+    assert shown["road_vs_sidewalk_derived"][1] == "153/333 = 0.459"
+    assert fields.corrected["accuracy_road_pos_known"].value == pytest.approx(94 / 224)
+    (objects,) = again("bvpi_objects", file)
+    counts = {row[0]: row[2] for row in objects.details[0][2]}
     assert counts == {
         "person": "24 / 18 / 35",
         "car": "5 / 4 / 324",
@@ -192,11 +201,11 @@ def test_published_fields_and_objects_are_reproduced_with_their_counts():
         "traffic_sign": "16 / 25 / 55",
         "traffic_light": "1 / 9 / 1",
     }
-    assert all(row[6] == row[8] == "0.00" for row in tables[0][2])
-    assert len(tables) == 3
-    notes = build("bvpi_fields", {"predictions": str(file)})[1]
-    assert any("225 of 333" in n for n in notes)
-    assert any("not above always saying 'center' (0.589)" in n for n in notes)
+    _, _, lines = against_published(load_study("bvpi_objects"), objects)
+    assert [line[-1] for line in lines] == ["reproduced"] * 12
+    assert objects.corrected["precision_car"].value == pytest.approx(3 / 327)  # in the Nearby segment, whole words
+    assert any("225 of 333" in n for n in fields.notes)
+    assert any("not above always saying 'center' (0.589)" in n for n in fields.notes)
 
 
 @real
@@ -212,25 +221,22 @@ def test_another_models_file_needs_configuration_only(tmp_path):
     path = folder / "inference.jsonl"
     path.write_text("\n".join(map(json.dumps, made)))
     options = {
-        "predictions": str(path),
         "annotations": str(BVPI / "annotations_with_obj_pos.csv"),
         "captions": str(BVPI / "complete_captions_sensation.csv"),
     }
-    tables, notes, _ = build("bvpi_fields", options)
-    assert any("'response', cleaning rule 'chat' changed 332 of 332" in n for n in notes)
-    assert any("1 pictures of the test split have no prediction" in n for n in notes)
-    presence = next(row for row in tables[0][2] if row[0] == "presence sidewalk_pos")
-    assert presence[2].startswith("298/333")
-    assert "row smolvlm2" in tables[0][0]
-    assert "published_nearby" in build("bvpi_objects", options)[0][0][0]
+    (fields,) = again("bvpi_fields", path, **options)
+    assert any("'response', cleaning rule 'chat' changed 332 of 332" in n for n in fields.notes)
+    assert any("1 pictures of the test split have no prediction" in n for n in fields.notes)
+    assert fields.published["presence_sidewalk_pos"] == pytest.approx(298 / 333)
+    assert fields.row == "smolvlm2"
+    assert "published_nearby" in again("bvpi_objects", path, **options)[0].details[0][0]
     with pytest.raises(DataError, match="no references"):
-        build("bvpi_captions", options)
+        again("bvpi_captions", path, **options)
     with pytest.raises(ConfigError, match="not in the published table"):
-        build("bvpi_fields", {**options, "row": "gpt"})
+        again("bvpi_fields", path, **options, row="gpt")
     with pytest.raises(DataError, match="need a text and a picture"):
-        build("bvpi_fields", {**options, "text_key": "nope"})
-    mixed = [str(path), str(PUBLISHED / "bvpi_flamingo_inference_results.jsonl")]
-    assert len(build("bvpi_fields", {**options, "predictions": mixed})[0]) == 2
+        again("bvpi_fields", path, **options, text_key="nope")
+    assert len(again("bvpi_fields", path, PUBLISHED / "bvpi_flamingo_inference_results.jsonl", **options)) == 2
 
 
 @real
@@ -242,15 +248,13 @@ def test_files_of_different_splits_are_flagged(tmp_path):
     )
     files = [str(path), str(PUBLISHED / "bvpi_flamingo_inference_results.jsonl")]
     options = {
-        "predictions": files,
         "annotations": str(BVPI / "annotations_with_obj_pos.csv"),
         "captions": str(BVPI / "complete_captions_sensation.csv"),
     }
-    tables, notes, _ = build("bvpi_fields", options)
-    assert any("different splits and must not be compared" in n for n in notes)
-    assert any("is of the val split, the published row openflamingo of test" in n for n in notes)
-    perfect = {row[0]: row[2] for row in tables[0][2]}
-    assert perfect["accuracy road_vs_sidewalk"] == "317/317 = 1.000"
+    perfect, _ = again("bvpi_fields", *files, **options)
+    assert any("different splits and must not be compared" in n for n in perfect.notes)
+    assert any("is of the val split, the published row openflamingo of test" in n for n in perfect.notes)
+    assert perfect.published["accuracy_road_vs_sidewalk"] == 1.0
 
 
 @real

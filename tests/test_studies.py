@@ -12,7 +12,8 @@ import pytest
 from dashvlm.errors import DataError
 from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, shared_rows
 from dashvlm.report.nexar import corrected_scores, published_scores, read_responses
-from dashvlm.report.studies import load_study, markdown, stale, study_names
+from dashvlm.report.studies import load_study, study_names
+from dashvlm.report.study_tables import markdown, stale
 from dashvlm.sweep import make_plan
 
 from .conftest import REAL, ROOT
@@ -44,17 +45,17 @@ def test_every_command_composes(name, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, name):
+def test_every_smoke_form_runs_and_freezes(dashvlm_here, tmp_path, name):
     study = load_study(name)
-    dashvlm("train", *study.words("smoke"), timeout=500)
+    dashvlm_here("train", *study.words("smoke"))
     shutil.copytree(STUDIES / name, tmp_path / "studies" / name)
     where = [f"study={name}", f"studies_dir={tmp_path / 'studies'}"]
-    dashvlm("report", *where, "freeze=true")
+    dashvlm_here("report", *where, "freeze=true")
     with (tmp_path / "studies" / name / "results.csv").open() as file:
         rows = [r for r in csv.DictReader(file) if r["form"] == "smoke"]
     frozen = [r for r in csv.DictReader((STUDIES / name / "results.csv").open()) if r["form"] == "smoke"]
     assert {(r["row"], r["metric"]) for r in rows} == {(r["row"], r["metric"]) for r in frozen}
-    assert dashvlm("report", *where, "check=true").returncode == 0
+    assert dashvlm_here("report", *where, "check=true").returncode == 0
     if name != "nexar_models":
         return
     for path in (tmp_path / "runs").glob("*/result.json"):
@@ -62,7 +63,7 @@ def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, name):
         numbers["metrics"]["accuracy"]["value"] += 0.001
         path.write_text(json.dumps(numbers))
         break
-    changed = dashvlm("report", *where, "check=true", check=False)
+    changed = dashvlm_here("report", *where, "check=true", check=False)
     assert changed.returncode == 2
     assert "does not follow from its predictions" in changed.stderr
 

@@ -91,16 +91,25 @@ def published_scores(found: Responses) -> dict[str, float]:
 
 def corrected_scores(found: Responses) -> dict[str, Estimate]:
     """What the model wrote, parsed strictly; a text without an answer is wrong, not a no. No score, so no AUC."""
-    weights = group_weights([str(i) for i in range(len(found.target))], RESAMPLES, 0)
+    weights = _weights(len(found.target))
     read = [parse_yes_no(text)[0] for text in found.written]
     parsed = np.array([r is not None for r in read])
     right = np.array([r == y for r, y in zip(read, found.target.tolist(), strict=True)], dtype=np.float64)
     out = {"parse_rate": mean_estimate(parsed.astype(np.float64), weights), "accuracy": mean_estimate(right, weights)}
     if parsed.any():
-        out["accuracy_of_parsed"] = mean_estimate(
-            right[parsed], group_weights([str(i) for i in range(int(parsed.sum()))], RESAMPLES, 0)
-        )
+        out["accuracy_of_parsed"] = mean_estimate(right[parsed], _weights(int(parsed.sum())))
     return out
+
+
+def majority_scores(found: Responses) -> dict[str, Estimate]:
+    """Accuracy of always giving the commoner answer."""
+    right = (found.target == int(found.target.mean() > 0.5)).astype(np.float64)
+    return {"accuracy": mean_estimate(right, _weights(len(right)))}
+
+
+def _weights(n: int) -> Any:
+    """A video a row, so a row is its own group."""
+    return group_weights([str(i) for i in range(n)], RESAMPLES, 0)
 
 
 def reasons(found: Responses) -> list[str]:

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dashvlm.errors import ConfigError, DataError
+from dashvlm.report.recompute import Recomputed, against_published, recompute
 from dashvlm.report.studies import (
     STUDIES,
     Result,
     Study,
-    grids,
     load_study,
-    markdown,
-    recomputed_results,
-    result_line,
-    run_results,
-    stale,
+    read_table,
     study_names,
+    unexplained,
     write_results,
 )
-from dashvlm.report.tables import print_table, to_latex
+from dashvlm.report.study_runs import run_results
+from dashvlm.report.study_tables import grids, latex, markdown, origins, stale
+from dashvlm.report.tables import print_table
 
 
 def report_study(options: Mapping[str, Any]) -> None:
@@ -55,19 +55,18 @@ def report_study(options: Mapping[str, Any]) -> None:
         if options["command"]:
             print(f"python -m dashvlm.train {shlex.join(study.words(str(options['command'])))}")
             continue
-        results = _found(study, files, options)
+        again = recompute(study, files, options)
+        found = run_results(study, Path(options["paths"]["output_dir"])) + [r for a in again for r in a.results()]
         if options["check"]:
-            problems += [f"{name}: {p}" for p in stale(study, results)]
+            problems += [f"{name}: {p}" for p in stale(study, found)]
         elif options["freeze"]:
-            if results:
-                write_results(study, results)
+            if found:
+                write_results(study, found)
             (study.folder / "table.md").write_text(markdown(study), encoding="utf-8")
-            (study.folder / "table.tex").write_text(
-                "\n".join(to_latex(*grid) for grid in grids(study)), encoding="utf-8"
-            )
-            print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if results else ""))
+            (study.folder / "table.tex").write_text(latex(study), encoding="utf-8")
+            print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
         else:
-            _show(study, results, bool(files), options)
+            _show(study, again if files else [], found, options)
     if options["check"]:
         if problems:
             raise DataError(
@@ -77,50 +76,30 @@ def report_study(options: Mapping[str, Any]) -> None:
         print(f"{len(names)} studies are what their runs and their data make")
 
 
-def _found(study: Study, files: list[Path], options: Mapping[str, Any]) -> list[Result]:
-    """Everything that can be found now: runs below ``paths.output_dir``, and published predictions."""
-    results = run_results(study, Path(options["paths"]["output_dir"]))
-    if not files:
-        return results
-    if study.spec.get("recompute") == "nexar":
-        found, notes = recomputed_results(study, files)
-        for note in notes:
-            print(f"  ! {note}")
-        return results + found
-    if study.spec.get("recompute"):
-        from dashvlm.report.published import build
-
-        tables, notes, values = build(study.name, {**options, "predictions": [str(f) for f in files]})
-        for title, header, body in tables:
-            print_table(title, header, body)
-        for note in notes:
-            print(f"  ! {note}")
-        plain = [(row, c, {"value": v, "low": None, "high": None}, n) for row, c, v, n in values]
-        return results + [result_line("recomputed", r, c, v, n, files[0].name, "") for r, c, v, n in plain]
-    raise ConfigError(f"study={study.name} has no published predictions", do="leave predictions= out")
-
-
-def _show(study: Study, results: list[Result], recomputed: bool, options: Mapping[str, Any]) -> None:
+def _show(study: Study, again: Sequence[Recomputed], found: Sequence[Result], options: Mapping[str, Any]) -> None:
     """Print the study with what was found now in the place of what is frozen."""
-    import tempfile
-
-    from dashvlm.report.studies import read_table
-
+    for one in again:
+        print_table(*against_published(study, one))
+        for title, header, body in one.details:
+            print_table(title, header, body)
     with tempfile.TemporaryDirectory() as folder:  # the frozen numbers stay as they are
         shown = Study(study.name, Path(folder), study.spec)
         for name in ("published.csv", "results.csv"):
             if (study.folder / name).is_file():
                 (shown.folder / name).write_bytes((study.folder / name).read_bytes())
-        if results:
-            write_results(shown, results)
+        wrong = unexplained(study, found)
+        if found and not wrong:
+            write_results(shown, found)
         for title, header, body in grids(shown):
             print_table(f"{study.name}: {title}", header, body)
+        for row, file, said in origins(shown):
+            print(f"  {row}: {file}: {said}")
         if not read_table(shown, "published"):
             print("  nothing was published for this table")
-        for why in study.spec["why"]:
+        for why in [*wrong, *study.spec["why"], *(f"{a.source}: {note}" for a in again for note in a.notes)]:
             print(f"  ! {why}")
-        output = Path(options["paths"]["output_dir"])
-        output.mkdir(parents=True, exist_ok=True)
         text = markdown(shown)
+    output = Path(options["paths"]["output_dir"])
+    output.mkdir(parents=True, exist_ok=True)
     (output / f"{study.name}.md").write_text(text, encoding="utf-8")
     print(f"written: {output}/{study.name}.md")

@@ -1,0 +1,95 @@
+"""What the runs of a study found: its sweeps below a folder, seeds together."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from dashvlm.errors import DataError
+from dashvlm.metrics.compare import over_seeds
+from dashvlm.metrics.evaluate import evaluate
+from dashvlm.report.studies import Result, Study, result_line
+
+AUDIT = "failed_readers"
+"""Metric of a result: readers without pixels that are better than chance; ``n`` is how many there are."""
+
+
+def run_results(study: Study, output: Path) -> list[Result]:
+    """Read our numbers from the runs of the study's sweeps, seeds together.
+
+    Args:
+        study: the study.
+        output: ``paths.output_dir`` of its sweeps. Two studies may share a run.
+
+    Every number is computed from ``predictions.parquet`` again and must equal the one in ``result.json``.
+
+    Raises:
+        DataError: if a folder's numbers do not follow from its predictions.
+    """
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for form, folder, said in _runs_of(study, output):
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        rows = pd.read_parquet(folder / "predictions.parquet")
+        again = evaluate(rows, int(config["seed"]), result["evaluation"])
+        for metric, value in {**again["metrics"], **again["baselines"]}.items():
+            known = (result["metrics"] | result["baselines"]).get(metric, {}).get("value")
+            if not _same(value["value"], known):
+                raise DataError(
+                    f"{folder}/result.json does not follow from its predictions",
+                    got=f"{metric} {known}, not {value['value']}", do="remove the folder and run the study again",
+                )  # fmt: skip
+        found.setdefault((form, _label(said, study, form)), []).append(
+            {"result": result, "again": again, "folder": folder}
+        )
+    out: list[Result] = []
+    for (form, label), runs in sorted(found.items()):
+        read = runs[0]["result"].get("audit") or []
+        if read:
+            failed = sum(r["fails"] for r in read)
+            counted = {"value": float(failed), "low": None, "high": None}
+            out.append(result_line(form, label, AUDIT, counted, len(read), runs[0]["folder"].name, ""))
+        for metric in study.metrics:
+            values = [(r["again"]["metrics"] | r["again"]["baselines"]).get(metric) for r in runs]
+            if any(v is None or v["value"] is None for v in values):
+                continue
+            first = values[0]
+            shown = first if len(runs) == 1 else vars(over_seeds([v["value"] for v in values]))
+            counts = runs[0]["result"]["counts"]
+            out.append(
+                result_line(
+                    form, label, metric, shown, counts["test_clips"], " ".join(r["folder"].name for r in runs),
+                    str(runs[0]["result"].get("commit") or ""),
+                )
+            )  # fmt: skip
+    return out
+
+
+def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]]]:
+    """Form, folder and overrides of each finished run that a sweep of the study asked for."""
+    found: dict[tuple[str, str], tuple[str, Path, dict[str, str]]] = {}
+    for path in sorted(output.glob("sweeps/*/jobs.jsonl")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            job = json.loads(line)
+            said = dict(o.split("=", 1) for o in job["overrides"] if "=" in o)
+            name, _, form = said.get("study", "").partition("/")
+            folder = output / job["run_id"]
+            if name == study.name and (folder / "result.json").is_file():
+                found[form, job["run_id"]] = form, folder, said
+    return list(found.values())
+
+
+def _label(said: Mapping[str, str], study: Study, form: str) -> str:
+    """What distinguishes a run within its study: the values of the axes."""
+    return ", ".join(f"{said.get(a, said.get('+' + a, '?'))}" for a in study.axes(form)) or "all"
+
+
+def _same(value: Any, known: Any) -> bool:
+    missing = [v is None or not math.isfinite(v) for v in (value, known)]
+    return all(missing) or (not any(missing) and abs(value - known) <= 1e-9 * max(1.0, abs(known)))

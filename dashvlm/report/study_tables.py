@@ -1,0 +1,181 @@
+"""The tables of a study: what was published with what became of it, and our own runs."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+
+from dashvlm.report.studies import (
+    AGAIN,
+    FORMS,
+    KINDS,
+    Result,
+    Study,
+    agrees,
+    read_table,
+    stale_numbers,
+    verdict,
+)
+from dashvlm.report.study_runs import AUDIT
+from dashvlm.report.tables import to_latex, to_markdown
+
+Grid = tuple[str, list[str], list[list[str]]]
+WIDEST = 8
+"""With more numbers a row, a published table stands on its side."""
+
+
+def grids(study: Study) -> list[Grid]:
+    """The study's tables: title, header, rows. Published numbers stand above what was found."""
+    made = [_published(study)] if read_table(study, "published") else []
+    results = read_table(study, "results")
+    for form in ("full", "smoke"):
+        mine = [r for r in results if r["form"] == form]
+        if mine:
+            rows = list(dict.fromkeys(r["row"] for r in mine))
+            shown = [m for m in study.metrics if any(r["metric"] == m for r in mine)]
+            rows = [row for row in rows if any(r["row"] == row and r["metric"] in shown for r in mine)]
+            table = {(r["row"], r["metric"]): r for r in mine}
+            count = {r["row"]: r["n"] for r in mine if r["metric"] in shown}
+            body = [[row, *[_cell(table.get((row, m))) for m in shown], f"test, {count[row]}"] for row in rows]
+            axes = ", ".join(a.rsplit(".", 1)[-1] for a in study.axes(form)) or "run"
+            made.append((f"Ours, {form}: {FORMS[form]}", [axes, *shown, "split, n"], body))
+    return made
+
+
+def _published(study: Study) -> Grid:
+    """One line for what was published of a row, and one for each way in which it was computed again."""
+    published, results = read_table(study, "published"), read_table(study, "results")
+    columns = list(dict.fromkeys(line["column"] for line in published))
+    columns += [m for m in dict.fromkeys(r["metric"] for r in results if r["form"] in AGAIN) if m not in columns]
+    body = []
+    for row in dict.fromkeys(line["row"] for line in published):
+        known = {line["column"]: line for line in published if line["row"] == row}
+        about = next(iter(known.values()))
+        where = ", ".join(filter(None, (about["split"], about["n"])))
+        body.append([row, KINDS[about["kind"]], *[_printed(known.get(c)) for c in columns], where])
+        for form in AGAIN:
+            mine = {r["metric"]: r for r in results if (r["form"], r["row"]) == (form, row)}
+            if mine:
+                cells = [_again(known.get(c), mine.get(c)) for c in columns]
+                body.append([row, form, *cells, _verdict(list(known.values()), mine) if form == "recomputed" else ""])
+    title = "Published, recomputed, corrected"
+    if len(columns) > WIDEST:
+        header = ["", *[f"{row} {form}" for row, form, *_ in body]]
+        names = [*columns, "split, n; verdict"]
+        return title, header, [[name, *[line[i + 2] for line in body]] for i, name in enumerate(names)]
+    rows = [["" if i and line[0] == body[i - 1][0] else line[0], *line[1:]] for i, line in enumerate(body)]
+    return title, ["row", "", *columns, "split, n; verdict"], rows
+
+
+def _verdict(published: Sequence[Result], mine: Mapping[str, Result]) -> str:
+    same, others, absent = verdict(published, {m: float(r["value"]) for m, r in mine.items()})
+    said = f"{len(same)} of {len(same) + len(others)} reproduced"
+    if absent:
+        said += f", {len(absent)} not computed"
+    return said
+
+
+def origins(study: Study) -> list[list[str]]:
+    """Published row -> the file that it can be recomputed from, and what became of that."""
+    results, out = read_table(study, "results"), []
+    published = read_table(study, "published")
+    for row in dict.fromkeys(line["row"] for line in published):
+        lines = [line for line in published if line["row"] == row]
+        mine = {r["metric"]: r for r in results if (r["form"], r["row"]) == ("recomputed", row)}
+        meant = study.sources.get(row, {})
+        file = meant.get("file") or (next(iter(mine.values()))["run_id"] if mine else "none is public")
+        if mine:
+            said = _verdict(lines, mine)
+            absent = verdict(lines, {m: float(r["value"]) for m, r in mine.items()})[2]
+            said += f" ({', '.join(absent)})" if absent else ""
+        elif lines[0]["kind"] != "measured":
+            said = "nothing was measured" if lines[0]["kind"] == "expected" else "no measurement is public"
+        else:
+            said = "not recomputed: the file was not at hand; predictions=FILE does it"
+        out.append([row, file, "; ".join(filter(None, (said, meant.get("differs"), meant.get("note"))))])
+    return out
+
+
+def markdown(study: Study) -> str:
+    """The generated page of a study."""
+    spec = study.spec
+    parts = [f"# {spec['title']}", f"After {spec['cite']}. Generated by `make studies`; do not edit."]
+    for title, header, body in grids(study):
+        parts.append(f"## {title}\n\n{to_markdown(header, body).rstrip()}")
+    traced = origins(study)
+    if traced:
+        rows = to_markdown(["row", "recomputed from", "what became of it"], traced).rstrip()
+        parts.append("## Where the published rows come from\n\n" + rows)
+    if not any(r["form"] == "full" for r in read_table(study, "results")):
+        parts.append("Our runs on the real data are missing: they need the data and a GPU.")
+    parts.append("## Shortcut audit\n\n" + _audited(read_table(study, "results")))
+    parts.append("## What to know about the published numbers\n\n" + "\n".join(f"* {w}" for w in spec["why"]))
+    known = spec.get("hyperparameters") or []
+    if known:
+        rows = [[str(h["key"]), str(h["value"]), str(h["says"])] for h in known]
+        parts.append(
+            "## Settings and where they come from\n\n" + to_markdown(["key", "value", "source says"], rows).rstrip()
+        )
+    full, smoke = (f"python -m dashvlm.train {shlex.join(study.words(form))}" for form in ("full", "smoke"))
+    parts.append(f"## Run it\n\n```bash\n{full}  # needs: data, GPU\n{smoke}\n```\n\n" + str(spec.get("cost", "")))
+    return "\n\n".join(parts).rstrip() + "\n"
+
+
+def latex(study: Study) -> str:
+    """All tables of a study for a paper (booktabs)."""
+    return "\n".join(to_latex(*grid) for grid in grids(study))
+
+
+def stale(study: Study, results: Sequence[Result]) -> list[str]:
+    """What of the frozen numbers and of the written tables is not what it would be if it were made now."""
+    out = stale_numbers(study, results)
+    for name, text in (("table.md", markdown(study)), ("table.tex", latex(study))):
+        path = study.folder / name
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            out.append(f"{path} is not what study.yaml, published.csv and results.csv make")
+    return out
+
+
+def _audited(results: Sequence[Result]) -> str:
+    """What the readers without pixels made of the data of our runs."""
+    lines = []
+    for form in ("full", "smoke"):
+        mine = [r for r in results if r["form"] == form and r["metric"] == AUDIT]
+        bad = [f"{r['row']}: {r['value']}" for r in mine if float(r["value"])]
+        if mine:
+            said = f"readers that are better than chance: {'; '.join(bad)}" if bad else "none is better than chance"
+            lines.append(f"{mine[0]['n']} readers that see no pixels, on the data of our {form} form: {said}.")
+    lines.append("On your data: `python -m dashvlm.inspect data=NAME audit=true`.")
+    return "\n".join(lines)
+
+
+def _printed(line: Result | None) -> str:
+    """A published number as it was printed; long ones with six digits."""
+    if line is None:
+        return "–"
+    text = line["value"]
+    return text if len(text) <= 8 or " " in text else f"{float(text):.6g}"
+
+
+def _again(published: Result | None, line: Result | None) -> str:
+    """A recomputed number with as many digits as the published one, where they agree."""
+    if line is None or not line["value"]:
+        return "–"
+    value = float(line["value"])
+    if line["form"] == "recomputed" and published and agrees(published, value):
+        text = published["value"]
+        digits = len(text.partition(".")[2])
+        if text.replace(".", "").isdigit() and digits <= 6:
+            cut = published["tolerance"].startswith("cut")
+            return f"{math.floor(value * 10**digits + 1e-9) / 10**digits if cut else value:.{digits}f}"
+        return f"{value:.6g}"
+    return _cell(line)
+
+
+def _cell(line: Result | None) -> str:
+    if line is None or not line["value"]:
+        return "–"
+    if line["low"] and line["low"] != line["high"]:
+        return f"{float(line['value']):.3f} [{float(line['low']):.2f}, {float(line['high']):.2f}]"
+    return f"{float(line['value']):.4g}"
