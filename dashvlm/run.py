@@ -180,7 +180,8 @@ def main(folder: Path) -> int:
     for noisy in ("httpx", "httpx2", "openai", "pytorch_lightning.utilities.rank_zero", "fsspec", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     quiet_libraries()
-    faulthandler.enable(handler._open())
+    if handler.stream:
+        faulthandler.enable(handler.stream)
     (folder / "failed.json").unlink(missing_ok=True)
     try:
         run(read_config(folder), folder)

@@ -45,8 +45,8 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture
-def dashvlm(cache, tmp_path):
-    """Run a verb in a process of its own: ``dashvlm("train", *words) -> CompletedProcess``."""
+def fresh_dashvlm(cache, tmp_path):
+    """Run a verb in a process of its own, as a user does: ``fresh_dashvlm("train", *words) -> CompletedProcess``."""
 
     def call(verb, *words, output=None, check=True, env=None, timeout=300):
         place = [f"paths.output_dir={output or tmp_path / 'runs'}", f"paths.cache_dir={cache}"]
@@ -54,20 +54,25 @@ def dashvlm(cache, tmp_path):
             [sys.executable, "-m", f"dashvlm.{verb}", *words, *place],
             capture_output=True, text=True, timeout=timeout, cwd=ROOT, env={**os.environ, **(env or {})},
         )  # fmt: skip
-        if check and done.returncode:
-            raise AssertionError(f"{words}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        return done
+        return checked(done) if check else done
 
     return call
 
 
 @pytest.fixture
-def dashvlm_here(cache, tmp_path):
-    """Like ``dashvlm``, in this process, runs included: seven seconds of imports less for a verb and for each run.
+def dashvlm(cache, tmp_path):
+    """The same in this process, runs included, which saves seven seconds of imports for a verb and for each run.
 
-    For tests of what verbs and runs do; tests of processes (isolation, kills, resuming) use ``dashvlm``.
+    For tests of what verbs and runs do; tests of processes (isolation, kills, ddp) use ``fresh_dashvlm``.
     """
     return in_this_process(cache, tmp_path / "runs")
+
+
+def checked(done):
+    """A finished process; an error if it failed."""
+    if done.returncode:
+        raise AssertionError(f"{done.args}: exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
 
 
 def in_this_process(cache, folder):
@@ -75,40 +80,43 @@ def in_this_process(cache, folder):
     from dashvlm import sweep
     from dashvlm.run import main
 
-    def call(verb, *words, output=None, check=True):
+    def call(verb, *words, output=None, check=True, env=None):
         words = [*words, f"paths.output_dir={output or folder}", f"paths.cache_dir={cache}"]
-        environment, argv, spawn = dict(os.environ), sys.argv, sweep._in_fresh_process
-        root = logging.getLogger()
-        level, handlers = root.level, root.handlers[:]
-        out, err = io.StringIO(), io.StringIO()
-        sweep._in_fresh_process, sys.argv = main, [f"dashvlm.{verb}", *words]
-        sweep._SINGLE.clear()
-        sweep._MANIFESTS.clear()
-        code = 0
-        try:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT):
+        out, err, code = io.StringIO(), io.StringIO(), 0
+        with _as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT):
+            os.environ.update(env or {})
+            sweep._in_fresh_process, sys.argv = main, [f"dashvlm.{verb}", *words]
+            sweep._SINGLE.clear()
+            sweep._MANIFESTS.clear()
+            try:
                 runpy.run_module(f"dashvlm.{verb}", run_name="__main__")
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        finally:
-            sweep._in_fresh_process, sys.argv = spawn, argv
-            os.environ.clear()
-            os.environ.update(environment)
-            for handler in root.handlers[:]:
-                root.removeHandler(handler)
-                if handler not in handlers:
-                    handler.close()
-            for handler in handlers:
-                root.addHandler(handler)
-            root.setLevel(level)
-            logging.captureWarnings(False)
-            faulthandler.enable(sys.__stderr__)
-        done = subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-        if check and code:
-            raise AssertionError(f"{words}: exit {code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
-        return done
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        done = subprocess.CompletedProcess([verb, *words], code, out.getvalue(), err.getvalue())
+        return checked(done) if check else done
 
     return call
+
+
+@contextlib.contextmanager
+def _as_it_was():
+    """Put back what a process may change for itself: words, environment, logging."""
+    from dashvlm import sweep
+
+    environment, argv, spawn, root = dict(os.environ), sys.argv, sweep._in_fresh_process, logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        sweep._in_fresh_process, sys.argv = spawn, argv
+        os.environ.clear()
+        os.environ.update(environment)
+        for handler in [h for h in root.handlers if h not in handlers]:
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
+        faulthandler.enable(sys.__stderr__)
 
 
 @pytest.fixture(scope="session")

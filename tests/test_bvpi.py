@@ -1,6 +1,7 @@
 """BVPI: the builder gives the published rows back, the tables the published numbers, and bad files are named."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd

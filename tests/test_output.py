@@ -12,7 +12,7 @@ import pytest
 
 from dashvlm.report.studies import load_study, study_names
 
-from .conftest import REAL, ROOT, SMALL
+from .conftest import REAL, ROOT, SMALL, in_this_process
 
 CHROMIUM = next((shutil.which(n) for n in ("chromium", "chromium-browser", "google-chrome") if shutil.which(n)), None)
 
@@ -21,13 +21,9 @@ CHROMIUM = next((shutil.which(n) for n in ("chromium", "chromium-browser", "goog
 def sweep(tmp_path_factory, cache):
     """A small sweep with a report, once for the module."""
     folder = tmp_path_factory.mktemp("report") / "runs"
-    place = [f"paths.output_dir={folder}", f"paths.cache_dir={cache}"]
-    for verb, words in (
-        ("train", [*SMALL, "-m", "data.num_frames=1,2", "trainer.max_steps=2", "trainer.log_every_n_steps=1"]),
-        ("report", []),
-    ):
-        subprocess.run([sys.executable, "-m", f"dashvlm.{verb}", *words, *place], check=True, cwd=ROOT, timeout=300,
-                       capture_output=True)  # fmt: skip
+    call = in_this_process(cache, folder)
+    call("train", *SMALL, "-m", "data.num_frames=1,2", "trainer.max_steps=2", "trainer.log_every_n_steps=1")
+    call("report")
     return folder
 
 

@@ -481,7 +481,7 @@ def test_pairs_of_own_mistakes_train_a_preference(dashvlm, tmp_path):
 
 
 @pytest.mark.slow
-def test_grpo_runs_and_resumes_to_the_bit(dashvlm, tmp_path, cache):
+def test_grpo_runs_and_resumes_to_the_bit(fresh_dashvlm, tmp_path, cache):
     words = [
         *SMALL, "task.reasoning=true", "objective=grpo", "objective.num_generations=3", "objective.max_new_tokens=12",
         "objective.iterations=2", "peft.dropout=0.1", "trainer.max_steps=4", "trainer.val_every_n_steps=2",
@@ -500,7 +500,7 @@ def test_grpo_runs_and_resumes_to_the_bit(dashvlm, tmp_path, cache):
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             assert not list(output.glob("crash-*/result.json"))
-        dashvlm("train", *words, output=output)
+        fresh_dashvlm("train", *words, output=output)
         (folder,) = output.glob("crash-*")
         states.append(load_file(folder / "trained.safetensors"))
         curves = pd.read_csv(folder / "metrics" / "metrics.csv")

@@ -1,6 +1,5 @@
 """Studies: every command composes, tables are not stale, smoke forms run, published numbers come back."""
 
-import csv
 import json
 import shlex
 import shutil
@@ -12,7 +11,8 @@ import pytest
 from dashvlm.errors import DataError
 from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, shared_rows
 from dashvlm.report.nexar import corrected_scores, published_scores, read_responses
-from dashvlm.report.studies import load_study, study_names
+from dashvlm.report.recompute import recompute
+from dashvlm.report.studies import agrees, load_study, read_table, study_names, unexplained
 from dashvlm.report.study_tables import markdown, stale
 from dashvlm.sweep import make_plan
 
@@ -45,17 +45,16 @@ def test_every_command_composes(name, form):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_smoke_form_runs_and_freezes(dashvlm_here, tmp_path, name):
+def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, name):
     study = load_study(name)
-    dashvlm_here("train", *study.words("smoke"))
+    dashvlm("train", *study.words("smoke"))
     shutil.copytree(STUDIES / name, tmp_path / "studies" / name)
     where = [f"study={name}", f"studies_dir={tmp_path / 'studies'}"]
-    dashvlm_here("report", *where, "freeze=true")
-    with (tmp_path / "studies" / name / "results.csv").open() as file:
-        rows = [r for r in csv.DictReader(file) if r["form"] == "smoke"]
-    frozen = [r for r in csv.DictReader((STUDIES / name / "results.csv").open()) if r["form"] == "smoke"]
+    dashvlm("report", *where, "freeze=true")
+    rows = [r for r in read_table(load_study(name, tmp_path / "studies"), "results") if r["form"] == "smoke"]
+    frozen = [r for r in read_table(study, "results") if r["form"] == "smoke"]
     assert {(r["row"], r["metric"]) for r in rows} == {(r["row"], r["metric"]) for r in frozen}
-    assert dashvlm_here("report", *where, "check=true").returncode == 0
+    assert dashvlm("report", *where, "check=true").returncode == 0
     if name != "nexar_models":
         return
     for path in (tmp_path / "runs").glob("*/result.json"):
@@ -63,29 +62,85 @@ def test_every_smoke_form_runs_and_freezes(dashvlm_here, tmp_path, name):
         numbers["metrics"]["accuracy"]["value"] += 0.001
         path.write_text(json.dumps(numbers))
         break
-    changed = dashvlm_here("report", *where, "check=true", check=False)
+    changed = dashvlm("report", *where, "check=true", check=False)
     assert changed.returncode == 2
     assert "does not follow from its predictions" in changed.stderr
 
 
-@pytest.mark.parametrize("file", ["results.csv", "published.csv", "study.yaml", "table.md"])
+@pytest.mark.parametrize("file", ["results.csv", "published.csv", "study.yaml", "table.md", "table.tex"])
 def test_a_change_of_one_number_makes_a_table_stale(dashvlm, tmp_path, file):
     shutil.copytree(STUDIES / "nexar_models", tmp_path / "nexar_models")
     path = tmp_path / "nexar_models" / file
     text = path.read_text()
-    old = next(number for number in ("0.546667", "0.5467", "42") if number in text)
-    path.write_text(text.replace(old, str(float(old) + 0.01) if "." in old else "41", 1))
-    assert path.read_text() != text
+    old, new = next(
+        p for p in (("0.54666", "0.55666"), ("0.5467", "0.5567"), ("seeds: [42", "seeds: [41")) if p[0] in text
+    )
+    path.write_text(text.replace(old, new, 1))
     done = dashvlm("report", "study=nexar_models", f"studies_dir={tmp_path}", "check=true", check=False)
     assert done.returncode == 2
     assert "stale" in done.stderr
+
+
+def test_every_frozen_row_is_the_published_one_or_says_why_not():
+    """A row recomputed from a wrong file would be wrong for good: nobody computes it again without the file."""
+    rows = 0
+    for study in map(load_study, NAMES):
+        assert unexplained(study, read_table(study, "results")) == []
+        rows += len({r["row"] for r in read_table(study, "results") if r["form"] == "recomputed"})
+    assert rows >= 7
+
+
+@pytest.mark.skipif(not (REAL / "bvpi").is_dir(), reason="no published predictions here")
+def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
+    shutil.copytree(STUDIES / "bvpi_fields", tmp_path / "bvpi_fields")
+    before = (tmp_path / "bvpi_fields" / "results.csv").read_bytes()
+    folder = REAL / "bvpi" / "published_openflamingo"
+    words = ["report", "study=bvpi_fields", f"studies_dir={tmp_path}", "freeze=true"]
+    wrong = dashvlm(*words, f"predictions={folder / 'inference_results_openflamingo_test.json'}", check=False)
+    assert wrong.returncode == 2
+    assert "0 of 6 numbers" in wrong.stderr
+    assert "FLAM_BVPI/flamingo_inference_results.jsonl" in wrong.stderr
+    assert (tmp_path / "bvpi_fields" / "results.csv").read_bytes() == before
+    dashvlm(*words, f"predictions={folder / 'bvpi_flamingo_inference_results.jsonl'}")
+    assert stale(load_study("bvpi_fields", tmp_path), []) == []
+
+
+def test_what_dimensions_decide_is_counted_again():
+    (first, later) = recompute(load_study("bdd_scene"), [], {"paths": {"cache_dir": "unused"}})
+    assert later.published["adapter_million"] == pytest.approx(34.865152)  # 1.64 % as published
+    assert later.published["adapter_share"] == pytest.approx(0.0164, abs=5e-5)
+    assert first.published["adapter_share"] == pytest.approx(0.00266, abs=5e-6)  # 0.5 % was published
+
+
+@pytest.mark.parametrize(
+    ("value", "tolerance", "inside", "outside"),
+    [
+        ("0.0933", "0.00005", [0.09333333, 0.09325], [0.09336, 0.0932]),
+        ("0.57", "cut 0.01", [0.57, 0.5714, 0.57999], [0.58, 0.5699]),
+        ("4 to 6", "", [4, 5, 6], [3.9, 6.1]),
+        ("< 16", "", [3], [16.1]),
+    ],
+)
+def test_a_published_number_agrees_with_what_it_was_rounded_from(value, tolerance, inside, outside):
+    line = {"value": value, "tolerance": tolerance}
+    assert all(agrees(line, v) for v in inside)
+    assert not any(agrees(line, v) for v in outside)
 
 
 @pytest.mark.skipif(not (REAL / "nexar").is_dir(), reason="no published responses here")
 def test_the_published_nexar_row_comes_back_exactly(dashvlm, tmp_path):
     path = REAL / "nexar" / "llama32_val_results.csv"
     done = dashvlm("report", "study=nexar_models", f"predictions={path}")
-    for word in ("0.5467", "0.0933", "0.171", "0.107", "echoed prompt: 300 of 300", "constant score", "No 300"):
+    for word in (
+        "0.5467",
+        "0.0933",
+        "0.171",
+        "0.107",
+        "5 of 5 reproduced",
+        "echoed prompt: 300 of 300",
+        "constant score",
+        "No 300",
+    ):
         assert word in done.stdout
     found = read_responses(path)
     values = published_scores(found)

@@ -33,9 +33,9 @@ def run_folders(output):
     return sorted(p.parent for p in output.glob("*/config.yaml"))
 
 
-def test_a_sweep_trains_once_then_skips(dashvlm, tmp_path):
+def test_a_sweep_trains_once_then_skips(fresh_dashvlm, tmp_path):
     words = [*SMALL, "-m", "data.num_frames=1,2,3", "trainer.max_steps=3"]
-    first = dashvlm("train", *words)
+    first = fresh_dashvlm("train", *words)
     runs = tmp_path / "runs"
     folders = run_folders(runs)
     assert len(folders) == 3
@@ -57,12 +57,12 @@ def test_a_sweep_trains_once_then_skips(dashvlm, tmp_path):
     assert (runs / "summary.png").stat().st_size > 5000
     assert "| num_frames |" in (runs / "summary.md").read_text()
     stamp = {f: (f / "result.json").stat().st_mtime_ns for f in folders}
-    again = dashvlm("train", *words)
+    again = fresh_dashvlm("train", *words)
     assert again.stdout.count("done before, skipped") == 3
     assert stamp == {f: (f / "result.json").stat().st_mtime_ns for f in folders}
 
 
-def test_one_failing_job_stops_no_other_and_its_log_says_why(dashvlm, tmp_path):
+def test_one_failing_job_stops_no_other_and_its_log_says_why(fresh_dashvlm, tmp_path):
     words = [
         *SMALL,
         "-m",
@@ -70,7 +70,7 @@ def test_one_failing_job_stops_no_other_and_its_log_says_why(dashvlm, tmp_path):
         "trainer.max_steps=3",
         "trainer.gradient_clip_val=null",
     ]
-    done = dashvlm("train", *words, check=False)
+    done = fresh_dashvlm("train", *words, check=False)
     assert done.returncode == 1
     folders = run_folders(tmp_path / "runs")
     failed = [f for f in folders if (f / "failed.json").exists()]
@@ -81,7 +81,7 @@ def test_one_failing_job_stops_no_other_and_its_log_says_why(dashvlm, tmp_path):
     assert "the loss is" in log
     assert "drive" in json.loads((failed[0] / "failed.json").read_text())["message"]
     assert "Traceback" not in done.stderr
-    again = dashvlm("train", *words, check=False)
+    again = fresh_dashvlm("train", *words, check=False)
     assert again.stdout.count("done before, skipped") == 1
     assert "failed before, running again" in again.stdout
 
@@ -118,29 +118,29 @@ def assert_same_run(one, two):
     assert (rows_a["score"] == rows_b["score"]).all()
 
 
-def resume_trial(dashvlm, words, tmp_path, cache, reference, delays):
+def resume_trial(fresh_dashvlm, words, tmp_path, cache, reference, delays):
     output = tmp_path / "killed"
     shutil.rmtree(output, ignore_errors=True)
     for delay in delays:
         kill_once(words, output, cache, delay)
-    dashvlm("train", *words, output=output)
+    fresh_dashvlm("train", *words, output=output)
     assert_same_run(reference, final_state(output))
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_to_the_bit(dashvlm, tmp_path, cache):
+def test_a_killed_run_resumes_to_the_bit(fresh_dashvlm, tmp_path, cache):
     words = [*SHORT, "peft.dropout=0.1"]
     started = time.perf_counter()
-    dashvlm("train", *words, output=tmp_path / "whole")
+    fresh_dashvlm("train", *words, output=tmp_path / "whole")
     length = time.perf_counter() - started
     reference = final_state(tmp_path / "whole")
     rng = random.Random(0)
     for _ in range(2):
-        resume_trial(dashvlm, words, tmp_path, cache, reference, [rng.uniform(0.5, 1.0) * length])
+        resume_trial(fresh_dashvlm, words, tmp_path, cache, reference, [rng.uniform(0.5, 1.0) * length])
 
 
 @pytest.mark.exhaustive
-def test_twenty_kills_at_random_moments_all_resume_to_the_bit(dashvlm, tmp_path, cache):
+def test_twenty_kills_at_random_moments_all_resume_to_the_bit(fresh_dashvlm, tmp_path, cache):
     words = [
         *SMALL,
         "trainer.max_steps=40",
@@ -149,12 +149,12 @@ def test_twenty_kills_at_random_moments_all_resume_to_the_bit(dashvlm, tmp_path,
         "peft.dropout=0.1",
     ]
     started = time.perf_counter()
-    dashvlm("train", *words, output=tmp_path / "whole")
+    fresh_dashvlm("train", *words, output=tmp_path / "whole")
     length = time.perf_counter() - started
     reference = final_state(tmp_path / "whole")
     rng = random.Random(1)
     for _ in range(20):
-        resume_trial(dashvlm, words, tmp_path, cache, reference, [rng.uniform(0.4, 1.0) * length])
+        resume_trial(fresh_dashvlm, words, tmp_path, cache, reference, [rng.uniform(0.4, 1.0) * length])
 
 
 def cut_at_step(folder, step):
@@ -200,10 +200,10 @@ def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_p
 
 
 @pytest.mark.slow
-def test_two_processes_train_on_the_same_samples_to_the_same_metrics(dashvlm, tmp_path):
+def test_two_processes_train_on_the_same_samples_to_the_same_metrics(fresh_dashvlm, tmp_path):
     words = [*SHORT, "peft.dropout=0.0"]
-    dashvlm("train", *words, output=tmp_path / "one")
-    dashvlm("train", *words, "trainer=ddp", output=tmp_path / "two")
+    fresh_dashvlm("train", *words, output=tmp_path / "one")
+    fresh_dashvlm("train", *words, "trainer=ddp", output=tmp_path / "two")
     (folder, one, rows_one), (_, two, rows_two) = (
         final_state(tmp_path / "one"),
         final_state(tmp_path / "two"),
@@ -215,8 +215,8 @@ def test_two_processes_train_on_the_same_samples_to_the_same_metrics(dashvlm, tm
 
 
 @pytest.mark.slow
-def test_ddp_under_multirun_runs_each_job_once(dashvlm, tmp_path):
-    dashvlm("train", *SMALL, "trainer=ddp", "trainer.max_steps=2", "-m", "data.num_frames=1,2")
+def test_ddp_under_multirun_runs_each_job_once(fresh_dashvlm, tmp_path):
+    fresh_dashvlm("train", *SMALL, "trainer=ddp", "trainer.max_steps=2", "-m", "data.num_frames=1,2")
     folders = run_folders(tmp_path / "runs")
     assert len(folders) == 2
     assert all(len((f / "job.log").read_text().split("training on")) == 2 for f in folders)
@@ -238,14 +238,14 @@ def test_variants_end_with_finite_metrics(dashvlm, tmp_path, words):
     assert np.isfinite(result["metrics"]["roc_auc"]["value"])
 
 
-def test_a_damaged_checkpoint_starts_over_and_ends_the_same(dashvlm, tmp_path):
-    dashvlm("train", *SHORT, output=tmp_path / "whole")
+def test_a_damaged_checkpoint_starts_over_and_ends_the_same(fresh_dashvlm, tmp_path):
+    fresh_dashvlm("train", *SHORT, output=tmp_path / "whole")
     reference = final_state(tmp_path / "whole")
     folder = reference[0]
     last = folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     (folder / "result.json").unlink()
-    done = dashvlm("train", *SHORT, output=tmp_path / "whole")
+    done = fresh_dashvlm("train", *SHORT, output=tmp_path / "whole")
     assert "training starts over" in done.stdout
     assert_same_run(reference, final_state(tmp_path / "whole"))
 

@@ -1,4 +1,4 @@
-"""The verbs a user types, one after the other on one finished run, in fresh processes."""
+"""The verbs a user types, one after the other on one finished run."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from .conftest import REAL, ROOT, SMALL
+from .conftest import REAL, ROOT, SMALL, in_this_process
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,7 @@ def run(tmp_path_factory, cache):
         "logger.mode=offline",
         "logger.tags=[canary]",
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "dashvlm.train", *words, f"paths.output_dir={output}", f"paths.cache_dir={cache}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
+    in_this_process(cache, output)("train", *words)
     return next(output.glob("crash-*"))
 
 

@@ -105,8 +105,8 @@ def markdown(study: Study) -> str:
         parts.append(f"## {title}\n\n{to_markdown(header, body).rstrip()}")
     traced = origins(study)
     if traced:
-        rows = to_markdown(["row", "recomputed from", "what became of it"], traced).rstrip()
-        parts.append("## Where the published rows come from\n\n" + rows)
+        table = to_markdown(["row", "recomputed from", "what became of it"], traced).rstrip()
+        parts.append("## Where the published rows come from\n\n" + table)
     if not any(r["form"] == "full" for r in read_table(study, "results")):
         parts.append("Our runs on the real data are missing: they need the data and a GPU.")
     parts.append("## Shortcut audit\n\n" + _audited(read_table(study, "results")))
