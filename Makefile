@@ -1,8 +1,9 @@
-# `make` lists the targets.
+# `make` lists the targets. OUT=FOLDER is where runs go, WORDS="key=value ..." is added to every command.
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs
+WORDS ?=
 EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard,constrained,dashboards
 
 .PHONY: help install demo test test-all lint types studies study docs bench spice clean
@@ -20,11 +21,11 @@ install: .venv/installed ## make .venv with everything pinned in constraints.txt
 
 demo: .venv/installed ## the main job on a laptop: two controls, then a sweep over num_frames
 	@echo "== control 1 of 2: one frame cannot tell"
-	$(BIN)/python -m dashvlm.train experiment=crash_demo data.num_frames=1 paths.output_dir=$(OUT)/demo
+	$(BIN)/python -m dashvlm.train experiment=crash_demo data.num_frames=1 paths.output_dir=$(OUT)/demo $(WORDS)
 	@echo "== control 2 of 2: all pixels grey, in training too"
-	$(BIN)/python -m dashvlm.train experiment=crash_demo data.num_frames=4 data.pixels=off paths.output_dir=$(OUT)/demo
+	$(BIN)/python -m dashvlm.train experiment=crash_demo data.num_frames=4 data.pixels=off paths.output_dir=$(OUT)/demo $(WORDS)
 	@echo "== the sweep"
-	$(BIN)/python -m dashvlm.train experiment=crash_demo -m data.num_frames=2,4,8 paths.output_dir=$(OUT)/demo
+	$(BIN)/python -m dashvlm.train experiment=crash_demo -m data.num_frames=2,4,8 paths.output_dir=$(OUT)/demo $(WORDS)
 
 test: lint types ## lint, types and the default tests
 	$(BIN)/python -m pytest -m "not exhaustive" -n 2
@@ -40,12 +41,12 @@ types: .venv/installed ## mypy, strict
 	$(BIN)/mypy
 
 studies: .venv/installed ## make the tables of all studies again, from their data and from runs in OUT
-	$(BIN)/python -m dashvlm.report study=all freeze=true paths.output_dir=$(OUT)
+	$(BIN)/python -m dashvlm.report study=all freeze=true paths.output_dir=$(OUT) $(WORDS)
 
 study: .venv/installed ## print how to run a study (NAME=..., SMOKE=1), or run it (RUN=1)
 	@test -n "$(NAME)" || { echo "say which: make study NAME=..., one of $$(ls experiments | grep -v README | tr '\n' ' ')"; exit 2; }
 	@command="$$($(BIN)/python -m dashvlm.report study=$(NAME) command=$(if $(SMOKE),smoke,full))" && test -n "$$command" || exit 2; \
-	if [ -n "$(RUN)" ]; then $(BIN)/$$command paths.output_dir=$(OUT); else echo "$(BIN)/$$command paths.output_dir=$(OUT)"; fi
+	if [ -n "$(RUN)" ]; then $(BIN)/$$command paths.output_dir=$(OUT) $(WORDS); else echo "$(BIN)/$$command paths.output_dir=$(OUT)"; fi
 
 docs: .venv/installed ## make the pages of the config groups again
 	$(BIN)/python -m tests.config_pages

@@ -35,6 +35,11 @@ EXCLUDED = (
     "callbacks.checkpoint.every_n_steps",
 )
 
+RUN_FILES = ("config.yaml", "result.json", "predictions.parquet", "metrics/metrics.csv")
+"""Files of a run's folder that every table can be made from."""
+WANDB_FOLDER = "dashvlm"
+"""Where a W&B run keeps them among its files."""
+
 
 def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flattened part of a resolved configuration that decides its result."""

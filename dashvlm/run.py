@@ -96,7 +96,8 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     finally:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             shown = cfg["logger"]["name"] == "wandb" and results is not None
-            finish(loggers, results, rows, images, gallery(folder, Path(cfg["paths"]["cache_dir"])) if shown else [])
+            samples = gallery(folder, Path(cfg["paths"]["cache_dir"])) if shown else []
+            finish(loggers, results, rows, images, folder, samples)
     return results or {}
 
 

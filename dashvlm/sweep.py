@@ -304,6 +304,7 @@ def _print_feasibility(plan: Plan) -> None:
             "clips that have it",
             "otherwise",
         ]
+        rows.sort(key=lambda r: (int(r[0]), float(r[1])))
         print_table(f"feasibility: {title}", header, rows)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -11,8 +9,10 @@ import sys
 import pytest
 
 from dashvlm.report.studies import load_study, study_names
+from dashvlm.report.study_runs import run_results
 
 from .conftest import REAL, ROOT, SMALL, in_this_process
+from .wandb_server import serving
 
 CHROMIUM = next((shutil.which(n) for n in ("chromium", "chromium-browser", "google-chrome") if shutil.which(n)), None)
 
@@ -52,7 +52,8 @@ def test_the_report_opens_sorts_filters_and_shows_filmstrips(sweep):
         shown = page.locator(".sample:visible")
         every = shown.count()
         assert every == 2 * 4
-        run = page.locator(".by-run option").nth(1).inner_text()
+        assert "num_frames 1" in page.locator(".by-run option").nth(1).inner_text()
+        run = page.locator(".by-run option").nth(1).get_attribute("value")
         page.select_option(".by-run", run)
         assert shown.count() == every // 2
         kind = page.locator(".sample:visible").first.get_attribute("data-kind")
@@ -135,6 +136,42 @@ def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path)
     assert all(entry.size > 500 for entry in pictures)
 
 
+@pytest.mark.slow
+def test_a_study_is_built_from_the_runs_of_a_wandb_project(dashvlm, tmp_path, cache):
+    study = load_study("nexar_frames")
+    dashvlm("train", *study.words("smoke"), "logger=wandb", "logger.mode=offline")
+    folders = {p.parent.name: p.parent for p in (tmp_path / "runs").glob("*/result.json")}
+    assert len(folders) == 2
+    sent = {run: next(folder.glob("wandb/offline-run-*/files")) for run, folder in folders.items()}
+    runs = {run: (["study:nexar_frames/smoke"], files) for run, files in sent.items()}
+    runs["crash-other"] = (["study:other/full"], tmp_path / "none")
+    here = run_results(study, tmp_path / "runs")
+    assert len(here) > 10
+    fetch = in_this_process(cache, tmp_path / "fetched")
+    with serving(runs) as (address, asked):
+        known = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "k" * 40, "WANDB_MODE": "online"}
+        done = fetch("report", "study=nexar_frames", "wandb=ent/proj", env=known)
+        assert "2 finished runs of ent/proj" in done.stdout
+        assert run_results(study, tmp_path / "fetched") == here
+        files = len(asked)
+        fetch("report", "wandb=ent/proj", env=known)  # what is there is not fetched again; the rest is named
+        assert sum(name.startswith("dashvlm/") for name in asked) == sum(
+            n.startswith("dashvlm/") for n in asked[:files]
+        )
+        assert "k" * 40 not in "".join(p.read_text() for p in (tmp_path / "fetched").rglob("*.yaml"))
+        wrong = fetch("report", "wandb=ent/nowhere", env=known, check=False)
+        assert wrong.returncode == 2
+        assert "nowhere" in wrong.stderr
+        changed = next(iter(sent.values())) / "dashvlm" / "result.json"
+        numbers = json.loads(changed.read_text())
+        numbers["metrics"]["roc_auc"]["value"] += 0.001
+        changed.write_text(json.dumps(numbers))
+        words = ["study=nexar_frames", "wandb=ent/proj", "check=true"]
+        found = in_this_process(cache, tmp_path / "again")("report", *words, env=known, check=False)
+        assert "does not follow from its predictions" in found.stderr
+    assert "config.yaml" in {p.name for p in next(iter(sent.values())).glob("dashvlm/*")}
+
+
 @pytest.mark.parametrize("name", study_names())
 def test_a_workspace_is_made_by_code_and_names_the_studys_metrics(name):
     pytest.importorskip("wandb_workspaces")
@@ -178,44 +215,3 @@ def test_the_pages_of_the_config_groups_are_not_stale():
 
     for name, text in pages().items():
         assert (ROOT / "docs" / "config" / name).read_text(encoding="utf-8") == text, f"{name}: run `make docs`"
-
-
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").glob("*/*.md"))]
-
-
-def commands():
-    """Every command line in a fenced block of the documentation."""
-    for page in PAGES:
-        for block in re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
-            for line in block.replace("\\\n", " ").splitlines():
-                words = line.split("  #")[0].split(" # ")[0].strip()
-                if words and not words.startswith("#"):
-                    yield pytest.param(words, id=f"{page.relative_to(ROOT)}: {words[:60]}")
-
-
-@pytest.mark.parametrize("line", commands())
-def test_every_documented_command_is_one(line, config):
-    """Commands need data, a GPU or minutes; that they are spelled right needs none of these."""
-    from dashvlm.cli import composing, overrides_of
-    from dashvlm.config import check, check_overrides, plain
-
-    words = shlex.split(line, comments=True)
-    if words[0] == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert all(w in targets for w in words[1:] if "=" not in w), line
-        return
-    if words[:2] != ["python", "-m"] or not words[2].startswith("dashvlm."):
-        assert words[0] in ("pip", "export", "git", "cd", "apt-get", "nvidia-smi", "jupytext"), line
-        return
-    verb, said = words[2].removeprefix("dashvlm."), overrides_of([w for w in words[3:] if w != "-m"])
-    with composing():
-        check_overrides(verb, said)
-        if verb != "train":
-            return
-        from hydra import compose
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-
-        parsed = OverridesParser.create().parse_overrides(said)
-        fixed = [o.input_line for o in parsed if not o.is_sweep_override()]
-        first = [f"{o.key_or_group}={next(iter(o.sweep_string_iterator()))}" for o in parsed if o.is_sweep_override()]
-        assert check(plain(compose("train", overrides=[*fixed, *first]))) == [], line

@@ -3,6 +3,7 @@
 python -m dashvlm.report [paths.output_dir=runs]                 table, plots, HTML of all runs
 python -m dashvlm.report study=NAME [predictions=FILE]           published, recomputed, corrected, ours
 python -m dashvlm.report compare='[runs/A,runs/B]'               paired differences on the same samples
+python -m dashvlm.report wandb=ENTITY/PROJECT [study=NAME]       the same from the runs of a W&B project
 """
 
 from __future__ import annotations
@@ -19,18 +20,31 @@ def report(cfg: DictConfig) -> None:
     from dashvlm.report.study_report import report_study
 
     options: Any = OmegaConf.to_container(cfg, resolve=True)
-    if options["study"] or options["table"]:
-        report_study({**options, "study": options["study"] or options["table"]})
+    study = options["study"] or options["table"]
+    if options["wandb"]:
+        _fetch(options, study)
+    if study:
+        report_study({**options, "study": study})
     elif options["compare"]:
-        report_comparison([Path(str(f)) for f in options["compare"]])
+        report_comparison([Path(str(f)) for f in options["compare"]], Path(options["paths"]["output_dir"]))
     else:
         report_runs(options)
+
+
+def _fetch(options: dict[str, Any], study: str | None) -> None:
+    from dashvlm.report.wandb_runs import fetch_runs
+
+    output = Path(options["paths"]["output_dir"])
+    there, lacking = fetch_runs(str(options["wandb"]), output, study if study != "all" else None)
+    print(f"{len(there)} finished runs of {options['wandb']} are in {output}")
+    if lacking:
+        print(f"  ! {len(lacking)} without the files that tables are made from: {', '.join(lacking[:5])}")
 
 
 def report_runs(options: dict[str, Any]) -> None:
     """Print and write the table of all runs below ``paths.output_dir``."""
     from dashvlm.errors import DataError
-    from dashvlm.report.collect import axes_of, collect
+    from dashvlm.report.collect import axes_of, collect, ordered
     from dashvlm.report.comparisons import comparison_notes
     from dashvlm.report.html import write_html
     from dashvlm.report.plots import plot_sweep
@@ -51,7 +65,7 @@ def report_runs(options: dict[str, Any]) -> None:
     for task, mine in table.groupby("task.name", dropna=False, sort=True):  # tasks have different metrics
         shown = mine.dropna(axis=1, how="all")
         axes = axes_of(shown, list(options["axes"]))[: int(options["max_axes"])]
-        header, body = sweep_rows(shown, axes)
+        header, body = sweep_rows(ordered(shown, axes), axes)
         notes = notes_of(shown) + comparison_notes(output, shown)
         said[str(task)] = notes
         title = f"{len(mine)} runs of {task} in {output}"
@@ -68,15 +82,15 @@ def report_runs(options: dict[str, Any]) -> None:
     print(f"written: {output}/{', '.join(names)}")
 
 
-def report_comparison(folders: list[Path]) -> None:
-    """Print every later run against the first, paired by sample."""
+def report_comparison(folders: list[Path], output: Path) -> None:
+    """Print and write every later run against the first, paired by sample."""
     import pandas as pd
 
     from dashvlm.errors import ConfigError
     from dashvlm.metrics.compare import compare
     from dashvlm.metrics.evaluate import PRIMARY
     from dashvlm.report.collect import read_result
-    from dashvlm.report.tables import print_table
+    from dashvlm.report.tables import print_table, to_latex, to_markdown
 
     results = [read_result(f) for f in folders]
     kinds = {r.get("evaluation", "binary") for r in results}
@@ -101,6 +115,11 @@ def report_comparison(folders: list[Path]) -> None:
               "only first / only this right", "McNemar p"]  # fmt: skip
     title = f"{PRIMARY[kind]}, paired by sample, groups resampled together; against {folders[0].name}"
     print_table(title, header, body)
+    output.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame(body, columns=header).to_csv(output / "compare.csv", index=False)
+    (output / "compare.md").write_text(f"### {title}\n\n{to_markdown(header, body)}", encoding="utf-8")
+    (output / "compare.tex").write_text(to_latex(title, header, body), encoding="utf-8")
+    print(f"written: {output}/compare.csv, compare.md, compare.tex")
 
 
 if __name__ == "__main__":

@@ -99,5 +99,23 @@ def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:
     return sorted(shown, key=lambda k: (FIRST.index(k) if k in FIRST else len(FIRST), shown.index(k)))
 
 
+def ordered(table: pd.DataFrame, axes: Iterable[str]) -> pd.DataFrame:
+    """Return the rows in the order of their axes, numbers by size."""
+    keys = [a for a in axes if a in table]
+    if not keys:
+        return table
+    sortable = {}
+    for key in keys:
+        numbers = pd.to_numeric(table[key], errors="coerce")
+        sortable[key] = numbers if numbers.notna().all() else table[key].map(str)
+    return table.loc[pd.DataFrame(sortable).sort_values(keys, kind="stable").index]
+
+
+def label_of(row: Mapping[str, Any], axes: Iterable[str]) -> str:
+    """Name a run among others by what distinguishes it, such as ``num_frames 4, pixels off``."""
+    parts = [f"{a.removesuffix('.name').rsplit('.', 1)[-1]} {row[a]}" for a in axes if pd.notna(row.get(a))]
+    return ", ".join(parts) or str(row["run_id"])
+
+
 def _columns(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value["value"], f"{name}.low": value["low"], f"{name}.high": value["high"]}

@@ -22,12 +22,10 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.errors import DataError
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.compare import row_scores
-from dashvlm.report.collect import axes_of, read_result
+from dashvlm.report.collect import axes_of, label_of, ordered, read_result
 from dashvlm.report.plots import STYLE
-from dashvlm.report.tables import SHOWN, cell
+from dashvlm.report.tables import COSTS, SHOWN, cell, cost
 
-COSTS = {"seconds": "seconds", "gpu_hours": "GPU-hours", "peak_memory_gb": "peak GB", "trainable": "trainable",
-         "latency": "s/sample"}  # fmt: skip
 SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""
 
@@ -48,16 +46,18 @@ def write_html(
     sections = []
     for task, mine in table.groupby("task.name", dropna=False, sort=True):
         shown = mine.dropna(axis=1, how="all")
-        names = set(shown["run_id"])
-        runs = [f for f in done if f.name in names]
         axes = axes_of(shown)[:4]
+        shown = ordered(shown, axes)
+        by_name = {f.name: f for f in done}
+        labels = {str(row["run_id"]): label_of(row, axes) for _, row in shown.iterrows()}
+        runs = [by_name[name] for name in labels if name in by_name]
         kind = next(iter(shown["evaluation"].dropna()), "binary") if "evaluation" in shown else "binary"
         sections.append(
             {
                 "task": str(task), "rows": _rows(shown, axes, kind), "header": _header(shown, axes, kind),
-                "pictures": _pictures(path.parent / f"report-{task}.png", runs, kind),
-                "samples": [s for run in runs for s in gallery(run, cache)],
-                "runs": [r.name for r in runs], "notes": list(notes.get(str(task), ())),
+                "pictures": _pictures(path.parent / f"report-{task}.png", runs, kind, labels),
+                "samples": [sample | {"label": labels[run.name]} for run in runs for sample in gallery(run, cache)],
+                "runs": [(r.name, labels[r.name]) for r in runs], "notes": list(notes.get(str(task), ())),
             }
         )  # fmt: skip
     source = (Path(__file__).parent / "templates" / "report.html.j2").read_text(encoding="utf-8")
@@ -69,7 +69,7 @@ def write_html(
 def _header(shown: pd.DataFrame, axes: Sequence[str], kind: str) -> list[str]:
     names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
     metrics = [title for m, title in SHOWN[kind].items() if m in shown]
-    costs = [title for c, title in COSTS.items() if c in shown]
+    costs = [COSTS[c] for c in _paid(shown, kind)]
     return ["run", *names, *metrics, *costs, "status"]
 
 
@@ -80,9 +80,14 @@ def _rows(shown: pd.DataFrame, axes: Sequence[str], kind: str) -> list[list[dict
         cells = [{"text": str(row["run_id"]), "key": str(row["run_id"])}]
         cells += [{"text": str(row.get(a)), "key": _key(row.get(a))} for a in axes]
         cells += [{"text": cell(row, m), "key": _key(row.get(m))} for m in SHOWN[kind] if m in shown]
-        cells += [{"text": _cost(row.get(c)), "key": _key(row.get(c))} for c in COSTS if c in shown]
+        cells += [{"text": cost(row.get(c)), "key": _key(row.get(c))} for c in _paid(shown, kind)]
         rows.append([*cells, {"text": str(row["status"]), "key": str(row["status"])}])
     return rows
+
+
+def _paid(shown: pd.DataFrame, kind: str) -> list[str]:
+    """Columns of costs that are known and not among the metrics."""
+    return [c for c, title in COSTS.items() if c in shown and title not in SHOWN[kind].values()]
 
 
 def _key(value: Any) -> Any:
@@ -90,29 +95,22 @@ def _key(value: Any) -> Any:
     return str(value) if pd.isna(number) else float(number)
 
 
-def _cost(value: Any) -> str:
-    if value is None or pd.isna(value):
-        return "–"
-    return f"{value:,.0f}" if float(value) >= 100 else f"{value:.3g}"
-
-
-def _pictures(sweep: Path, runs: Sequence[Path], kind: str) -> list[dict[str, Any]]:
+def _pictures(sweep: Path, runs: Sequence[Path], kind: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
     if sweep.is_file():
         made.append({"title": "the sweep", "data": base64.b64encode(sweep.read_bytes()).decode(), "folded": False})
     if kind == "binary" and runs:
-        made.append(
-            {"title": "ROC, precision and recall, reliability of all runs", "data": _overlay(runs), "folded": False}
-        )
+        title = "ROC, precision and recall, reliability of all runs"
+        made.append({"title": title, "data": _overlay(runs, labels), "folded": False})
     for run in runs:
         curves = run / "plots" / "curves.png"
         if curves.is_file() and len(runs) <= 6:
             data = base64.b64encode(curves.read_bytes()).decode()
-            made.append({"title": run.name, "data": data, "folded": True})
+            made.append({"title": labels[run.name], "data": data, "folded": True})
     return made
 
 
-def _overlay(runs: Sequence[Path]) -> str:
+def _overlay(runs: Sequence[Path], labels: Mapping[str, str]) -> str:
     with mpl.rc_context(STYLE):
         figure, (roc, pr, reliability) = plt.subplots(1, 3, figsize=(11, 3.4))
         for run in runs:
@@ -121,11 +119,11 @@ def _overlay(runs: Sequence[Path]) -> str:
             if rows["target"].nunique() < 2:
                 continue
             target, score = rows["target"].to_numpy(float), rows["score"].to_numpy(float)
-            roc.plot(*F.roc_curve(target, score), lw=1.2, label=run.name.rsplit("-", 1)[-1])
+            roc.plot(*F.roc_curve(target, score), lw=1.2, label=labels[run.name])
             pr.plot(*F.pr_curve(target, score), lw=1.2)
-            bins = np.minimum((score * 10).astype(int), 9)
-            used = sorted(set(bins.tolist()))
-            said, was = [score[bins == b].mean() for b in used], [target[bins == b].mean() for b in used]
+            # As many samples a point: bins of equal width may hold one sample and jump to 0 or 1.
+            parts = np.array_split(np.argsort(score, kind="stable"), min(8, max(len(score) // 10, 1)))
+            said, was = [score[p].mean() for p in parts], [target[p].mean() for p in parts]
             reliability.plot(said, was, "o-", ms=3, lw=1.2)
         roc.plot([0, 1], [0, 1], ":", color="grey", lw=1)
         reliability.plot([0, 1], [0, 1], ":", color="grey", lw=1)
@@ -155,18 +153,21 @@ def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     data = config["data"]
     size = data["frame_size"]
     store = FrameStore(cache / "frames", data["reader"], tuple(size) if size else None, float(data["store_gb"]))
-    return [_sample(run.name, row, kind, store) for _, row in picked.iterrows()]
+    blank = data["pixels"] == "off"
+    return [_sample(run.name, row, kind, store, blank) for _, row in picked.iterrows()]
 
 
-def _sample(run: str, row: Any, kind: str, store: FrameStore) -> dict[str, Any]:
+def _sample(run: str, row: Any, kind: str, store: FrameStore, blank: bool) -> dict[str, Any]:
     try:
         frames, times = store.frames(Path(row["path"]), row["frame_times_s"])
         strip, ages = _strip(frames), [f"{t:.2f} s" for t in times]
+        if blank:
+            ages.append("pixels off: the model saw grey instead")
     except (DataError, TypeError, OSError):
         strip, ages = "", []
     shown = row.get("score") if kind == "binary" else row["_right"]
     return {
-        "run": run, "clip": row["clip_id"], "kind": _error_kind(row, kind), "strip": strip, "times": ages[:8],
+        "run": run, "clip": row["clip_id"], "kind": _error_kind(row, kind), "strip": strip, "times": ages[:9],
         "target": str(row["target"]), "answer": str(row.get("answer")),
         "score": "–" if shown is None or pd.isna(shown) else f"{shown:.3f}",
         "text": str(row.get("text") or "–"), "prompt": str(row.get("prompt") or "–"),

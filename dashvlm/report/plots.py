@@ -110,7 +110,7 @@ def plot_curves(metrics: Path, folder: Path) -> dict[str, Path]:
 
 
 def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metric: str | None = None) -> Path | None:
-    """Draw a metric over a sweep: a line over one axis, a heatmap over two.
+    """Draw a metric over a sweep: a line over one axis of numbers, points over names or runs, a heatmap over two axes.
 
     Args:
         table: from :func:`dashvlm.report.collect.collect`.
@@ -145,12 +145,14 @@ def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
     figure, axes = plt.subplots(figsize=(5.0, 3.4))
     y, low, high = (done[c].to_numpy(float) for c in (metric, f"{metric}.low", f"{metric}.high"))
     spread = np.clip(np.nan_to_num(np.stack([y - low, high - y])), 0, None)
-    axes.errorbar(done["_x"], y, yerr=spread, marker="o", capsize=3, color=BLUE, label="test, 95 % interval")
+    line = "-" if numeric else "none"  # nothing lies between two names
+    axes.errorbar(done["_x"], y, yerr=spread, fmt="o", ls=line, capsize=3, color=BLUE, label="test, 95 % interval")
     if f"pixels_off_{metric}" in done and done[f"pixels_off_{metric}"].notna().any():
         axes.plot(
             done["_x"],
             done[f"pixels_off_{metric}"],
-            "s--",
+            "s",
+            ls="--" if numeric else "none",
             color=GREY,
             ms=4,
             label="same model, pixels off",

@@ -118,7 +118,11 @@ def markdown(study: Study) -> str:
             "## Settings and where they come from\n\n" + to_markdown(["key", "value", "source says"], rows).rstrip()
         )
     full, smoke = (f"python -m dashvlm.train {shlex.join(study.words(form))}" for form in ("full", "smoke"))
-    parts.append(f"## Run it\n\n```bash\n{full}  # needs: data, GPU\n{smoke}\n```\n\n" + str(spec.get("cost", "")))
+    lines = [f"{full}  # needs: data, a GPU", smoke]
+    if study.sources and spec["recompute"] != "footprint":
+        again = f"python -m dashvlm.report study={study.name} predictions=FILE"
+        lines.append(f"{again}  # needs: the published predictions")
+    parts.append("## Run it\n\n```bash\n" + "\n".join(lines) + "\n```\n\n" + str(spec.get("cost", "")))
     return "\n\n".join(parts).rstrip() + "\n"
 
 

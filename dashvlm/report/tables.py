@@ -35,6 +35,9 @@ SHOWN: dict[str, dict[str, str]] = {
         "preference_accuracy": "preference", "before_preference_accuracy": "before",
     },
 }  # fmt: skip
+COSTS = {"seconds": "seconds", "gpu_hours": "GPU-hours", "peak_memory_gb": "peak GB", "trainable": "trainable",
+         "latency": "s/sample"}  # fmt: skip
+"""Columns of :func:`dashvlm.report.collect.collect` that say what a run cost -> their titles."""
 BASELINES = {
     "majority": "majority", "always_a": "always A", "random": "random", "prior_random": "prior random",
     "text_only": "text only", "pixels_off": "pixels off", "before": "before training", "longer": "longer text",
@@ -45,6 +48,7 @@ WRAPPED = ("status", "reason", "repaired", "problems", "words", "what", "verdict
 """Columns whose long texts may take several lines."""
 
 DROPPED_FIRST = (
+    "seconds", "peak GB", "GPU-hours", "trainable",
     "METEOR", "BLEU-4", "mAP", "s/sample", "present", "as written", "parsed", "feasible", "AP", "random", "risk F1",
     "majority F1", "relation", "road", "majority",
 )  # fmt: skip
@@ -61,16 +65,25 @@ def cell(row: Any, name: str) -> str:
     return f"{value:.3f} [{low:.2f},{high:.2f}]"
 
 
+def cost(value: Any) -> str:
+    """Format what something cost."""
+    if value is None or pd.isna(value):
+        return "–"
+    return f"{value:,.0f}" if float(value) >= 100 else f"{value:.3g}"
+
+
 def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of a sweep's table."""
     kinds = [k for k in SHOWN if k in set(table.get("evaluation", ()))]
     titles = {m: title for k in kinds for m, title in SHOWN[k].items()}
     shown = [m for m in titles if m in table and table[m].notna().any()]
+    paid = [c for c in COSTS if c in table and table[c].notna().any() and COSTS[c] not in titles.values()]
     names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
     header = [
         *names,
         "run",
         *[titles[m] for m in shown],
+        *[COSTS[c] for c in paid],
         "feasible",
         "status",
     ]
@@ -83,6 +96,7 @@ def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], lis
             ["–" if pd.isna(row.get(a)) else str(row.get(a)) for a in axes]
             + [str(row["run_id"])]
             + [cell(row, m) for m in shown]
+            + [cost(row.get(c)) for c in paid]
             + [str(row.get("feasible") or "–"), status]
         )
     return header, body

@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from dashvlm.errors import ConfigError
+from dashvlm.identity import RUN_FILES, WANDB_FOLDER
 
 _SECRET = re.compile(r"(api_?key|token|secret|password|credential)", re.IGNORECASE)
 
@@ -60,6 +63,7 @@ def finish(
     results: Mapping[str, Any] | None,
     rows: pd.DataFrame | None,
     images: Mapping[str, Path],
+    folder: Path,
     samples: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Send the final numbers, predictions and plots, and end the W&B run with the right state.
@@ -69,6 +73,7 @@ def finish(
         results: the content of ``result.json``; None if the run failed.
         rows: predictions.
         images: name -> PNG file.
+        folder: of the run; what tables are made from goes to W&B as files too.
         samples: the worst and the best, with their filmstrips (:func:`dashvlm.report.html.gallery`).
     """
     for logger in loggers:
@@ -82,6 +87,7 @@ def finish(
                     | {f"baseline/{k}": v["value"] for k, v in results["baselines"].items()}
                 )
                 run.summary["alarms"] = results["alarms"]
+                _keep_files(folder, Path(run.dir) / WANDB_FOLDER)
                 for name, path in images.items():
                     run.log({f"plots/{name}": wandb.Image(str(path))})
                 if samples:
@@ -100,6 +106,16 @@ def finish(
         elif results is not None:
             logger.log_metrics({f"test/{k}": v["value"] for k, v in results["metrics"].items()})
         logger.finalize("success" if results is not None else "failed")
+
+
+def _keep_files(folder: Path, target: Path) -> None:
+    """Put what tables are made from among the files of a W&B run, which uploads them when it ends."""
+    for name in RUN_FILES:
+        if (folder / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, target / name)
+    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    (target / "config.yaml").write_text(yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _keep_earlier(path: Path) -> None:
