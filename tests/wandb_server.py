@@ -71,7 +71,8 @@ def serving(runs, entity="ent", project="proj"):
             return {
                 "id": run, "projectId": 1, "name": run, "displayName": run, "tags": tags, "sweepName": None,
                 "state": "finished", "group": "g", "jobType": "train", "commit": None, "readOnly": False,
-                "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": "", "notes": "",
+                "createdAt": "2026-01-01T00:00:00", "heartbeatAt": "2026-01-01T00:00:00", "description": "",
+                "notes": "",
                 "historyLineCount": 0, "user": {"name": "me", "username": "me"}, "config": "{}", "summaryMetrics": "{}",
                 "systemMetrics": "{}", "historyKeys": {}, "fileCount": len(names),
                 "files": {"edges": edges, "pageInfo": {"endCursor": names[-1] if names else "", "hasNextPage": False}},
