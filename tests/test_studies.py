@@ -13,7 +13,7 @@ from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, sh
 from dashvlm.report.nexar import corrected_scores, published_scores, read_responses
 from dashvlm.report.recompute import recompute
 from dashvlm.report.studies import agrees, load_study, read_table, study_names, unexplained
-from dashvlm.report.study_tables import markdown, stale
+from dashvlm.report.study_tables import markdown, overview, stale
 from dashvlm.sweep import make_plan
 
 from .conftest import REAL, ROOT
@@ -90,6 +90,13 @@ def test_every_frozen_row_is_the_published_one_or_says_why_not():
     assert rows >= 7
 
 
+def test_the_page_on_published_numbers_counts_as_the_studies_do():
+    _, _, body = overview([load_study(name) for name in NAMES])
+    _, published, again, reproduced, _ = body[-1]
+    text = " ".join((ROOT / "docs" / "published.md").read_text().split())
+    assert f"Of {published} published numbers {again} are recomputed and {reproduced} of these reproduced" in text
+
+
 @pytest.mark.skipif(not (REAL / "bvpi").is_dir(), reason="no published predictions here")
 def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
     shutil.copytree(STUDIES / "bvpi_fields", tmp_path / "bvpi_fields")
@@ -107,9 +114,9 @@ def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
 
 def test_what_dimensions_decide_is_counted_again():
     (first, later) = recompute(load_study("bdd_scene"), [], {"paths": {"cache_dir": "unused"}})
-    assert later.published["adapter_million"] == pytest.approx(34.865152)  # 1.64 % as published
-    assert later.published["adapter_share"] == pytest.approx(0.0164, abs=5e-5)
-    assert first.published["adapter_share"] == pytest.approx(0.00266, abs=5e-6)  # 0.5 % was published
+    assert later.published["trainable_million"] == pytest.approx(34.865152)  # 1.64 % as published
+    assert later.published["trainable_share"] == pytest.approx(0.0164, abs=5e-5)
+    assert first.published["trainable_share"] == pytest.approx(0.00266, abs=5e-6)  # 0.5 % was published
 
 
 @pytest.mark.parametrize(

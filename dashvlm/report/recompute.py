@@ -53,8 +53,9 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
     """Compute the published numbers of a study again.
 
     Args:
-        study: ``recompute`` in its file says how: ``nexar``, ``bvpi_captions``, ``bvpi_fields``,
-            ``bvpi_objects``, or ``footprint``, which needs no predictions.
+        study: ``recompute`` in its file says how predictions are scored (``nexar``, ``bvpi_captions``,
+            ``bvpi_fields``, ``bvpi_objects``); ``footprints`` says which rows follow from a model's dimensions,
+            and with which words of the command line.
         files: published predictions.
         options: the ``report`` configuration.
 
@@ -75,18 +76,15 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
 
 
 def _made(study: Study, how: str, files: Sequence[Path], options: Mapping[str, Any]) -> list[Recomputed]:
-    if how == "footprint":
-        if files:
-            raise ConfigError(f"study={study.name} has no published predictions", do="leave predictions= out")
-        return [_footprint(row, words, options) for row, words in study.spec["footprints"].items()]
+    counted = [_footprint(row, words, options) for row, words in (study.spec.get("footprints") or {}).items()]
     if not files:
-        return []
+        return counted
     if how == "nexar":
-        return [_nexar(study, path, options) for path in files]
+        return counted + [_nexar(study, path, options) for path in files]
     if how:
         from dashvlm.report.bvpi import build
 
-        return build(how, files, options)
+        return counted + build(how, files, options)
     raise ConfigError(f"study={study.name} has no published predictions", do="leave predictions= out")
 
 
@@ -120,7 +118,7 @@ def _footprint(row: str, words: Sequence[str], options: Mapping[str, Any]) -> Re
     config = compose_train(words)
     size = footprint(config["model"], Path(options["paths"]["cache_dir"]) / "twins", None)
     total, trains = sum(size.parameters.values()), trainable_parameters(size, config["peft"])
-    values = {"parameters_billion": total / 1e9, "adapter_million": trains / 1e6, "adapter_share": trains / total}
+    values = {"parameters_billion": total / 1e9, "trainable_million": trains / 1e6, "trainable_share": trains / total}
     return Recomputed(row, " ".join(words), 0, values)
 
 

@@ -30,8 +30,12 @@ FORMS = {
 }
 AGAIN = ("recomputed", "corrected", "majority")
 """Forms that stand under a published row."""
-KINDS = {"measured": "published", "claimed": "claimed", "expected": "expected"}
-"""Kind of a published number -> its name in the table."""
+KINDS = {
+    "measured": "Published, recomputed, corrected",
+    "claimed": "Claimed without a measurement, recomputed from the model's dimensions",
+    "expected": "Expected, never measured",
+}
+"""Kind of a published number -> title of the table it stands in."""
 Result = dict[str, str]
 
 

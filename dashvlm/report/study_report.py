@@ -21,7 +21,7 @@ from dashvlm.report.studies import (
     write_results,
 )
 from dashvlm.report.study_runs import run_results
-from dashvlm.report.study_tables import grids, latex, markdown, origins, stale
+from dashvlm.report.study_tables import grids, latex, markdown, origins, overview, stale
 from dashvlm.report.tables import print_table
 
 
@@ -67,6 +67,8 @@ def report_study(options: Mapping[str, Any]) -> None:
             print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
         else:
             _show(study, again if files else [], found, options)
+    if len(names) > 1 and not any(options[k] for k in ("workspace", "command", "check", "freeze")):
+        print_table(*overview([load_study(name, root) for name in names]))
     if options["check"]:
         if problems:
             raise DataError(

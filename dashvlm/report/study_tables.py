@@ -27,7 +27,8 @@ WIDEST = 8
 
 def grids(study: Study) -> list[Grid]:
     """The study's tables: title, header, rows. Published numbers stand above what was found."""
-    made = [_published(study)] if read_table(study, "published") else []
+    published = read_table(study, "published")
+    made = [_published(study, kind) for kind in KINDS if any(line["kind"] == kind for line in published)]
     results = read_table(study, "results")
     for form in ("full", "smoke"):
         mine = [r for r in results if r["form"] == form]
@@ -43,29 +44,36 @@ def grids(study: Study) -> list[Grid]:
     return made
 
 
-def _published(study: Study) -> Grid:
+def _published(study: Study, kind: str) -> Grid:
     """One line for what was published of a row, and one for each way in which it was computed again."""
-    published, results = read_table(study, "published"), read_table(study, "results")
-    columns = list(dict.fromkeys(line["column"] for line in published))
-    columns += [m for m in dict.fromkeys(r["metric"] for r in results if r["form"] in AGAIN) if m not in columns]
+    published = [line for line in read_table(study, "published") if line["kind"] == kind]
+    lines: dict[str, dict[str, Result]] = {}
+    for line in published:
+        lines.setdefault(line["row"], {})[line["column"]] = line
+    again: dict[tuple[str, str], dict[str, Result]] = {}
+    for r in read_table(study, "results"):
+        if r["form"] in AGAIN and r["row"] in lines:
+            again.setdefault((r["row"], r["form"]), {})[r["metric"]] = r
+    # A row may have numbers of another kind; what was recomputed of those stands in their table.
+    again = {k: v for k, v in again.items() if k[1] != "recomputed" or set(v) & set(lines[k[0]])}
+    columns = list(dict.fromkeys([line["column"] for line in published] + [m for mine in again.values() for m in mine]))
     body = []
-    for row in dict.fromkeys(line["row"] for line in published):
-        known = {line["column"]: line for line in published if line["row"] == row}
+    for row, known in lines.items():
         about = next(iter(known.values()))
         where = ", ".join(filter(None, (about["split"], about["n"])))
-        body.append([row, KINDS[about["kind"]], *[_printed(known.get(c)) for c in columns], where])
+        body.append([row, kind.replace("measured", "published"), *[_printed(known.get(c)) for c in columns], where])
         for form in AGAIN:
-            mine = {r["metric"]: r for r in results if (r["form"], r["row"]) == (form, row)}
+            mine = again.get((row, form))
             if mine:
                 cells = [_again(known.get(c), mine.get(c)) for c in columns]
                 body.append([row, form, *cells, _verdict(list(known.values()), mine) if form == "recomputed" else ""])
-    title = "Published, recomputed, corrected"
+    title = KINDS[kind]
     if len(columns) > WIDEST:
         header = ["", *[f"{row} {form}" for row, form, *_ in body]]
         names = [*columns, "split, n; verdict"]
         return title, header, [[name, *[line[i + 2] for line in body]] for i, name in enumerate(names)]
-    rows = [["" if i and line[0] == body[i - 1][0] else line[0], *line[1:]] for i, line in enumerate(body)]
-    return title, ["row", "", *columns, "split, n; verdict"], rows
+    shown = [["" if i and line[0] == body[i - 1][0] else line[0], *line[1:]] for i, line in enumerate(body)]
+    return title, ["row", "", *columns, "split, n; verdict"], shown
 
 
 def _verdict(published: Sequence[Result], mine: Mapping[str, Result]) -> str:
@@ -97,6 +105,22 @@ def origins(study: Study) -> list[list[str]]:
     return out
 
 
+def overview(studies: Sequence[Study]) -> Grid:
+    """How many numbers of each study were published, computed again, and reproduced."""
+    body = []
+    for study in studies:
+        published, results = read_table(study, "published"), read_table(study, "results")
+        again = reproduced = 0
+        for row in {line["row"] for line in published}:
+            mine = {r["metric"]: float(r["value"]) for r in results if (r["form"], r["row"]) == ("recomputed", row)}
+            same, others, _ = verdict([line for line in published if line["row"] == row], mine)
+            again, reproduced = again + len(same) + len(others), reproduced + len(same)
+        ours = sum(1 for r in {(r["form"], r["row"]) for r in results} if r[0] == "full")
+        body.append([study.name, str(len(published)), str(again), str(reproduced), str(ours)])
+    body.append(["all", *(str(sum(int(line[i]) for line in body)) for i in range(1, 5))])
+    return "Studies", ["study", "published numbers", "recomputed", "reproduced", "our rows on real data"], body
+
+
 def markdown(study: Study) -> str:
     """The generated page of a study."""
     spec = study.spec
@@ -119,7 +143,7 @@ def markdown(study: Study) -> str:
         )
     full, smoke = (f"python -m dashvlm.train {shlex.join(study.words(form))}" for form in ("full", "smoke"))
     lines = [f"{full}  # needs: data, a GPU", smoke]
-    if study.sources and spec["recompute"] != "footprint":
+    if spec.get("recompute"):
         again = f"python -m dashvlm.report study={study.name} predictions=FILE"
         lines.append(f"{again}  # needs: the published predictions")
     parts.append("## Run it\n\n```bash\n" + "\n".join(lines) + "\n```\n\n" + str(spec.get("cost", "")))
