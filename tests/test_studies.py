@@ -113,7 +113,7 @@ def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
 
 
 def test_what_dimensions_decide_is_counted_again():
-    (first, later) = recompute(load_study("bdd_scene"), [], {"paths": {"cache_dir": "unused"}})
+    (first, later) = recompute(load_study("bdd_scene"), [], {})
     assert later.published["trainable_million"] == pytest.approx(34.865152)  # 1.64 % as published
     assert later.published["trainable_share"] == pytest.approx(0.0164, abs=5e-5)
     assert first.published["trainable_share"] == pytest.approx(0.00266, abs=5e-6)  # 0.5 % was published

@@ -76,7 +76,7 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
 
 
 def _made(study: Study, how: str, files: Sequence[Path], options: Mapping[str, Any]) -> list[Recomputed]:
-    counted = [_footprint(row, words, options) for row, words in (study.spec.get("footprints") or {}).items()]
+    counted = [_footprint(row, words) for row, words in (study.spec.get("footprints") or {}).items()]
     if not files:
         return counted
     if how == "nexar":
@@ -110,13 +110,13 @@ def _row_of(study: Study, values: Mapping[str, float]) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _footprint(row: str, words: Sequence[str], options: Mapping[str, Any]) -> Recomputed:
+def _footprint(row: str, words: Sequence[str]) -> Recomputed:
     """Parameters of a model and of its adapters, counted on its published dimensions."""
     from dashvlm.backbones.footprint import footprint, trainable_parameters
     from dashvlm.cli import compose_train
 
     config = compose_train(words)
-    size = footprint(config["model"], Path(options["paths"]["cache_dir"]) / "twins", None)
+    size = footprint(config["model"], Path(config["paths"]["cache_dir"]) / "twins", None)
     total, trains = sum(size.parameters.values()), trainable_parameters(size, config["peft"])
     values = {"parameters_billion": total / 1e9, "trainable_million": trains / 1e6, "trainable_share": trains / total}
     return Recomputed(row, " ".join(words), 0, values)
