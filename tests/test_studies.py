@@ -1,5 +1,6 @@
 """Studies: every command composes, tables are not stale, smoke forms run, published numbers come back."""
 
+import functools
 import json
 import shlex
 import shutil
@@ -34,13 +35,34 @@ def test_no_table_is_stale(name):
     assert stale(load_study(name), []) == []
 
 
+@functools.cache
+def planned(*words):
+    return make_plan(words).configs
+
+
+def at(config, key):
+    return functools.reduce(lambda node, part: node[part], key.split("."), config)
+
+
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("form", ["full", "smoke"])
-def test_every_command_composes(name, form):
+def test_every_command_composes_and_settings_are_what_their_source_says(name):
+    """A settings table that the runs do not follow is worse than none."""
     study = load_study(name)
-    plan = make_plan([w for w in study.words(form) if w != "-m"])
-    assert plan.configs
-    assert all(c["study"] == f"{name}/{form}" for c in plan.configs)
+    for form in ("full", "smoke"):
+        configs = planned(*(w for w in study.words(form) if w != "-m"))
+        assert configs
+        assert all(c["study"] == f"{name}/{form}" for c in configs)
+    for setting in study.spec["hyperparameters"]:
+        key, wanted, only = setting["key"], setting["value"], setting.get("with", "")
+        if key == "peft":
+            assert study.spec["axes"]["peft"] == wanted.split(", ")
+            continue
+        said = [w for w in study.words("full") if w != "-m" and not (only and w.startswith("experiment="))]
+        found = []
+        for config in planned(*said, *([only] if only else [])):
+            if at(config, key) not in found:
+                found.append(at(config, key))
+        assert found in ([wanted], wanted), f"{name}: {key} is {found}; {setting['says']}"
 
 
 @pytest.mark.slow

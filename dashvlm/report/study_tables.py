@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dashvlm.report.studies import (
     AGAIN,
@@ -137,7 +138,7 @@ def markdown(study: Study) -> str:
     parts.append("## What to know about the published numbers\n\n" + "\n".join(f"* {w}" for w in spec["why"]))
     known = spec.get("hyperparameters") or []
     if known:
-        rows = [[str(h["key"]), str(h["value"]), str(h["says"])] for h in known]
+        rows = [[str(h["key"]), _setting(h["value"]), _said(h)] for h in known]
         parts.append(
             "## Settings and where they come from\n\n" + to_markdown(["key", "value", "source says"], rows).rstrip()
         )
@@ -176,6 +177,15 @@ def _audited(results: Sequence[Result]) -> str:
             lines.append(f"{mine[0]['n']} readers that see no pixels, on the data of our {form} form: {said}.")
     lines.append("On your data: `python -m dashvlm.inspect data=NAME audit=true`.")
     return "\n".join(lines)
+
+
+def _setting(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _said(setting: Mapping[str, Any]) -> str:
+    """Where a setting comes from, and the job that has it where they differ."""
+    return f"{setting['says']} ({setting['with']})" if setting.get("with") else str(setting["says"])
 
 
 def _printed(line: Result | None) -> str:
