@@ -80,12 +80,17 @@ def in_this_process(cache, folder):
     from dashvlm import sweep
     from dashvlm.run import main
 
+    def run_here(job):
+        for logger in _loggers():  # Hydra silences those it finds; a fresh process has none yet
+            logger.disabled = False
+        return main(job)
+
     def call(verb, *words, output=None, check=True, env=None):
         words = [*words, f"paths.output_dir={output or folder}", f"paths.cache_dir={cache}"]
         out, err, code = io.StringIO(), io.StringIO(), 0
         with _as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT):
             os.environ.update(env or {})
-            sweep._in_fresh_process, sys.argv = main, [f"dashvlm.{verb}", *words]
+            sweep._in_fresh_process, sys.argv = run_here, [f"dashvlm.{verb}", *words]
             sweep._SINGLE.clear()
             sweep._MANIFESTS.clear()
             try:
@@ -98,13 +103,17 @@ def in_this_process(cache, folder):
     return call
 
 
+def _loggers():
+    return [known for known in logging.root.manager.loggerDict.values() if isinstance(known, logging.Logger)]
+
+
 @contextlib.contextmanager
 def _as_it_was():
     """Put back what a process may change for itself: words, environment, logging."""
     from dashvlm import sweep
 
     environment, argv, spawn, root = dict(os.environ), sys.argv, sweep._in_fresh_process, logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
+    level, handlers, states = root.level, root.handlers[:], [(x, x.level, x.disabled) for x in _loggers()]
     try:
         yield
     finally:
@@ -115,6 +124,9 @@ def _as_it_was():
             handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
+        for logger, its_level, disabled in states:
+            logger.setLevel(its_level)
+            logger.disabled = disabled
         logging.captureWarnings(False)
         faulthandler.enable(sys.__stderr__)
 
