@@ -242,6 +242,7 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
 
 def summarise(plan: Plan) -> int:
     """Print and write the table and plot of a sweep; return 1 if any job is not done."""
+    from dashvlm.report.comparisons import comparison_notes
     from dashvlm.report.plots import plot_sweep
     from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_markdown
 
@@ -253,10 +254,10 @@ def summarise(plan: Plan) -> int:
     table = collect(folders)
     axes = axes_of(table, plan.axes) or axes_of(table)[:3]
     header, body = sweep_rows(table, axes)
-    notes = notes_of(table)
+    output = plan.folder.parent.parent
+    notes = notes_of(table) + comparison_notes(output, table)
     print()
     print_table(f"sweep {plan.sweep_id}: {len(folders)} runs", header, body, notes)
-    output = plan.folder.parent.parent
     for target in (plan.folder, output):
         table.to_csv(target / "summary.csv", index=False)
         (target / "summary.md").write_text(to_markdown(header, body, notes), encoding="utf-8")
