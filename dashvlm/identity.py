@@ -39,6 +39,8 @@ RUN_FILES = ("config.yaml", "result.json", "predictions.parquet", "metrics/metri
 """Files of a run's folder that every table can be made from."""
 WANDB_FOLDER = "dashvlm"
 """Where a W&B run keeps them among its files."""
+FETCHED = "wandb.txt"
+"""In a run's folder that came from W&B: from where."""
 
 
 def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def in_this_process(cache, folder):
     def run_here(job):
         for logger in _loggers():  # Hydra silences those it finds; a fresh process has none yet
             logger.disabled = False
+        sys.argv = ["dashvlm.run", str(job)]
         return main(job)
 
     def call(verb, *words, output=None, check=True, env=None):

@@ -6,10 +6,15 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import yaml
 
+from dashvlm.errors import DataError
+from dashvlm.identity import run_id
 from dashvlm.report.studies import load_study, study_names
 from dashvlm.report.study_runs import run_results
+from dashvlm.report.wandb_runs import fetch_runs
 
 from .conftest import REAL, ROOT, SMALL, in_this_process
 from .wandb_server import serving
@@ -110,10 +115,16 @@ def offline_records(path):
 
 @pytest.mark.slow
 def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path):
-    dashvlm("train", *SMALL, "trainer.max_steps=2", "logger=wandb", "logger.mode=offline", "study=nexar_frames/smoke")
+    secret = "sk-canary-5f3a"
+    words = [*SMALL, "trainer.max_steps=2", "study=nexar_frames/smoke", f"+logger.api_key={secret}"]
+    dashvlm("train", *words, "logger=wandb", "logger.mode=offline")
     (path,) = (tmp_path / "runs").glob("crash-*/wandb/offline-run-*/run-*.wandb")
     from wandb.proto import wandb_internal_pb2
 
+    for file in path.parent.rglob("*"):
+        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
+    sent = yaml.safe_load((path.parent / "files" / "dashvlm" / "config.yaml").read_text())
+    assert run_id(sent) == path.parent.parent.parent.name  # what is redacted is no part of what a run is
     summary, run, artifacts = {}, None, {}
     for data in offline_records(path):
         record = wandb_internal_pb2.Record()
@@ -154,7 +165,8 @@ def test_a_study_is_built_from_the_runs_of_a_wandb_project(dashvlm, tmp_path, ca
         assert "2 finished runs of ent/proj" in done.stdout
         assert run_results(study, tmp_path / "fetched") == here
         files = [name for name in asked if name.startswith("dashvlm/")]
-        fetch("report", "wandb=ent/proj", env=known)  # what is there is not fetched again; the rest is named
+        everything = fetch("report", "wandb=ent/proj", env=known)  # what is there is not fetched again
+        assert "1 without the files that tables are made from: crash-other" in everything.stdout
         assert [name for name in asked if name.startswith("dashvlm/")] == files
         assert "k" * 40 not in "".join(p.read_text() for p in (tmp_path / "fetched").rglob("*.yaml"))
         wrong = fetch("report", "wandb=ent/nowhere", env=known, check=False)
@@ -167,7 +179,52 @@ def test_a_study_is_built_from_the_runs_of_a_wandb_project(dashvlm, tmp_path, ca
         words = ["study=nexar_frames", "wandb=ent/proj", "check=true"]
         found = in_this_process(cache, tmp_path / "again")("report", *words, env=known, check=False)
         assert "does not follow from its predictions" in found.stderr
-    assert "config.yaml" in {p.name for p in next(iter(sent.values())).glob("dashvlm/*")}
+
+
+@pytest.mark.parametrize(
+    ("run", "config", "said"),
+    [
+        ("../evil", "task: {name: crash}", "cannot be a folder's name"),
+        ("crash-1", "task: {name: /../../evil}", "is no configuration"),
+        ("crash-1", "", "is no configuration"),
+        ("crash-1", "task: {name: crash}\nsweep: {overrides: 5}", "is no configuration"),
+    ],
+)
+def test_what_comes_from_a_server_stays_in_its_folder(tmp_path, monkeypatch, run, config, said):
+    files = tmp_path / "files" / "dashvlm"
+    files.mkdir(parents=True)
+    for name, text in (("config.yaml", config), ("result.json", "{}"), ("predictions.parquet", "")):
+        (files / name).write_text(text)
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    with serving({run: ([], tmp_path / "files")}) as (address, _):
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        with pytest.raises(DataError, match=said):
+            fetch_runs("ent/proj", tmp_path / "runs")
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
+        "config.yaml",
+        "predictions.parquet",
+        "result.json",
+    ]
+
+
+def test_a_picture_has_the_times_of_its_frames(tmp_path):
+    from dashvlm.report.html import _sample
+
+    class Store:
+        def frames(self, path, times):
+            return np.zeros((len(times), 8, 8, 3), np.uint8), times
+
+    row = {
+        "path": "x.mp4",
+        "frame_times_s": [i / 2 for i in range(20)],
+        "clip_id": "x",
+        "target": 1,
+        "score": 0.4,
+        "_right": 0,
+    }
+    times = _sample("run", row, "binary", Store(), True)["times"]
+    assert times[:2] == ["0.00 s", "1.50 s"]
+    assert times[7:] == ["9.50 s", "8 of 20 frames", "pixels off: the model saw grey instead"]
 
 
 @pytest.mark.parametrize("name", study_names())
@@ -182,7 +239,7 @@ def test_a_workspace_is_made_by_code_and_names_the_studys_metrics(name):
     assert all(f"test/{metric}" in text for metric in study.metrics)
     sections = [s["name"] for s in made["spec"]["section"]["panelBankConfig"]["sections"]]
     assert sections[:2] == ["Results on the test split", "What it must beat"]
-    assert f"study:{name}/full" in text
+    assert f"study:{study.owner}/full" in text
 
 
 def test_a_workspace_needs_an_entity(dashvlm):

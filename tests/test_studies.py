@@ -11,10 +11,12 @@ import pytest
 
 from dashvlm.errors import DataError
 from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, shared_rows
+from dashvlm.report.comparisons import _seeds
 from dashvlm.report.nexar import corrected_scores, published_scores, read_responses
 from dashvlm.report.recompute import recompute
-from dashvlm.report.studies import agrees, load_study, read_table, study_names, unexplained
-from dashvlm.report.study_tables import markdown, overview, stale
+from dashvlm.report.studies import agrees, load_study, read_table, result_line, study_names, unexplained, write_results
+from dashvlm.report.study_runs import run_results
+from dashvlm.report.study_tables import latex, markdown, overview, stale
 from dashvlm.sweep import make_plan
 
 from .conftest import REAL, ROOT
@@ -51,7 +53,7 @@ def test_every_command_composes_and_settings_are_what_their_source_says(name):
     for form in ("full", "smoke"):
         configs = planned(*(w for w in study.words(form) if w != "-m"))
         assert configs
-        assert all(c["study"] == f"{name}/{form}" for c in configs)
+        assert all(c["study"] == f"{study.owner}/{form}" for c in configs)
     for setting in study.spec["hyperparameters"]:
         key, wanted, only = setting["key"], setting["value"], setting.get("with", "")
         if key == "peft":
@@ -70,7 +72,8 @@ def test_every_command_composes_and_settings_are_what_their_source_says(name):
 def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, name):
     study = load_study(name)
     dashvlm("train", *study.words("smoke"))
-    shutil.copytree(STUDIES / name, tmp_path / "studies" / name)
+    for needed in {name, study.owner}:
+        shutil.copytree(STUDIES / needed, tmp_path / "studies" / needed)
     where = [f"study={name}", f"studies_dir={tmp_path / 'studies'}"]
     dashvlm("report", *where, "freeze=true")
     rows = [r for r in read_table(load_study(name, tmp_path / "studies"), "results") if r["form"] == "smoke"]
@@ -119,16 +122,70 @@ def test_the_page_on_published_numbers_counts_as_the_studies_do():
     assert f"Of {published} published numbers {again} are recomputed and {reproduced} of these reproduced" in text
 
 
+def numbers(study, row, **changed):
+    """A published row as if it were recomputed from a file, with some numbers changed."""
+    lines = {x["column"]: float(x["value"]) for x in read_table(study, "published") if x["row"] == row}
+    return [
+        result_line("recomputed", row, column, {"value": changed.get(column, value), "low": None, "high": None}, 300,
+                    "some.csv", "")
+        for column, value in lines.items()
+    ]  # fmt: skip
+
+
+def test_a_row_is_frozen_only_from_numbers_that_are_its_own(tmp_path):
+    for name in ("nexar_models", "bvpi_captions", "bvpi_fields", "bdd_scene"):
+        shutil.copytree(STUDIES / name, tmp_path / name)
+    study = load_study("nexar_models", tmp_path)
+    before = (study.folder / "results.csv").read_bytes()
+    for lines, said in [
+        (numbers(study, "Qwen 2", accuracy=0.51), "4 of 5 numbers"),
+        ([{**x, "row": "Qwen 3"} for x in numbers(study, "Qwen 2")], "no published row has these numbers"),
+        ([result_line("recomputed", "Qwen 2", "new", {"value": 1, "low": None, "high": None}, 3, "a", "")], "0 of 0"),
+    ]:
+        with pytest.raises(DataError, match=said):
+            write_results(study, lines)
+        assert (study.folder / "results.csv").read_bytes() == before
+    write_results(study, numbers(study, "Qwen 2"))
+    assert {r["row"] for r in read_table(study, "results")} > {"Qwen 2", "LLaMA 3.2 Base", "smolvlm2"}
+    # A known difference is known by its value: another one is refused, also where the reason is only told.
+    captions = load_study("bvpi_captions", tmp_path)
+    with pytest.raises(DataError, match="2 of 3 numbers"):
+        write_results(captions, numbers(captions, "smolvlm2", CIDEr=0.7))
+    claims = load_study("bdd_scene", tmp_path)
+    with pytest.raises(DataError, match="not trainable_share"):
+        other = {"value": 0.004, "low": None, "high": None}
+        write_results(claims, [result_line("recomputed", "4B, first README", "trainable_share", other, 0, "x", "")])
+
+
+def test_rows_that_were_not_found_now_stay_and_a_number_changed_by_hand_is_seen(tmp_path):
+    shutil.copytree(STUDIES / "nexar_models", tmp_path / "nexar_models")
+    study = load_study("nexar_models", tmp_path)
+    smoke = [r for r in read_table(study, "results") if r["form"] == "smoke" and r["row"] == "smolvlm2"]
+    write_results(study, smoke)
+    assert read_table(study, "results") == read_table(load_study("nexar_models"), "results")
+    path = study.folder / "results.csv"
+    path.write_text(
+        path.read_text().replace("corrected,LLaMA 3.2 Base,accuracy,0.07", "corrected,LLaMA 3.2 Base,accuracy,0.67")
+    )
+    (study.folder / "table.md").write_text(markdown(study))
+    (study.folder / "table.tex").write_text(latex(study))
+    assert stale(study, []) == ["LLaMA 3.2 Base accuracy: its line was changed by hand"]
+
+
 @pytest.mark.skipif(not (REAL / "bvpi").is_dir(), reason="no published predictions here")
 def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
     shutil.copytree(STUDIES / "bvpi_fields", tmp_path / "bvpi_fields")
     before = (tmp_path / "bvpi_fields" / "results.csv").read_bytes()
     folder = REAL / "bvpi" / "published_openflamingo"
     words = ["report", "study=bvpi_fields", f"studies_dir={tmp_path}", "freeze=true"]
-    wrong = dashvlm(*words, f"predictions={folder / 'inference_results_openflamingo_test.json'}", check=False)
-    assert wrong.returncode == 2
-    assert "0 of 6 numbers" in wrong.stderr
-    assert "FLAM_BVPI/flamingo_inference_results.jsonl" in wrong.stderr
+    file = f"predictions={folder / 'inference_results_openflamingo_test.json'}"
+    for said in (words, words[:3]):  # neither frozen nor shown as if they were
+        wrong = dashvlm(*said, file, check=False)
+        assert wrong.returncode == 2
+        assert "0 of 6 numbers" in wrong.stderr
+        assert "FLAM_BVPI/flamingo_inference_results.jsonl" in wrong.stderr
+    own = dashvlm(*words[:3], file, "row=none")
+    assert "row inference_results_openflamingo_test" in own.stdout
     assert (tmp_path / "bvpi_fields" / "results.csv").read_bytes() == before
     dashvlm(*words, f"predictions={folder / 'bvpi_flamingo_inference_results.jsonl'}")
     assert stale(load_study("bvpi_fields", tmp_path), []) == []
@@ -147,7 +204,7 @@ def test_what_dimensions_decide_is_counted_again():
         ("0.0933", "0.00005", [0.09333333, 0.09325], [0.09336, 0.0932]),
         ("0.57", "cut 0.01", [0.57, 0.5714, 0.57999], [0.58, 0.5699]),
         ("4 to 6", "", [4, 5, 6], [3.9, 6.1]),
-        ("< 16", "", [3], [16.1]),
+        ("< 16", "", [3], [16, 16.1]),
     ],
 )
 def test_a_published_number_agrees_with_what_it_was_rounded_from(value, tolerance, inside, outside):
@@ -176,7 +233,9 @@ def test_the_published_nexar_row_comes_back_exactly(dashvlm, tmp_path):
     assert {k: round(v, 6) for k, v in values.items()} == {
         "accuracy": 0.546667, "precision": 1.0, "recall": 0.093333, "f1": 0.170732, "roc_auc": 0.5
     }  # fmt: skip
-    fair = corrected_scores(found)
+    fair, constant, counts = corrected_scores(found)
+    assert constant["accuracy_of_parsed"].value == 0.75  # always Yes is right more often than the model
+    assert counts == {"precision": 14, "recall": 150, "accuracy_of_parsed": 32}
     assert round(fair["parse_rate"].value * 300) == 32
     assert round(fair["accuracy_of_parsed"].value, 3) == 0.688
     from sklearn.metrics import precision_recall_fscore_support
@@ -243,6 +302,31 @@ def test_the_best_of_noise_is_called_chance():
     assert optimism == pytest.approx(0.0, abs=1e-9)
 
 
+def test_ties_are_shared_and_seeds_are_grouped_by_what_they_are_of():
+    target = [0, 1] * 20
+    runs = {n: table([0.2, 0.8] * 20, target) for n in ("a", "b")}
+    assert best_of(runs, "binary")[2] == pytest.approx(0.5)
+    rows = [
+        {"run_id": f"{model}{seed}", "status": "done", "evaluation": "binary", "seed": seed, "model.name": model,
+         f"model.{model}_key": "x", "roc_auc": 0.5 + seed / 10}
+        for model in ("one", "two")
+        for seed in (1, 2, 3)
+    ]  # fmt: skip
+    notes = _seeds(pd.DataFrame(rows), "roc_auc")  # the two models have keys that the other one lacks
+    assert len(notes) == 2
+    assert notes[0].startswith("seeds 1, 2, 3 of name one: roc_auc 0.700 [")
+    assert "0.600 to 0.800" in notes[0]
+
+
+def test_runs_that_are_no_seeds_are_not_averaged(dashvlm, tmp_path):
+    study = load_study("nexar_grpo")
+    words = study.words("smoke")
+    dashvlm("train", *words)
+    dashvlm("train", *words, "optim.lr=1e-3")
+    with pytest.raises(DataError, match="differ in optim.lr"):
+        run_results(study, tmp_path / "runs")
+
+
 def test_common_support_and_seeds():
     long, short = table([0.1, 0.9, 0.2, 0.8], [0, 1, 0, 1]), table([0.9, 0.1, 0.2, 0.8], [0, 1, 0, 1])
     long["num_padded"] = [1, 1, 0, 0]
@@ -261,8 +345,8 @@ def test_runs_are_compared_in_one_command(dashvlm, tmp_path):
     done = dashvlm("report", f"compare=[{runs[0]},{runs[1]}]")
     assert "McNemar" in done.stdout
     done = dashvlm("report")
-    assert "best of 2 by roc_auc" in done.stdout
-    assert "2 seeds of" in done.stdout
+    assert "best of 2 runs by roc_auc" in done.stdout or "all 2 runs have the same roc_auc" in done.stdout
+    assert "seeds 1, 2 of" in done.stdout
     assert r"\toprule" in (tmp_path / "runs" / "report.tex").read_text()
     wrong = dashvlm("report", f"compare=[{runs[0]}]", check=False)
     assert wrong.returncode == 2

@@ -51,7 +51,7 @@ def test_a_sweep_trains_once_then_skips(fresh_dashvlm, tmp_path):
         ):
             assert (folder / name).exists(), name
     assert "feasibility" in first.stdout
-    assert "best of 3 by roc_auc" in first.stdout
+    assert "3 runs" in first.stdout.split("written:")[0].split("sweep ")[-1]
     assert first.stdout.count("sweep ") == 1
     table = pd.read_csv(runs / "summary.csv")
     assert sorted(table["data.num_frames"]) == [1, 2, 3]

@@ -112,8 +112,8 @@ def best_of(tables: Mapping[str, pd.DataFrame], kind: str, seed: int = 0) -> tup
     """The best of several runs, and how much of it is the choice itself.
 
     Returns:
-        Its name, its value, the share of resamples in which it is best, and by how much the best value is
-        too high on average because it was chosen on the data that it is reported on (the bootstrap's
+        Its name, its value, the share of resamples in which it is best (ties are shared), and by how much the best
+        value is too high on average because it was chosen on the data that it is reported on (the bootstrap's
         estimate: the winner's value in a resample minus its value on all data).
     """
     names = list(tables)
@@ -122,9 +122,10 @@ def best_of(tables: Mapping[str, pd.DataFrame], kind: str, seed: int = 0) -> tup
     ones = np.ones((1, len(rows[0])))
     values = np.array([float(primary_values(t, kind, ones)[0]) for t in rows])
     drawn = np.nan_to_num(np.stack([primary_values(t, kind, weights) for t in rows]), nan=-np.inf)
-    best, winners = int(values.argmax()), drawn.argmax(0)
+    best, winners, tied = int(values.argmax()), drawn.argmax(0), drawn == drawn.max(0)
     optimism = float(np.mean(drawn.max(0) - values[winners]))
-    return names[best], estimate(float(values[best]), drawn[best]), float((winners == best).mean()), optimism
+    share = float((tied[best] / tied.sum(0)).mean())
+    return names[best], estimate(float(values[best]), drawn[best]), share, optimism
 
 
 def over_seeds(values: Sequence[float]) -> Estimate:

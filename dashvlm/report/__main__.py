@@ -21,22 +21,48 @@ def report(cfg: DictConfig) -> None:
 
     options: Any = OmegaConf.to_container(cfg, resolve=True)
     study = options["study"] or options["table"]
+    _check(options, study)
     if options["wandb"]:
         _fetch(options, study)
     if study:
         report_study({**options, "study": study})
     elif options["compare"]:
-        report_comparison([Path(str(f)) for f in options["compare"]], Path(options["paths"]["output_dir"]))
+        wanted = options["compare"] if isinstance(options["compare"], list) else [options["compare"]]
+        report_comparison([Path(str(f)) for f in wanted], Path(options["paths"]["output_dir"]))
     else:
         report_runs(options)
+
+
+def _check(options: dict[str, Any], study: str | None) -> None:
+    """Refuse keys that would do nothing.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    from dashvlm.config import refuse
+
+    alone = [k for k in ("predictions", "command", "freeze", "check", "workspace") if options[k] and not study]
+    wrong = [f"{k}={options[k]} does nothing without study=NAME" for k in alone]
+    wrong += [f"{k}={options[k]} is neither true nor false" for k in ("freeze", "check", "html", "spice")
+              if not isinstance(options[k], bool)]  # fmt: skip
+    if options["freeze"] and options["check"]:
+        wrong.append("freeze=true writes what check=true compares: ask for one of them")
+    if options["command"] and options["command"] not in ("full", "smoke"):
+        wrong.append(f"command={options['command']} is neither full nor smoke")
+    refuse(wrong)
 
 
 def _fetch(options: dict[str, Any], study: str | None) -> None:
     from dashvlm.report.wandb_runs import fetch_runs
 
     output = Path(options["paths"]["output_dir"])
-    there, lacking = fetch_runs(str(options["wandb"]), output, study if study != "all" else None)
+    from dashvlm.report.studies import load_study
+
+    owner = load_study(study).owner if study and study != "all" else None
+    there, lacking = fetch_runs(str(options["wandb"]), output, owner)
     print(f"{len(there)} finished runs of {options['wandb']} are in {output}")
+    if owner and not there:
+        print(f"  ! none of its finished runs has the tag of the study {owner} (study:{owner}/full or /smoke)")
     if lacking:
         print(f"  ! {len(lacking)} without the files that tables are made from: {', '.join(lacking[:5])}")
 
@@ -46,7 +72,7 @@ def report_runs(options: dict[str, Any]) -> None:
     from dashvlm.errors import DataError
     from dashvlm.report.collect import axes_of, collect, ordered
     from dashvlm.report.comparisons import comparison_notes
-    from dashvlm.report.html import write_html
+    from dashvlm.report.html import sweep_picture, write_html
     from dashvlm.report.plots import plot_sweep
     from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_latex, to_markdown
 
@@ -72,7 +98,7 @@ def report_runs(options: dict[str, Any]) -> None:
         print_table(title, header, body, notes)
         parts.append(f"### {title}\n\n{to_markdown(header, body, notes)}")
         latex.append(to_latex(title, header, body))
-        made = plot_sweep(shown, axes, output / f"report-{task}.png")
+        made = plot_sweep(shown, axes, output / sweep_picture(task))
         pictures += [made.name] if made else []
     (output / "report.md").write_text("\n".join(parts), encoding="utf-8")
     (output / "report.tex").write_text("\n".join(latex), encoding="utf-8")
@@ -94,11 +120,11 @@ def report_comparison(folders: list[Path], output: Path) -> None:
 
     results = [read_result(f) for f in folders]
     kinds = {r.get("evaluation", "binary") for r in results}
-    if len(folders) < 2 or any(r["status"] != "done" for r in results) or len(kinds) > 1:
+    if len(set(folders)) < max(2, len(folders)) or any(r["status"] != "done" for r in results) or len(kinds) > 1:
         raise ConfigError(
             "compare needs two or more finished runs of one kind of task",
             got=", ".join(f"{f.name} {r['status']}" for f, r in zip(folders, results, strict=True)) or "nothing",
-            do="compare='[runs/A,runs/B]'",
+            do="compare='[runs/A,runs/B]', each once",
         )
     kind = kinds.pop()
     tables = [pd.read_parquet(f / "predictions.parquet") for f in folders]

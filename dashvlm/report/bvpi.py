@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from dashvlm.data.formats.bvpi import block_of
 from dashvlm.data.formats.bvpi_build import joined, read_annotations
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.metrics.captions import caption_scores
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
-from dashvlm.metrics.navigation import DEFINITIONS, Scope, contradicts_itself, field_rows, mentions
+from dashvlm.metrics.captions import CaptionScores, caption_scores
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, group_weights, mean_estimate
+from dashvlm.metrics.navigation import DEFINITIONS, Counts, Scope, contradicts_itself, field_rows, mentions
 from dashvlm.report.predictions import Predictions, find_csvs, read_predictions
 from dashvlm.report.recompute import Recomputed, Table
 from dashvlm.tasks.navigation_text import OBJECTS, Truth
@@ -74,17 +74,22 @@ def _captions(found: Predictions, options: Mapping[str, Any], weights: Weights) 
     notes += [f"{metric} is unavailable: {missing[metric]}" for metric in missing if metric not in values]
     if scores.tokenizer == "plain":
         notes.append("without Java the tokeniser is a close copy of the metrics' own: digits may differ")
-    each = {m: mean_estimate(np.asarray(v), weights[:, kept]) for m, v in scores.each.items() if m in values}
-    # METEOR's published value is the aggregate of the set, not a mean of pictures: no interval by resampling means.
-    corrected = {m: e for m, e in each.items() if abs(e.value - values[m]) < 1e-6}
+    mine = _with_intervals(scores, weights[:, kept])
+    corrected = {m: e for m, e in mine.items() if np.isfinite(e.low)}
     usual, count = _usual_caption(found, options)
-    majority = {}
+    constant: dict[str, Estimate] = {}
     if usual:
-        constant = caption_scores(targets, [usual] * len(targets))
-        majority = {m: mean_estimate(np.asarray(v), weights[:, kept]) for m, v in constant.each.items()}
-        majority |= {m: _point(v) for m, v in constant.values.items() if m not in majority or m == "METEOR"}
-        notes.append(f"majority: the training caption that occurs most often ({count} times) for every picture")
-    return {"published": values, "corrected": corrected, "majority": majority, "notes": notes}
+        same = caption_scores(targets, [usual] * len(targets), "none", bool(options.get("spice")))
+        constant = _with_intervals(same, weights[:, kept])
+        notes.append(f"constant: the training caption that occurs most often ({count} times) for every picture")
+    return {"published": values, "corrected": corrected, "constant": constant, "notes": notes}
+
+
+def _with_intervals(scores: CaptionScores, weights: Weights) -> dict[str, Estimate]:
+    """Every metric; with an interval where the set's value is the mean over pictures (METEOR's and BLEU's are not)."""
+    found = {m: Estimate(v, np.nan, np.nan) for m, v in scores.values.items()}
+    each = {m: mean_estimate(np.asarray(v), weights) for m, v in scores.each.items()}
+    return found | {m: e for m, e in each.items() if abs(e.value - found[m].value) < 1e-6}
 
 
 def _usual_caption(found: Predictions, options: Mapping[str, Any]) -> tuple[str, int]:
@@ -118,7 +123,11 @@ def _truths(found: Predictions, options: Mapping[str, Any]) -> list[Truth]:
         )
     _, annotations = find_csvs(found.path, options)
     if annotations is None:
-        raise DataError(f"no annotation CSV for {found.path}", do="name it with annotations=FILE")
+        raise DataError(
+            f"no annotation CSV for {found.path}",
+            got="none in its folder or the two above it",
+            do="name it with annotations=FILE",
+        )
     known, _ = read_annotations(annotations)
     missing = [i for i in found.images if i not in known]
     if missing:
@@ -132,20 +141,33 @@ def _fields(found: Predictions, options: Mapping[str, Any], weights: Weights) ->
     n, body, notes = len(found.texts), [], []
     values: dict[str, float] = {}
     corrected: dict[str, Estimate] = {}
-    majority: dict[str, Estimate] = {}
+    constant: dict[str, Estimate] = {}
+    counts: dict[str, int] = {}
     for name, row in rows.items():
         right, usual = row["right"].astype(np.float64), row["majority_right"].astype(np.float64)
         column, count = f"accuracy_{name}", int(row["right"].sum())
-        corrected[column], majority[column] = mean_estimate(right, weights), mean_estimate(usual, weights)
+        corrected[column], constant[column] = mean_estimate(right, weights), mean_estimate(usual, weights)
         body.append([name, f"{int(row['present'].sum())}/{n}", f"{count}/{n} = {count / n:.3f}",
                      f"{row['majority']} {int(usual.sum())}/{n} = {usual.mean():.3f}"])  # fmt: skip
         if name == "road_vs_sidewalk_derived":  # not in the published table
             continue
         values |= {f"presence_{name}": float(row["present"].mean()), column: float(right.mean())}
-        known = np.array([t[name] != "unknown" for t in truths])
-        corrected[f"{column}_known"] = mean_estimate(right[known], weights[:, known])
         if count <= usual.sum():
             notes.append(f"{name}: {count / n:.3f} is not above always saying {row['majority']!r} ({usual.mean():.3f})")
+        known = np.array([t[name] != "unknown" for t in truths])
+        if not known.any():
+            continue
+        word = Counter(t[name] for t in truths if t[name] != "unknown").most_common(1)[0][0]
+        same = np.array([float(t[name] == word) for t in truths])
+        column += "_known"
+        counts[column] = int(known.sum())
+        corrected[column] = mean_estimate(right[known], weights[:, known])
+        constant[column] = mean_estimate(same[known], weights[:, known])
+        if corrected[column].value <= constant[column].value:
+            notes.append(
+                f"{name}, the {counts[column]} pictures where it is known: {corrected[column].value:.3f} is not above "
+                f"always saying {word!r} ({constant[column].value:.3f})"
+            )
     against = sum(contradicts_itself(t) for t in found.texts)
     notes.append(f"the written relation contradicts the text's own positions in {against} of {n} texts")
     if all(row["present"].all() for row in rows.values()):
@@ -153,7 +175,9 @@ def _fields(found: Predictions, options: Mapping[str, Any], weights: Weights) ->
             "every text has every field: presence measures nothing where a prefix was forced or a header added"
         )
     table = (f"mandatory fields of {found.path.name}", ["field", "present", "right", "majority word"], body)
-    return {"published": values, "corrected": corrected, "majority": majority, "notes": notes, "details": [table]}
+    counted = {"corrected": counts, "constant": counts}
+    return {"published": values, "corrected": corrected, "constant": constant, "counts": counted, "notes": notes,
+            "details": [table]}  # fmt: skip
 
 
 def _objects(found: Predictions, options: Mapping[str, Any], weights: Weights) -> Parts:
@@ -161,7 +185,8 @@ def _objects(found: Predictions, options: Mapping[str, Any], weights: Weights) -
     theirs: Scope = "published_nearby" if (found.row or "").startswith("smolvlm2") else "published"
     values: dict[str, float] = {}
     corrected: dict[str, Estimate] = {}
-    majority: dict[str, Estimate] = {}
+    constant: dict[str, Estimate] = {}
+    counts: dict[str, int] = {}
     made: list[Table] = []
     scopes: tuple[Scope, ...] = (theirs, "nearby", "full_text")
     for scope in scopes:
@@ -169,24 +194,23 @@ def _objects(found: Predictions, options: Mapping[str, Any], weights: Weights) -
         for name in OBJECTS:
             there = np.array([bool(n.get(name)) for n in near])
             said = np.array([mentions(t, name, scope) for t in found.texts])
-            hit = (there & said).astype(np.float64)
-            recall, precision = mean_estimate(hit[there], weights[:, there]), mean_estimate(hit[said], weights[:, said])
-            tp, fn, fp = int(hit.sum()), int((there & ~said).sum()), int((said & ~there).sum())
-            body.append([name, str(tp + fn), f"{tp} / {fn} / {fp}", f"{recall.value:.3f}", f"{precision.value:.3f}"])
-            if scope == theirs:  # 0 where nothing is there or said, as published
-                values |= {f"recall_{name}": recall.value if there.any() else 0.0}
-                values |= {f"precision_{name}": precision.value if said.any() else 0.0}
+            c = Counts(int((there & said).sum()), int((there & ~said).sum()), int((said & ~there).sum()))
+            body.append([name, str(c.tp + c.fn), f"{c.tp} / {c.fn} / {c.fp}", f"{c.recall:.3f}", f"{c.precision:.3f}"])
+            if scope == theirs:
+                values |= {f"recall_{name}": c.recall, f"precision_{name}": c.precision}
             elif scope == "nearby":
-                corrected |= {f"recall_{name}": recall, f"precision_{name}": precision}
-                majority[f"precision_{name}"] = mean_estimate(there.astype(np.float64), weights)
+                hit = (there & said).astype(np.float64)
+                for column, among in ((f"recall_{name}", there), (f"precision_{name}", said)):
+                    corrected[column], counts[column] = mean_estimate(hit[among], weights[:, among]), int(among.sum())
+                constant[f"recall_{name}"] = Estimate(1.0, np.nan, np.nan)
+                constant[f"precision_{name}"] = mean_estimate(there.astype(np.float64), weights)
         header = ["object", "there", "tp / fn / fp", "recall", "precision"]
         made.append((f"nearby objects of {found.path.name}, {scope}: {DEFINITIONS[scope]}", header, body))
     notes = [
         "truth: the object is annotated on the way; several of a kind count once; sides are not compared",
-        "majority: the precision of naming the object for every picture",
+        "constant: naming the object for every picture",
     ]
-    return {"published": values, "corrected": corrected, "majority": majority, "notes": notes, "details": made}
-
-
-def _point(value: float) -> Estimate:
-    return estimate(value, np.full(1, np.nan))
+    seen = {column: n for column, n in counts.items() if column.startswith("recall_")}
+    counted = {"corrected": counts, "constant": seen}
+    return {"published": values, "corrected": corrected, "constant": constant, "counts": counted, "notes": notes,
+            "details": made}  # fmt: skip

@@ -9,6 +9,7 @@ import pandas as pd
 
 from dashvlm.metrics.compare import best_of, over_seeds, primary_values, shared_rows
 from dashvlm.metrics.evaluate import PRIMARY
+from dashvlm.report.collect import axes_of, label_of
 
 
 def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
@@ -38,10 +39,17 @@ def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
         return []
     name, value, share, optimism = best_of(tables, kind)
     metric = PRIMARY[kind]
-    notes = [
-        f"best of {len(tables)} by {metric}: {name} {value}; it is best in {share:.0%} of resamples, and the best of "
-        f"{len(tables)} is too high by about {optimism:.3f} because it was chosen on these clips"
-    ]
+    top = done[metric].max() if metric in done else value.value
+    equal = int((done[metric] >= top - 1e-12).sum()) if metric in done else 1
+    if equal == len(done):
+        notes = [f"all {len(done)} runs have the same {metric}: none is best"]
+    else:
+        ties = f" (tied with {equal - 1})" if equal > 1 else ""
+        notes = [
+            f"best of {len(tables)} runs by {metric}, seeds counted as runs: {name} {value.value:.3f}{ties}; it is "
+            f"best in {share:.0%} of resamples, and the best of {len(tables)} is too high by about {optimism:.3f} "
+            "because it was chosen on these clips"
+        ]
     return notes + _common_support(tables, kind) + _seeds(done, metric)
 
 
@@ -65,8 +73,21 @@ def _seeds(done: pd.DataFrame, metric: str) -> list[str]:
     other = [c for c in done if c.split(".")[0] in ("model", "task", "data", "objective", "peft", "optim", "trainer")]
     other += [c for c in ("start_from",) if c in done]
     notes = []
-    for _, mine in done.groupby(done[other].astype(str).agg("|".join, axis=1)):
-        if mine["seed"].nunique() > 1:
-            first = mine["run_id"].iloc[0]
-            notes.append(f"{len(mine)} seeds of {first}: {metric} {over_seeds(mine[metric].tolist())} (t-interval)")
+    axes = [a for a in axes_of(done) if a != "seed"]
+    alike = done[other].map(str).agg("|".join, axis=1) if other else pd.Series("", index=done.index)
+    for _, mine in done.groupby(alike):
+        if mine["seed"].nunique() < 2:
+            continue
+        values = mine[metric].tolist()
+        # Two values give an interval of twelve times their distance, or of none: it says nothing.
+        spread = (
+            f"{over_seeds(values)} (t-interval)"
+            if len(values) > 2 and len(set(values)) > 1
+            else f"{np.mean(values):.3f}"
+        )
+        what = label_of(mine.iloc[0], axes) if axes else "this configuration"
+        notes.append(
+            f"seeds {', '.join(map(str, sorted(mine['seed'])))} of {what}: {metric} {spread}, from {min(values):.3f} "
+            f"to {max(values):.3f}: the spread between seeds, not between clips"
+        )
     return notes

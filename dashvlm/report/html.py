@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import yaml
 
 from dashvlm.data.frames import FrameStore
 from dashvlm.errors import DataError
+from dashvlm.identity import FETCHED
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.compare import row_scores
 from dashvlm.report.collect import axes_of, label_of, ordered, read_result
@@ -28,6 +31,13 @@ from dashvlm.report.tables import COSTS, SHOWN, cell, cost
 
 SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""
+MOST = 8
+"""Frames of a sample that it shows."""
+
+
+def sweep_picture(task: Any) -> str:
+    """File name of a task's sweep plot; a configuration may come from elsewhere."""
+    return f"report-{re.sub(r'[^A-Za-z0-9_-]', '_', str(task))}.png"
 
 
 def write_html(
@@ -49,13 +59,13 @@ def write_html(
         axes = axes_of(shown)[:4]
         shown = ordered(shown, axes)
         by_name = {f.name: f for f in done}
-        labels = {str(row["run_id"]): label_of(row, axes) for _, row in shown.iterrows()}
+        labels = _labels(shown, axes)
         runs = [by_name[name] for name in labels if name in by_name]
         kind = next(iter(shown["evaluation"].dropna()), "binary") if "evaluation" in shown else "binary"
         sections.append(
             {
                 "task": str(task), "rows": _rows(shown, axes, kind), "header": _header(shown, axes, kind),
-                "pictures": _pictures(path.parent / f"report-{task}.png", runs, kind, labels),
+                "pictures": _pictures(path.parent / sweep_picture(task), runs, kind, labels),
                 "samples": [sample | {"label": labels[run.name]} for run in runs for sample in gallery(run, cache)],
                 "runs": [(r.name, labels[r.name]) for r in runs], "notes": list(notes.get(str(task), ())),
             }
@@ -83,6 +93,13 @@ def _rows(shown: pd.DataFrame, axes: Sequence[str], kind: str) -> list[list[dict
         cells += [{"text": cost(row.get(c)), "key": _key(row.get(c))} for c in _paid(shown, kind)]
         rows.append([*cells, {"text": str(row["status"]), "key": str(row["status"])}])
     return rows
+
+
+def _labels(shown: pd.DataFrame, axes: Sequence[str]) -> dict[str, str]:
+    """Run -> what distinguishes it; where that does not, with the end of its name."""
+    labels = {str(row["run_id"]): label_of(row, axes) for _, row in shown.iterrows()}
+    often = Counter(labels.values())
+    return {run: f"{label} ({run[-8:]})" if often[label] > 1 else label for run, label in labels.items()}
 
 
 def _paid(shown: pd.DataFrame, kind: str) -> list[str]:
@@ -119,8 +136,9 @@ def _overlay(runs: Sequence[Path], labels: Mapping[str, str]) -> str:
             if rows["target"].nunique() < 2:
                 continue
             target, score = rows["target"].to_numpy(float), rows["score"].to_numpy(float)
-            roc.plot(*F.roc_curve(target, score), lw=1.2, label=labels[run.name])
-            pr.plot(*F.pr_curve(target, score), lw=1.2)
+            roc.plot(*F.roc_curve(target, score), lw=1.2, alpha=0.8, label=labels[run.name])
+            pr.plot(*F.pr_curve(target, score), lw=1.2, drawstyle="steps-post")
+            pr.axhline(target.mean(), ls=":", color="grey", lw=1)
             # As many samples a point: bins of equal width may hold one sample and jump to 0 or 1.
             parts = np.array_split(np.argsort(score, kind="stable"), min(8, max(len(score) // 10, 1)))
             said, was = [score[p].mean() for p in parts], [target[p].mean() for p in parts]
@@ -153,6 +171,8 @@ def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     data = config["data"]
     size = data["frame_size"]
     store = FrameStore(cache / "frames", data["reader"], tuple(size) if size else None, float(data["store_gb"]))
+    if (run / FETCHED).is_file():  # its paths were written by somebody else: nothing of this machine is opened
+        picked = picked.assign(path=None)
     blank = data["pixels"] == "off"
     return [_sample(run.name, row, kind, store, blank) for _, row in picked.iterrows()]
 
@@ -160,14 +180,17 @@ def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
 def _sample(run: str, row: Any, kind: str, store: FrameStore, blank: bool) -> dict[str, Any]:
     try:
         frames, times = store.frames(Path(row["path"]), row["frame_times_s"])
-        strip, ages = _strip(frames), [f"{t:.2f} s" for t in times]
+        pick = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MOST)).round().astype(int))
+        strip, ages = _strip(frames[pick]), [f"{times[i]:.2f} s" for i in pick]
+        if len(pick) < len(frames):
+            ages.append(f"{len(pick)} of {len(frames)} frames")
         if blank:
             ages.append("pixels off: the model saw grey instead")
     except (DataError, TypeError, OSError):
         strip, ages = "", []
     shown = row.get("score") if kind == "binary" else row["_right"]
     return {
-        "run": run, "clip": row["clip_id"], "kind": _error_kind(row, kind), "strip": strip, "times": ages[:9],
+        "run": run, "clip": row["clip_id"], "kind": _error_kind(row, kind), "strip": strip, "times": ages,
         "target": str(row["target"]), "answer": str(row.get("answer")),
         "score": "–" if shown is None or pd.isna(shown) else f"{shown:.3f}",
         "text": str(row.get("text") or "–"), "prompt": str(row.get("prompt") or "–"),
@@ -185,14 +208,13 @@ def _error_kind(row: Any, kind: str) -> str:
     return "unparsed" if row.get("status") in ("unparsed", "refused") and kind != "choice" else "wrong"
 
 
-def _strip(frames: Any, height: int = 72, most: int = 8) -> str:
-    """Up to eight frames side by side as a JPEG."""
-    pick = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), most)).round().astype(int))
+def _strip(frames: Any, height: int = 72) -> str:
+    """Frames side by side as a JPEG."""
     tall, wide = frames.shape[1:3]
     width = max(int(wide * height / tall), 1)
-    strip = Image.new("RGB", ((width + 2) * len(pick), height), "white")
-    for place, number in enumerate(pick):
-        strip.paste(Image.fromarray(frames[number]).resize((width, height)), (place * (width + 2), 0))
+    strip = Image.new("RGB", ((width + 2) * len(frames), height), "white")
+    for place, frame in enumerate(frames):
+        strip.paste(Image.fromarray(frame).resize((width, height)), (place * (width + 2), 0))
     buffer = io.BytesIO()
     strip.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()

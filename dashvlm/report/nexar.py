@@ -57,11 +57,14 @@ def read_responses(path: Path) -> Responses:
     try:
         table = pd.read_csv(path)
     except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is no CSV in UTF-8", got=str(error).splitlines()[0]) from error
+        raise DataError(
+            f"{path} is no CSV in UTF-8", got=str(error).splitlines()[0],
+            do="a CSV of id,target,response is wanted; for a teacher's labels use inspect labels=FILE",
+        ) from error  # fmt: skip
     lacking = {"id", "target", "response"} - set(table)
     if lacking:
         raise DataError(f"{path}: columns are missing: {', '.join(sorted(lacking))}", got=", ".join(map(str, table)))
-    digits = table["target"].astype(str).str.extract(r"([01])(?:\.0*)?", expand=False)
+    digits = table["target"].astype(str).str.extract(r"^(?:tensor\()?([01])(?:\.0*)?(?:,.*)?\)?$", expand=False)
     bad = digits.isna() | table["id"].duplicated()
     notes = (
         [f"{int(bad.sum())} rows without a target of 0 or 1, or with an id seen before, are left out"]
@@ -89,27 +92,38 @@ def published_scores(found: Responses) -> dict[str, float]:
     return out | {"roc_auc": float(F.roc_auc(truth, score, ones))}
 
 
-def corrected_scores(found: Responses) -> dict[str, Estimate]:
-    """What the model wrote, parsed strictly; a text without an answer is wrong, not a no. No score, so no AUC."""
-    weights = _weights(len(found.target))
+def corrected_scores(found: Responses) -> tuple[dict[str, Estimate], dict[str, Estimate], dict[str, int]]:
+    """What the model wrote, parsed strictly; a text without an answer is wrong, not a no. No score, so no AUC.
+
+    Returns:
+        The numbers, what one answer for every clip would reach (always the commoner one), and how many clips a
+        number rests on where these are not all.
+    """
     read = [parse_yes_no(text)[0] for text in found.written]
-    parsed = np.array([r is not None for r in read])
-    right = np.array([r == y for r, y in zip(read, found.target.tolist(), strict=True)], dtype=np.float64)
-    out = {"parse_rate": mean_estimate(parsed.astype(np.float64), weights), "accuracy": mean_estimate(right, weights)}
-    if parsed.any():
-        out["accuracy_of_parsed"] = mean_estimate(right[parsed], _weights(int(parsed.sum())))
-    return out
+    parsed, yes = np.array([r is not None for r in read]), np.array([r == 1 for r in read])
+    right = np.array([r == y for r, y in zip(read, found.target.tolist(), strict=True)])
+    positive = found.target == 1
+    asked = {  # number -> which answers it is a mean of, over which clips
+        "accuracy": (right, np.ones_like(parsed)),
+        "precision": (right, yes),
+        "recall": (right & yes, positive),
+        "parse_rate": (parsed, np.ones_like(parsed)),
+        "accuracy_of_parsed": (right, parsed),
+    }
+    counts = {name: int(among.sum()) for name, (_, among) in asked.items()}
+    values = {name: _mean(of[among]) for name, (of, among) in asked.items() if counts[name]}
+    constant = {}
+    for name in ("accuracy", "accuracy_of_parsed"):
+        among = found.target[asked[name][1]]
+        if len(among):
+            constant[name] = _mean(among == int(among.mean() > 0.5))
+    return values, constant, {name: n for name, n in counts.items() if n < len(read)}
 
 
-def majority_scores(found: Responses) -> dict[str, Estimate]:
-    """Accuracy of always giving the commoner answer."""
-    right = (found.target == int(found.target.mean() > 0.5)).astype(np.float64)
-    return {"accuracy": mean_estimate(right, _weights(len(right)))}
-
-
-def _weights(n: int) -> Any:
-    """A video a row, so a row is its own group."""
-    return group_weights([str(i) for i in range(n)], RESAMPLES, 0)
+def _mean(values: Any) -> Estimate:
+    """A mean with its interval; a video a row, so a row is its own group."""
+    groups = [str(i) for i in range(len(values))]
+    return mean_estimate(np.asarray(values, dtype=np.float64), group_weights(groups, RESAMPLES, 0))
 
 
 def reasons(found: Responses) -> list[str]:

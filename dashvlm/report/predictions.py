@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dashvlm.data.formats.bvpi_build import SPLITS, csv_files, joined
-from dashvlm.errors import DataError
+from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.captions import clean, rule_for
 
 TEXT_KEYS = ("prediction", "response", "text", "output", "generated_text")
@@ -61,15 +61,18 @@ def read_predictions(path: Path, options: Mapping[str, Any]) -> Predictions:
         notes.append(f"{len(items) - len(seen)} pictures occur twice; the first row counts")
     raw = {name: str(item.get(key) or "") for name, item in seen.items()}
     rule = str(options.get("clean") or "auto")
+    if rule not in ("auto", "none", "chat", "openflamingo"):
+        raise ConfigError(f"clean={rule} is no cleaning rule", do="use one of auto, none, chat, openflamingo")
     rule = rule_for(list(raw.values())) if rule == "auto" else rule
     texts = {name: clean(t, rule) for name, t in raw.items()}  # type: ignore[arg-type]
     changed = sum(texts[n] != raw[n] for n in raw)
     notes.append(f"text from {key!r}, cleaning rule {rule!r} changed {changed} of {len(raw)} rows")
     ours = path.suffix == ".parquet"
     split, images = ("run's own", list(seen)) if ours else _split_of(path, seen, image, options, notes)
-    row = str(options.get("row") or "auto")
+    named = str(options.get("row") or "auto")
+    row = {"auto": None if ours else _row_of(path), "none": None}.get(named, named)
     return Predictions(
-        path, (None if ours else _row_of(path)) if row == "auto" else row, images, [texts.get(i, "") for i in images],
+        path, row, images, [texts.get(i, "") for i in images],
         [str(seen[i][target]) if target and i in seen and seen[i].get(target) is not None else None for i in images],
         split, notes,
     )  # fmt: skip

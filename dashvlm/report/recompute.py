@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from dashvlm.errors import ConfigError
 from dashvlm.metrics.intervals import Estimate
-from dashvlm.report.studies import Result, Study, agrees, read_table, result_line, verdict
+from dashvlm.report.studies import Result, Study, agrees, bounds, read_table, result_line, verdict
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -25,7 +26,8 @@ class Recomputed:
         published: column -> value, by the definition of the published table.
         split: of the samples, as far as it is known.
         corrected: column -> value and interval, by the definition that measures what the column says.
-        majority: column -> what always saying the commonest answer gives.
+        constant: column -> what one answer for every sample gives.
+        counts: form -> column -> samples, where a number rests on fewer than ``n``.
         notes: what to know, counted in the file.
         details: tables (title, header, rows) for who looks closer.
     """
@@ -36,17 +38,21 @@ class Recomputed:
     published: Mapping[str, float]
     split: str = ""
     corrected: Mapping[str, Estimate] = field(default_factory=dict)
-    majority: Mapping[str, Estimate] = field(default_factory=dict)
+    constant: Mapping[str, Estimate] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     details: Sequence[Table] = ()
 
     def results(self) -> list[Result]:
-        """Lines of ``results.csv``."""
-        plain = {m: {"value": v, "low": None, "high": None} for m, v in self.published.items()}
-        made = [result_line("recomputed", self.row, m, v, self.n, self.source, "") for m, v in plain.items()]
-        for form, values in (("corrected", self.corrected), ("majority", self.majority)):
-            made += [result_line(form, self.row, m, vars(e), self.n, self.source, "") for m, e in values.items()]
-        return made
+        """Lines of ``results.csv``; what is not defined is left out and counts as not computed."""
+        plain = {m: Estimate(v, math.nan, math.nan) for m, v in self.published.items()}
+        forms = {"recomputed": plain, "corrected": self.corrected, "constant": self.constant}
+        return [
+            result_line(form, self.row, m, vars(e), self.counts.get(form, {}).get(m, self.n), self.source, "")
+            for form, values in forms.items()
+            for m, e in values.items()
+            if math.isfinite(e.value)
+        ]  # fmt: skip
 
 
 def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -> list[Recomputed]:
@@ -57,7 +63,7 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
             ``bvpi_fields``, ``bvpi_objects``); ``footprints`` says which rows follow from a model's dimensions,
             and with which words of the command line.
         files: published predictions.
-        options: the ``report`` configuration.
+        options: the ``report`` configuration; ``row`` is a row of the published table, ``none``, or ``auto``.
 
     Raises:
         ConfigError: if the study has no published predictions, or ``row`` is none of its rows.
@@ -65,9 +71,19 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
     """
     how, named = str(study.spec.get("recompute") or ""), str(options.get("row") or "auto")
     splits = {line["row"]: line["split"] for line in read_table(study, "published")}
-    if files and named not in ("auto", *splits):
-        raise ConfigError(f"row={named} is not in the published table", do=f"use one of {', '.join(splits)}")
-    made = _made(study, how, files, options)
+    if files and not how:
+        raise ConfigError(f"study={study.name} has no published predictions", do="leave predictions= out")
+    if named not in ("auto", "none", *splits):
+        raise ConfigError(f"row={named} is not in the published table", do=f"use one of none, {', '.join(splits)}")
+    if named != "auto" and not files:
+        raise ConfigError(f"row={named} says what predictions are of", do="add predictions=FILE")
+    made = [_footprint(row, words) for row, words in (study.spec.get("footprints") or {}).items()]
+    if how == "nexar":
+        made += [_nexar(study, path, named) for path in files]
+    elif files:
+        from dashvlm.report.bvpi import build
+
+        made += build(how, files, options)
     for one in made:
         meant = splits.get(one.row)
         if one.split and meant and one.split != meant:
@@ -75,39 +91,28 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
     return made
 
 
-def _made(study: Study, how: str, files: Sequence[Path], options: Mapping[str, Any]) -> list[Recomputed]:
-    counted = [_footprint(row, words) for row, words in (study.spec.get("footprints") or {}).items()]
-    if not files:
-        return counted
-    if how == "nexar":
-        return counted + [_nexar(study, path, options) for path in files]
-    if how:
-        from dashvlm.report.bvpi import build
-
-        return counted + build(how, files, options)
-    raise ConfigError(f"study={study.name} has no published predictions", do="leave predictions= out")
-
-
-def _nexar(study: Study, path: Path, options: Mapping[str, Any]) -> Recomputed:
-    from dashvlm.report.nexar import corrected_scores, majority_scores, published_scores, read_responses, reasons
+def _nexar(study: Study, path: Path, named: str) -> Recomputed:
+    from dashvlm.report.nexar import corrected_scores, published_scores, read_responses, reasons
 
     found = read_responses(path)
-    values = published_scores(found)
-    named = str(options.get("row") or "auto")
-    row = (_row_of(study, values) or path.stem) if named == "auto" else named
-    return Recomputed(
-        row, path.name, len(found.target), values, "", corrected_scores(found), majority_scores(found),
-        [*reasons(found), *found.notes],
-    )  # fmt: skip
+    values, notes = published_scores(found), [*reasons(found), *found.notes]
+    row = path.stem if named == "none" else named
+    if named == "auto":
+        fitting = _rows_of(study, values)
+        row = fitting[0] if len(fitting) == 1 else path.stem
+        if len(fitting) > 1:
+            notes.append(f"{' and '.join(fitting)} are published with these very numbers: say which with row=")
+    corrected, constant, counts = corrected_scores(found)
+    counted = {"corrected": counts, "constant": counts}
+    return Recomputed(row, path.name, len(found.target), values, "", corrected, constant, counted, notes)
 
 
-def _row_of(study: Study, values: Mapping[str, float]) -> str | None:
-    """The published row that a file's numbers are those of; None if there is none, or more than one."""
+def _rows_of(study: Study, values: Mapping[str, float]) -> list[str]:
+    """The published rows that a file's numbers are those of."""
     by_row: dict[str, list[Result]] = {}
     for line in read_table(study, "published"):
         by_row.setdefault(line["row"], []).append(line)
-    fitting = [row for row, lines in by_row.items() if len(verdict(lines, values)[0]) == len(lines)]
-    return fitting[0] if len(fitting) == 1 else None
+    return [row for row, lines in by_row.items() if len(verdict(lines, values)[0]) == len(lines)]
 
 
 def _footprint(row: str, words: Sequence[str]) -> Recomputed:
@@ -128,12 +133,14 @@ def against_published(study: Study, found: Recomputed) -> Table:
     body = []
     for column in dict.fromkeys([*known, *found.published]):
         line, value = known.get(column), found.published.get(column)
-        if value is None or line is None:
+        if value is None or line is None or not math.isfinite(value):
             body.append([column, line["value"] if line else "–", "–" if value is None else f"{value:.6g}", "–",
-                         "not computed" if value is None else "not published"])  # fmt: skip
+                         "not published" if line is None else "not computed"])  # fmt: skip
             continue
-        back = agrees(line, value)
-        apart = "–" if " " in line["value"] else f"{value - float(line['value']):+.6f}"
-        body.append([column, line["value"], f"{value:.6g}", apart, "reproduced" if back else "not reproduced"])
+        low, high = bounds(line)
+        apart = f"{value - float(line['value']):+.6f}" if line["tolerance"] else f"outside {low:g} to {high:g}"
+        said = "reproduced" if agrees(line, value) else "not reproduced"
+        body.append([column, line["value"], f"{value:.6g}", apart if line["tolerance"] or said != "reproduced" else "–",
+                     said])  # fmt: skip
     title = f"{found.source}: {found.n} samples, row {found.row}" if found.n else f"{found.row}: {found.source}"
     return title, ["number", "published", "recomputed", "difference", "verdict"], body

@@ -8,6 +8,8 @@ A study is a folder ``experiments/NAME``: ``study.yaml`` says what is asked and 
 from __future__ import annotations
 
 import csv
+import difflib
+import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -20,15 +22,15 @@ import yaml
 from dashvlm.errors import ConfigError, DataError
 
 STUDIES = Path(__file__).resolve().parents[2] / "experiments"
-FIELDS = ("form", "row", "metric", "value", "low", "high", "n", "run_id", "commit")
+FIELDS = ("form", "row", "metric", "value", "low", "high", "n", "run_id", "commit", "digest")
 FORMS = {
     "recomputed": "from the published predictions or dimensions, as published",
     "corrected": "from the published predictions, scored as they should be",
-    "majority": "always the commonest answer, on the same samples",
+    "constant": "one answer for every sample: what needs no model",
     "full": "real models on the real data",
-    "smoke": "tiny random twins on the synthetic world; they show that the path works, not how good a model is",
+    "smoke": "tiny random twins, two steps, the synthetic world; they show that the path works and nothing else",
 }
-AGAIN = ("recomputed", "corrected", "majority")
+AGAIN = ("recomputed", "corrected", "constant")
 """Forms that stand under a published row."""
 KINDS = {
     "measured": "Published, recomputed, corrected",
@@ -48,17 +50,28 @@ class Study:
     spec: Mapping[str, Any]
 
     @property
+    def owner(self) -> str:
+        """The study whose runs these are: another one's where ``runs_of`` says so."""
+        return str(self.spec.get("runs_of") or self.name)
+
+    @property
     def metrics(self) -> list[str]:
         """Columns of the table."""
         return [str(m) for m in self.spec["metrics"]]
 
     @property
     def sources(self) -> dict[str, dict[str, str]]:
-        """Published row -> ``file`` that it can be recomputed from, and why it ``differs`` if it does."""
+        """Published row -> ``file`` that it can be recomputed from, what ``differs`` (column: value), ``because``."""
         return {str(row): dict(known) for row, known in (self.spec.get("predictions") or {}).items()}
 
     def part(self, form: str) -> Mapping[str, Any]:
-        """The study's own settings, or those of its smoke form."""
+        """The study's own settings, or those of its smoke form.
+
+        Raises:
+            ConfigError: if there is no such form.
+        """
+        if form not in ("full", "smoke"):
+            raise ConfigError(f"a study has no form {form}", do="use full or smoke")
         return dict(self.spec if form == "full" else self.spec["smoke"])
 
     def axes(self, form: str) -> list[str]:
@@ -76,7 +89,7 @@ class Study:
         axes = {**(part.get("axes") or {}), **({"seed": seeds} if len(seeds) > 1 else {})}
         swept = [f"{key}={','.join(_word(v) for v in values)}" for key, values in axes.items()]
         fixed = [str(w) for w in part.get("fixed") or ()]
-        return [f"study={self.name}/{form}", *fixed, *(["-m", *swept] if swept else [])]
+        return [f"study={self.owner}/{form}", *fixed, *(["-m", *swept] if swept else [])]
 
 
 def study_names(root: Path = STUDIES) -> list[str]:
@@ -92,8 +105,13 @@ def load_study(name: str, root: Path = STUDIES) -> Study:
     """
     path = root / name / "study.yaml"
     if not path.is_file():
-        raise ConfigError(f"study={name} is unknown", do=f"use one of {', '.join(study_names(root)) or 'none'}")
+        near = difflib.get_close_matches(name, study_names(root), 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"study={name} is unknown", do=f"{meant}use all or one of {', '.join(study_names(root))}")
     spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if spec.get("runs_of"):
+        base = load_study(str(spec["runs_of"]), root).spec
+        spec = {**{k: base[k] for k in ("fixed", "axes", "seeds", "smoke") if k in base}, **spec}
     lacking = [k for k in ("title", "cite", "metrics", "fixed", "smoke", "why") if k not in spec]
     if lacking:
         raise ConfigError(f"{path} lacks {', '.join(lacking)}")
@@ -119,23 +137,28 @@ def bounds(line: Result) -> tuple[float, float]:
         >>> bounds({"value": "0.57", "tolerance": "cut 0.01"}), bounds({"value": "< 16", "tolerance": ""})
         ((0.57, 0.58), (-inf, 16.0))
     """
-    text = line["value"]
-    if text.startswith("<"):
-        return -math.inf, float(text[1:])
-    if " to " in text:
-        low, high = text.split(" to ")
-        return float(low), float(high)
-    value, tolerance = float(text), line["tolerance"]
-    if tolerance.startswith("cut "):
-        return value, value + float(tolerance[4:])
-    return value - float(tolerance), value + float(tolerance)
+    text, tolerance = line["value"], line["tolerance"]
+    try:
+        if text.startswith("<"):
+            return -math.inf, float(text[1:])
+        if " to " in text:
+            low, high = text.split(" to ")
+            return float(low), float(high)
+        if tolerance.startswith("cut "):
+            return float(text), float(text) + float(tolerance[4:])
+        return float(text) - float(tolerance), float(text) + float(tolerance)
+    except ValueError as error:
+        raise DataError(
+            f"published.csv: {line.get('row')}, {line.get('column')} cannot be read", got=f"{text!r}, {tolerance!r}",
+            do="a number with its tolerance (0.0005, or cut 0.01), a range (4 to 6) or a limit (< 16)",
+        ) from error  # fmt: skip
 
 
 def agrees(line: Result, value: float) -> bool:
     """Say whether a recomputed value agrees with a published number."""
     low, high = bounds(line)
     slack = 1e-12 * max(1.0, abs(value))  # 0.57 is not a binary number
-    if line["tolerance"].startswith("cut "):
+    if line["tolerance"].startswith("cut ") or line["value"].startswith("<"):
         return low - slack <= value < high - slack
     return low - slack <= value <= high + slack
 
@@ -157,7 +180,7 @@ def verdict(published: Sequence[Result], values: Mapping[str, float]) -> tuple[l
 
 
 def unexplained(study: Study, results: Sequence[Result]) -> list[str]:
-    """Recomputed rows that contradict the published ones, or belong to none, without a reason in ``study.yaml``."""
+    """Recomputed rows that contradict the published ones or belong to none; ``study.yaml`` may know their values."""
     published: dict[str, list[Result]] = {}
     for line in read_table(study, "published"):
         published.setdefault(line["row"], []).append(line)
@@ -171,17 +194,21 @@ def unexplained(study: Study, results: Sequence[Result]) -> list[str]:
         if row not in published:
             out.append(f"{origin}: no published row has these numbers; name it with row=")
             continue
-        same, others, _ = verdict(published[row], {x["metric"]: float(x["value"]) for x in lines})
-        if others and not meant.get("differs"):
+        values = {x["metric"]: float(x["value"]) for x in lines}
+        same, others, _ = verdict(published[row], values)
+        expected: Mapping[str, float] = meant.get("differs") or {}  # type: ignore[assignment]
+        odd = [c for c in others if not math.isclose(values[c], float(expected.get(c, math.nan)), rel_tol=1e-6)]
+        if odd or not (same or others):
+            rest = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
             out.append(
                 f"{row}: {len(same)} of {len(same) + len(others)} numbers of {origin} are the published ones"
-                f" (not {', '.join(others[:3])}); it is published with {meant.get('file', 'no file')}"
+                f" (not {', '.join(odd[:3])}{rest}); it is published with {meant.get('file', 'no file')}"
             )
     return out
 
 
 def write_results(study: Study, results: Sequence[Result]) -> None:
-    """Freeze results: those of the same form (and, under a published row, of the same row) are replaced.
+    """Freeze results: a row of the same form is replaced; under a published row, all forms from another file are.
 
     Raises:
         DataError: if recomputed numbers contradict the published ones without a known reason.
@@ -191,9 +218,19 @@ def write_results(study: Study, results: Sequence[Result]) -> None:
         raise DataError(
             f"{study.name}: these are not the published predictions", got="; ".join(wrong),
             do="name the right file, row=, text_key= or clean=; a difference that is understood goes into study.yaml: "
-            "predictions: {ROW: {file: ..., differs: the reason}}",
+            "predictions: {ROW: {file: ..., differs: {COLUMN: VALUE}, because: the reason}}",
         )  # fmt: skip
-    kept = [r for r in read_table(study, "results") if _place(r) not in {_place(x) for x in results}]
+    rows = {(r["form"], r["row"]) for r in results}
+    numbers = {(r["form"], r["row"], r["metric"]) for r in results}
+    source = {r["row"]: r["run_id"] for r in results if r["form"] in AGAIN}
+    kept = []
+    for r in read_table(study, "results"):
+        if r["form"] in AGAIN:  # a number of the same file that was not asked for now (CLIPScore, say) stays
+            replaced = (r["form"], r["row"], r["metric"]) in numbers or source.get(r["row"], r["run_id"]) != r["run_id"]
+        else:
+            replaced = (r["form"], r["row"]) in rows
+        if not replaced:
+            kept.append(r)
     ordered = sorted([*kept, *results], key=lambda r: (list(FORMS).index(r["form"]), r["row"]))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, FIELDS, lineterminator="\n")
@@ -202,19 +239,19 @@ def write_results(study: Study, results: Sequence[Result]) -> None:
     (study.folder / "results.csv").write_text(buffer.getvalue(), encoding="utf-8")
 
 
-def _place(line: Result) -> tuple[str, str]:
-    return line["form"], line["row"] if line["form"] in AGAIN else ""
-
-
 def stale_numbers(study: Study, results: Sequence[Result]) -> list[str]:
     """Frozen numbers that are not what they would be now, or that contradict the published ones unexplained."""
     frozen = {(r["form"], r["row"], r["metric"]): r for r in read_table(study, "results")}
     out = unexplained(study, list(frozen.values()))
+    out += [f"{r['row']} {r['metric']}: its line was changed by hand" for r in frozen.values() if _changed(r)]
+    now = {(r["form"], r["row"], r["metric"]) for r in results}
+    again = {k[:2] for k in now if k[0] not in AGAIN}  # of predictions only a part may be asked for
+    out += [f"{k[1]} {k[2]}: is not found any more" for k in frozen if k[:2] in again and k not in now]
     for line in results:
         known = frozen.get((line["form"], line["row"], line["metric"]))
         if known is None:
             out.append(f"{line['row']} {line['metric']}: {line['value']} is not in results.csv")
-        elif any(not _equal(known[k], line[k]) for k in ("value", "low", "high")):
+        elif any(not _equal(known[k], line[k]) for k in ("value", "low", "high", "n")):
             out.append(
                 f"{line['row']} {line['metric']}: results.csv says {known['value']}, {line['run_id']} {line['value']}"
             )
@@ -229,8 +266,18 @@ def result_line(
     def text(x: Any) -> str:
         return "" if x is None or not math.isfinite(x) else f"{x:.12g}"
 
-    return {"form": form, "row": row, "metric": metric, "value": text(value["value"]), "low": text(value["low"]),
+    line = {"form": form, "row": row, "metric": metric, "value": text(value["value"]), "low": text(value["low"]),
             "high": text(value["high"]), "n": str(n), "run_id": run_id, "commit": commit}  # fmt: skip
+    return line | {"digest": _digest(line)}
+
+
+def _changed(line: Result) -> bool:
+    return line.get("digest") != _digest(line)
+
+
+def _digest(line: Result) -> str:
+    """Of a line's content, so that a number changed by hand is seen where neither runs nor predictions are."""
+    return hashlib.sha256("|".join(line[k] for k in FIELDS if k != "digest").encode()).hexdigest()[:8]
 
 
 def _equal(one: str, other: str) -> bool:

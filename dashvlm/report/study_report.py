@@ -11,6 +11,7 @@ from typing import Any
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.report.recompute import Recomputed, against_published, recompute
 from dashvlm.report.studies import (
+    AGAIN,
     STUDIES,
     Result,
     Study,
@@ -34,71 +35,96 @@ def report_study(options: Mapping[str, Any]) -> None:
             table.md), ``check`` (fail if they are stale), ``workspace`` (ENTITY/PROJECT on W&B), ``studies_dir``.
 
     Raises:
-        DataError: if ``check`` finds something stale.
+        DataError: if ``check`` finds something stale, or predictions are not those of the row they are said to be.
         ConfigError: for an unknown study.
     """
     root = Path(options["studies_dir"] or STUDIES)
     names = study_names(root) if options["study"] == "all" else [str(options["study"])]
+    studies = [load_study(name, root) for name in names]
     wanted = options.get("predictions")
     files = [Path(str(f)) for f in ([wanted] if isinstance(wanted, str) else wanted or [])]
     if files and len(names) > 1:
         raise ConfigError("predictions=FILE belongs to one study", got=f"study={options['study']}")
-    problems: list[str] = []
-    for name in names:
-        study = load_study(name, root)
-        if options["workspace"]:
-            from dashvlm.report.workspace import save_workspace
+    if options["workspace"]:
+        from dashvlm.report.workspace import save_workspace
 
-            entity, _, project = str(options["workspace"]).rpartition("/")
+        entity, _, project = str(options["workspace"]).rpartition("/")
+        for study in studies:
             print(f"written: {save_workspace(study, entity, project)}")
-            continue
-        if options["command"]:
+        return
+    if options["command"]:
+        for study in studies:
             print(f"python -m dashvlm.train {shlex.join(study.words(str(options['command'])))}")
-            continue
+        return
+    if len(studies) > 1 and not options["check"] and not options["freeze"]:
+        print_table(*overview(studies))
+    problems: list[str] = []
+    frozen = computed = 0
+    for study in studies:
         again = recompute(study, files, options)
         found = run_results(study, Path(options["paths"]["output_dir"])) + [r for a in again for r in a.results()]
         if options["check"]:
-            problems += [f"{name}: {p}" for p in stale(study, found)]
+            problems += [f"{study.name}: {p}" for p in stale(study, found)]
+            frozen, computed = frozen + len(read_table(study, "results")), computed + len(found)
         elif options["freeze"]:
-            if found:
-                write_results(study, found)
-            (study.folder / "table.md").write_text(markdown(study), encoding="utf-8")
-            (study.folder / "table.tex").write_text(latex(study), encoding="utf-8")
-            print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
+            _freeze(study, found)
         else:
             _show(study, again if files else [], found, options)
-    if len(names) > 1 and not any(options[k] for k in ("workspace", "command", "check", "freeze")):
-        print_table(*overview([load_study(name, root) for name in names]))
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise DataError(
+            f"{len(problems)} of the studies' numbers or tables are stale", got="; ".join(problems[:3]) + more,
+            do="look at what changed, then `make studies` (report study=all freeze=true)",
+        )  # fmt: skip
     if options["check"]:
-        if problems:
-            raise DataError(
-                f"{len(problems)} numbers or tables of studies are stale", got="; ".join(problems[:3]),
-                do="look at what changed, then `make studies` (report study=all freeze=true)",
-            )  # fmt: skip
-        print(f"{len(names)} studies are what their runs and their data make")
+        print(
+            f"nothing is stale in {', '.join(names)}: of {frozen} frozen numbers {computed} were computed again from "
+            "what is here, the others are as they were frozen, and the tables are made from them"
+        )
+
+
+def _freeze(study: Study, found: Sequence[Result]) -> None:
+    if found:
+        write_results(study, found)
+    (study.folder / "table.md").write_text(markdown(study), encoding="utf-8")
+    (study.folder / "table.tex").write_text(latex(study), encoding="utf-8")
+    print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
 
 
 def _show(study: Study, again: Sequence[Recomputed], found: Sequence[Result], options: Mapping[str, Any]) -> None:
-    """Print the study with what was found now in the place of what is frozen."""
+    """Print the study with what was found now in the place of what is frozen.
+
+    Raises:
+        DataError: if predictions are not those of the published row that they are said to be.
+    """
     for one in again:
         print_table(*against_published(study, one))
         for title, header, body in one.details:
             print_table(title, header, body)
+        for note in one.notes:
+            print(f"  ! {one.source}: {note}")
+    rows = {line["row"] for line in read_table(study, "published")}
+    wrong = unexplained(study, [r for r in found if r["row"] in rows])
+    if wrong:
+        raise DataError(
+            f"{study.name}: these are not the published predictions", got="; ".join(wrong),
+            do="name the right file, row=, text_key= or clean=; row=none scores them without a published row",
+        )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # the frozen numbers stay as they are
         shown = Study(study.name, Path(folder), study.spec)
         for name in ("published.csv", "results.csv"):
             if (study.folder / name).is_file():
                 (shown.folder / name).write_bytes((study.folder / name).read_bytes())
-        wrong = unexplained(study, found)
-        if found and not wrong:
-            write_results(shown, found)
+        kept = [r for r in found if r["form"] not in AGAIN or r["row"] in rows]
+        if kept:
+            write_results(shown, kept)
         for title, header, body in grids(shown):
             print_table(f"{study.name}: {title}", header, body)
         for row, file, said in origins(shown):
             print(f"  {row}: {file}: {said}")
-        if not read_table(shown, "published"):
+        if not rows:
             print("  nothing was published for this table")
-        for why in [*wrong, *study.spec["why"], *(f"{a.source}: {note}" for a in again for note in a.notes)]:
+        for why in study.spec["why"]:
             print(f"  ! {why}")
         text = markdown(shown)
     output = Path(options["paths"]["output_dir"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pandas as pd
 import yaml
 
 from dashvlm.errors import DataError
+from dashvlm.identity import identity_of
 from dashvlm.metrics.compare import over_seeds
 from dashvlm.metrics.evaluate import evaluate
 from dashvlm.report.studies import Result, Study, result_line
@@ -46,10 +47,11 @@ def run_results(study: Study, output: Path) -> list[Result]:
                     got=f"{metric} {known}, not {value['value']}", do="remove the folder and run the study again",
                 )  # fmt: skip
         found.setdefault((form, _label(said, study, form)), []).append(
-            {"result": result, "again": again, "folder": folder}
+            {"result": result, "again": again, "folder": folder, "identity": identity_of(config)}
         )
     out: list[Result] = []
     for (form, label), runs in sorted(found.items()):
+        _only_seeds(label, runs)
         read = runs[0]["result"].get("audit") or []
         if read:
             failed = sum(r["fails"] for r in read)
@@ -80,9 +82,22 @@ def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]
             said = dict(o.split("=", 1) for o in job["overrides"] if "=" in o)
             name, _, form = said.get("study", "").partition("/")
             folder = output / job["run_id"]
-            if name == study.name and (folder / "result.json").is_file():
+            if name == study.owner and (folder / "result.json").is_file():
                 found[form, job["run_id"]] = form, folder, said
     return list(found.values())
+
+
+def _only_seeds(label: str, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Runs of one row must differ in their seed, and in nothing else: they are averaged."""
+    keys = {k for r in runs for k in r["identity"]}
+    differ = sorted(k for k in keys if len({json.dumps(r["identity"].get(k), default=str) for r in runs}) > 1)
+    seeds = {r["identity"].get("seed") for r in runs}
+    if len(runs) > 1 and (differ != ["seed"] or len(seeds) < len(runs)):
+        raise DataError(
+            f"{len(runs)} runs belong to the row {label} and are no seeds of one another",
+            got=f"{', '.join(r['folder'].name for r in runs)} differ in {', '.join(differ[:4]) or 'nothing'}",
+            do="remove the folders that are not meant, or their sweep's folder in sweeps/",
+        )  # fmt: skip
 
 
 def _label(said: Mapping[str, str], study: Study, form: str) -> str:

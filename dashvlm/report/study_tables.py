@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from typing import Any
 
 from dashvlm.report.studies import (
@@ -66,7 +66,8 @@ def _published(study: Study, kind: str) -> Grid:
         for form in AGAIN:
             mine = again.get((row, form))
             if mine:
-                cells = [_again(known.get(c), mine.get(c)) for c in columns]
+                most = max(int(r["n"]) for r in mine.values())
+                cells = [_again(known.get(c), mine.get(c), most) for c in columns]
                 body.append([row, form, *cells, _verdict(list(known.values()), mine) if form == "recomputed" else ""])
     title = KINDS[kind]
     if len(columns) > WIDEST:
@@ -78,11 +79,15 @@ def _published(study: Study, kind: str) -> Grid:
 
 
 def _verdict(published: Sequence[Result], mine: Mapping[str, Result]) -> str:
-    same, others, absent = verdict(published, {m: float(r["value"]) for m, r in mine.items()})
+    same, others, absent = verdict(published, _values(mine))
     said = f"{len(same)} of {len(same) + len(others)} reproduced"
     if absent:
         said += f", {len(absent)} not computed"
     return said
+
+
+def _values(mine: Mapping[str, Result]) -> dict[str, float]:
+    return {m: float(r["value"]) for m, r in mine.items() if r["value"]}
 
 
 def origins(study: Study) -> list[list[str]]:
@@ -93,16 +98,16 @@ def origins(study: Study) -> list[list[str]]:
         lines = [line for line in published if line["row"] == row]
         mine = {r["metric"]: r for r in results if (r["form"], r["row"]) == ("recomputed", row)}
         meant = study.sources.get(row, {})
-        file = meant.get("file") or (next(iter(mine.values()))["run_id"] if mine else "none is public")
+        file = meant.get("file", "none is public")
         if mine:
-            said = _verdict(lines, mine)
-            absent = verdict(lines, {m: float(r["value"]) for m, r in mine.items()})[2]
-            said += f" ({', '.join(absent)})" if absent else ""
+            said = f"{_verdict(lines, mine)} from {next(iter(mine.values()))['run_id']}"
+            absent = verdict(lines, _values(mine))[2]
+            said += f" (not {', '.join(absent)})" if absent else ""
         elif lines[0]["kind"] != "measured":
             said = "nothing was measured" if lines[0]["kind"] == "expected" else "no measurement is public"
         else:
             said = "not recomputed: the file was not at hand; predictions=FILE does it"
-        out.append([row, file, "; ".join(filter(None, (said, meant.get("differs"), meant.get("note"))))])
+        out.append([row, file, "; ".join(filter(None, (said, meant.get("because"))))])
     return out
 
 
@@ -113,8 +118,8 @@ def overview(studies: Sequence[Study]) -> Grid:
         published, results = read_table(study, "published"), read_table(study, "results")
         again = reproduced = 0
         for row in {line["row"] for line in published}:
-            mine = {r["metric"]: float(r["value"]) for r in results if (r["form"], r["row"]) == ("recomputed", row)}
-            same, others, _ = verdict([line for line in published if line["row"] == row], mine)
+            mine = {r["metric"]: r for r in results if (r["form"], r["row"]) == ("recomputed", row)}
+            same, others, _ = verdict([line for line in published if line["row"] == row], _values(mine))
             again, reproduced = again + len(same) + len(others), reproduced + len(same)
         ours = sum(1 for r in {(r["form"], r["row"]) for r in results} if r[0] == "full")
         body.append([study.name, str(len(published)), str(again), str(reproduced), str(ours)])
@@ -196,24 +201,28 @@ def _printed(line: Result | None) -> str:
     return text if len(text) <= 8 or " " in text else f"{float(text):.6g}"
 
 
-def _again(published: Result | None, line: Result | None) -> str:
-    """A recomputed number with as many digits as the published one, where they agree."""
+def _again(published: Result | None, line: Result | None, most: int) -> str:
+    """A number computed again, with the published one's digits where these say it; and of how many, where of fewer."""
     if line is None or not line["value"]:
         return "–"
     value = float(line["value"])
-    if line["form"] == "recomputed" and published and agrees(published, value):
-        text = published["value"]
-        digits = len(text.partition(".")[2])
-        if text.replace(".", "").isdigit() and digits <= 6:
-            cut = published["tolerance"].startswith("cut")
-            return f"{math.floor(value * 10**digits + 1e-9) / 10**digits if cut else value:.{digits}f}"
-        return f"{value:.6g}"
-    return _cell(line)
+    if line["form"] != "recomputed" or not published or not agrees(published, value):
+        few = f", n {line['n']}" if line["form"] != "recomputed" and int(line["n"]) < most else ""
+        return _cell(line) + few
+    text = _printed(published)
+    digits = len(text.partition(".")[2])
+    if text.replace(".", "").isdigit() and digits <= 6:
+        way = ROUND_DOWN if published["tolerance"].startswith("cut") else ROUND_HALF_UP
+        shown = str(Decimal(line["value"]).quantize(Decimal(1).scaleb(-digits), way))
+        if abs(float(shown) - value) <= 0.01 * abs(value):  # 2 for 2.13 would look like more agreement than there is
+            return shown
+    return f"{value:.6g}" if len(text) > 5 else f"{value:.4g}"
 
 
 def _cell(line: Result | None) -> str:
     if line is None or not line["value"]:
         return "–"
+    value = float(line["value"])
     if line["low"] and line["low"] != line["high"]:
-        return f"{float(line['value']):.3f} [{float(line['low']):.2f}, {float(line['high']):.2f}]"
-    return f"{float(line['value']):.4g}"
+        return f"{value:.3f} [{float(line['low']):.2f}, {float(line['high']):.2f}]"
+    return f"{value:.4g}" if not 0 < abs(value) < 1e-6 else "< 1e-6"

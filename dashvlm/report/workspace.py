@@ -47,7 +47,7 @@ def workspace(study: Study, entity: str, project: str) -> Any:
     ]
     return ws.Workspace(
         entity=entity, project=project, name=str(study.spec["title"]), sections=sections,
-        runset_settings=ws.RunsetSettings(filters=[ws.Tags().isin([f"study:{study.name}/full"])]),
+        runset_settings=ws.RunsetSettings(filters=[ws.Tags().isin([f"study:{study.owner}/full"])]),
     )  # fmt: skip
 
 

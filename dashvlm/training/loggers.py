@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,21 +19,32 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 from dashvlm.errors import ConfigError
 from dashvlm.identity import RUN_FILES, WANDB_FOLDER
 
-_SECRET = re.compile(r"(api_?key|token|secret|password|credential)", re.IGNORECASE)
+# Not every token is one: pad_token and image_token_id are part of what a model is.
+_NAME = (
+    r"(?:^|[_.])(?:api_?key|secret\w*|passw\w*|credentials?|(?:access|auth|hub|hf|bearer|refresh)_?token)$"
+    r"|(?:^|\.)token$"
+)
+_SECRET = re.compile(_NAME, re.IGNORECASE)
+_WORD = re.compile(r"^(\+{0,2}[\w.@/]+)=(.+)$", re.DOTALL)
 
 
 def redact(node: Any, name: str = "") -> Any:
-    """Return a copy of a configuration with the values of secret-looking keys replaced.
+    """Return a copy of a configuration with the values of secret-looking keys replaced, also in words ``key=value``.
 
     Example:
-        >>> redact({"api_key": "abc", "lr": 0.1})
-        {'api_key': '<redacted>', 'lr': 0.1}
+        >>> redact({"api_key": "abc", "pad_token": "<pad>", "overrides": ["+logger.api_key=abc", "lr=0.1"]})
+        {'api_key': '<redacted>', 'pad_token': '<pad>', 'overrides': ['+logger.api_key=<redacted>', 'lr=0.1']}
     """
     if isinstance(node, Mapping):
         return {k: redact(v, str(k)) for k, v in node.items()}
     if isinstance(node, list):
         return [redact(v, name) for v in node]
-    return "<redacted>" if isinstance(node, str) and node and _SECRET.search(name) else node
+    if not isinstance(node, str) or not node:
+        return node
+    said = _WORD.match(node)
+    if said and _SECRET.search(said[1].lstrip("+")):
+        return f"{said[1]}=<redacted>"
+    return "<redacted>" if _SECRET.search(name) else node
 
 
 def build_loggers(cfg: Mapping[str, Any], run_id: str, folder: Path) -> list[Logger]:
@@ -87,7 +99,8 @@ def finish(
                     | {f"baseline/{k}": v["value"] for k, v in results["baselines"].items()}
                 )
                 run.summary["alarms"] = results["alarms"]
-                _keep_files(folder, Path(run.dir) / WANDB_FOLDER)
+                if Path(run.dir).is_dir():  # mode=disabled names a folder that is not there
+                    _keep_files(folder, Path(run.dir) / WANDB_FOLDER)
                 for name, path in images.items():
                     run.log({f"plots/{name}": wandb.Image(str(path))})
                 if samples:
@@ -111,11 +124,15 @@ def finish(
 def _keep_files(folder: Path, target: Path) -> None:
     """Put what tables are made from among the files of a W&B run, which uploads them when it ends."""
     for name in RUN_FILES:
-        if (folder / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).is_file():
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith((".yaml", ".json")):  # JSON is YAML
+            known = redact(yaml.safe_load((folder / name).read_text(encoding="utf-8")))
+            text = json.dumps(known, indent=2) if name.endswith(".json") else yaml.safe_dump(known, sort_keys=False)
+            (target / name).write_text(text + "\n", encoding="utf-8")
+        else:
             shutil.copyfile(folder / name, target / name)
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    (target / "config.yaml").write_text(yaml.safe_dump(redact(config), sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def _keep_earlier(path: Path) -> None:
