@@ -200,11 +200,7 @@ def test_what_comes_from_a_server_stays_in_its_folder(tmp_path, monkeypatch, run
         monkeypatch.setenv("WANDB_BASE_URL", address)
         with pytest.raises(DataError, match=said):
             fetch_runs("ent/proj", tmp_path / "runs")
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == [
-        "config.yaml",
-        "predictions.parquet",
-        "result.json",
-    ]
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == set(files.iterdir())
 
 
 def test_a_picture_has_the_times_of_its_frames(tmp_path):
@@ -214,14 +210,7 @@ def test_a_picture_has_the_times_of_its_frames(tmp_path):
         def frames(self, path, times):
             return np.zeros((len(times), 8, 8, 3), np.uint8), times
 
-    row = {
-        "path": "x.mp4",
-        "frame_times_s": [i / 2 for i in range(20)],
-        "clip_id": "x",
-        "target": 1,
-        "score": 0.4,
-        "_right": 0,
-    }
+    row = {"path": "x.mp4", "frame_times_s": [i / 2 for i in range(20)], "clip_id": "x", "target": 1, "score": 0.4}
     times = _sample("run", row, "binary", Store(), True)["times"]
     assert times[:2] == ["0.00 s", "1.50 s"]
     assert times[7:] == ["9.50 s", "8 of 20 frames", "pixels off: the model saw grey instead"]
