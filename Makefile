@@ -46,7 +46,7 @@ studies: .venv/installed ## make the tables of all studies again, from their dat
 study: .venv/installed ## print how to run a study (NAME=..., SMOKE=1), or run it (RUN=1)
 	@test -n "$(NAME)" || { echo "say which: make study NAME=..., one of $$(ls experiments | grep -v README | tr '\n' ' ')"; exit 2; }
 	@command="$$($(BIN)/python -m dashvlm.report study=$(NAME) command=$(if $(SMOKE),smoke,full))" && test -n "$$command" || exit 2; \
-	if [ -n "$(RUN)" ]; then $(BIN)/$$command paths.output_dir=$(OUT) $(WORDS); else echo "$(BIN)/$$command paths.output_dir=$(OUT)"; fi
+	if [ -n "$(RUN)" ]; then $(BIN)/$$command paths.output_dir=$(OUT) $(WORDS); else echo "$(BIN)/$$command paths.output_dir=$(OUT) $(WORDS)"; fi
 
 docs: .venv/installed ## make the pages of the config groups again
 	$(BIN)/python -m tests.config_pages

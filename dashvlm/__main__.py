@@ -4,8 +4,9 @@ VERBS = {
     "train": "fit one configuration, or a sweep with -m, and print its table",
     "evaluate": "score a finished run on other data, or a backbone without training",
     "predict": "risk over time of one video, from a finished run",
+    "label": "rationales, annotations or preference pairs from a teacher or from a run of ours",
     "inspect": "dataset card and contact sheet (data=...), or a model's parts (model=...)",
-    "report": "the table of the runs in a folder",
+    "report": "the table of the runs in a folder or a W&B project; of a study; of runs against each other",
     "export": "PEFT adapter, merged model and model card of a finished run",
 }
 

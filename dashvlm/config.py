@@ -226,6 +226,13 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     for key in ("task._target_", "objective._target_", "model._target_", "data.importer"):
         if not str(flat.get(key, "dashvlm.")).startswith("dashvlm."):
             errors += [f"{key}={flat[key]}: only objects of dashvlm may be named here"]
+    if flat.get("study"):
+        from dashvlm.report.studies import study_names
+
+        name, _, form = str(flat["study"]).partition("/")
+        studies = study_names()  # none where the package was installed without its studies
+        if studies and (name not in studies or form not in ("full", "smoke")):
+            errors.append(f"study={flat['study']}: must be NAME/full or NAME/smoke{_near(name, studies)}")
     able, task = flat.get("data.tasks"), flat.get("task.name")
     if isinstance(able, list) and task is not None and task not in able:
         errors.append(f"data={flat.get('data.name')}: its rows are for task={', '.join(able)}, got task={task}")

@@ -116,6 +116,13 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
             f"clips with enough history before the anchor (horizon {options['horizon_s']:g} s)",
             card["feasibility"],
         )
+        first = card["feasibility"][0]
+        if first["feasible"] < first["clips"]:
+            print(
+                f"  ! {first['clips'] - first['feasible']} of {first['clips']} clips have less than the "
+                f"{first['needs_s']:g} s that data.num_frames={first['num_frames']} data.frame_interval_s={first['frame_interval_s']:g} need; "
+                f"data.short_history={options['short_history']} decides what happens to them"
+            )
     leak = card["leakage"]
     print(f"  groups in several splits: {len(leak['groups_in_several_splits'])}; a split by row would put the "
           f"group of {leak['row_split_would_share']:.0%} of the test clips into training, "
@@ -166,7 +173,12 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
     if rows:
         print_rows(f"readers that see no pixels (a clean dataset fails once in {1 / LEVEL:.0f})", rows)
     else:
-        print(f"  no audit: it needs {FEWEST} labelled clips of two classes in the training and in the test split")
+        there = {s: sum(class_of(task)(x) is not None for x in samples[s]) for s in ("train", "test")}
+        needed = f"it needs {FEWEST} labelled clips of two classes in each"
+        print(
+            f"  no audit: {there['train']} labelled clips in the training split, {there['test']} in the test split; "
+            f"{needed}"
+        )
     print_rows(
         "near-duplicates across splits",
         [{"clip": a, "looks like": b, "hash bits that differ": f"{share:.1%}"} for a, b, share in alike[:20]],

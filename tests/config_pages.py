@@ -19,34 +19,24 @@ def page(group):
     """One group: a section a file with its first lines and its keys as they stand in the file."""
     prefix = "" if group in ("experiment", "debug") else f"{group}."
     parts = [
-        f"# `{group}`: {GROUPS[group]}",
-        "Generated from `conf/` by `make docs`; do not edit.",
-        f"Choose with `{group}=NAME`; change a key with `{prefix}KEY=VALUE`.",
+        "# The verbs and their keys",
+        "Generated from `conf/` by `make docs`; do not edit. `train` has the groups of the other pages.",
     ]
-    for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines()
-        said = []
-        while lines and lines[0].startswith("#"):
-            line = lines.pop(0).lstrip("# ")
-            if not line.startswith("@package"):
-                said.append(line)
-        shown = [line for line in lines if not line.startswith(("_target_", "  chat_template"))]
-        cut = next((i for i, line in enumerate(shown) if line.startswith(("twin:", "published:"))), len(shown))
-        about = " ".join(line for line in said if not line.startswith("python"))
-        commands = [re.sub(r"\s{2,}\((.*)\)$", r"   # \1", line) for line in said if line.startswith("python")]
-        parts.append(f"## {path.stem}\n\n{about}")
-        if commands:
-            parts.append("```bash\n" + "\n".join(commands) + "\n```")
-        if cut:
-            parts.append("```yaml\n" + "\n".join(shown[:cut]).strip() + "\n```")
-        assert yaml.safe_load(text) is not None or not lines
+    for verb, what in VERBS.items():
+        lines = (ROOT / "conf" / f"{verb}.yaml").read_text(encoding="utf-8").splitlines()
+        keys, inside = [], False
+        for line in lines[1:]:
+            inside = line.startswith("defaults:") or (inside and line.startswith("  - "))
+            if not inside:
+                keys.append(line)
+        shown = "\n".join(keys).strip() or "# those of train"
+        parts.append(f"## `python -m dashvlm.{verb}`: {what}\n\n{lines[0].lstrip('# ')}\n\n```yaml\n{shown}\n```")
     return "\n\n".join(parts) + "\n"
 
 
 def pages():
     """File name -> text."""
-    return {f"{group}.md": page(group) for group in GROUPS}
+    return {f"{group}.md": page(group) for group in GROUPS} | {"verbs.md": verbs()}
 
 
 if __name__ == "__main__":
@@ -54,4 +44,4 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (folder / name).write_text(text, encoding="utf-8")
-    print(f"written: {folder}/ ({len(GROUPS)} pages)")
+    print(f"written: {folder}/ ({len(pages())} pages)")

@@ -27,7 +27,7 @@ from dashvlm.metrics import functional as F
 from dashvlm.metrics.compare import row_scores
 from dashvlm.report.collect import axes_of, label_of, ordered, read_result
 from dashvlm.report.plots import STYLE
-from dashvlm.report.tables import COSTS, SHOWN, cell, cost
+from dashvlm.report.tables import COSTS, SHOWN, cell, cost, paid
 
 SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""
@@ -79,7 +79,7 @@ def write_html(
 def _header(shown: pd.DataFrame, axes: Sequence[str], kind: str) -> list[str]:
     names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
     metrics = [title for m, title in SHOWN[kind].items() if m in shown]
-    costs = [COSTS[c] for c in _paid(shown, kind)]
+    costs = [COSTS[c] for c in paid(shown, SHOWN[kind].values())]
     return ["run", *names, *metrics, *costs, "status"]
 
 
@@ -90,7 +90,7 @@ def _rows(shown: pd.DataFrame, axes: Sequence[str], kind: str) -> list[list[dict
         cells = [{"text": str(row["run_id"]), "key": str(row["run_id"])}]
         cells += [{"text": str(row.get(a)), "key": _key(row.get(a))} for a in axes]
         cells += [{"text": cell(row, m), "key": _key(row.get(m))} for m in SHOWN[kind] if m in shown]
-        cells += [{"text": cost(row.get(c)), "key": _key(row.get(c))} for c in _paid(shown, kind)]
+        cells += [{"text": cost(row.get(c)), "key": _key(row.get(c))} for c in paid(shown, SHOWN[kind].values())]
         rows.append([*cells, {"text": str(row["status"]), "key": str(row["status"])}])
     return rows
 
@@ -100,11 +100,6 @@ def _labels(shown: pd.DataFrame, axes: Sequence[str]) -> dict[str, str]:
     labels = {str(row["run_id"]): label_of(row, axes) for _, row in shown.iterrows()}
     often = Counter(labels.values())
     return {run: f"{label} ({run[-8:]})" if often[label] > 1 else label for run, label in labels.items()}
-
-
-def _paid(shown: pd.DataFrame, kind: str) -> list[str]:
-    """Columns of costs that are known and not among the metrics."""
-    return [c for c, title in COSTS.items() if c in shown and title not in SHOWN[kind].values()]
 
 
 def _key(value: Any) -> Any:

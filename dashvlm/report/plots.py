@@ -126,8 +126,13 @@ def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metri
     if metric not in table:
         return None
     done = table[(table["status"] == "done") & table[metric].notna()]
+    axes_names = [a for a in axes_names if a != "seed"] or list(axes_names)
     if done.empty or not axes_names:
         return None
+    drawn = [c for c in done if c.split(".")[0].endswith(metric)]
+    seeds = done.groupby(axes_names, sort=False, dropna=False)[drawn]
+    if seeds.size().max() > 1:  # several seeds of a point: their mean, with the mean of their intervals
+        done = seeds.mean().reset_index().assign(run_id=[str(i) for i in range(len(seeds))])
     with mpl.rc_context(STYLE):
         if len(axes_names) == 2:
             figure = _heatmap(done, axes_names[0], axes_names[1], metric)
@@ -177,8 +182,8 @@ def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
         grid.to_numpy(),
         cmap="viridis",
         aspect="auto",
-        vmin=min(0.5, float(np.nanmin(grid))),
-        vmax=1.0,
+        vmin=min(float(np.nanmin(grid)), float(np.nanmax(grid)) - 0.2),  # noise should not look like a landscape
+        vmax=float(np.nanmax(grid)),
     )
     axes.set_xticks(range(len(grid.columns)), [str(c) for c in grid.columns])
     axes.set_yticks(range(len(grid)), [str(i) for i in grid.index])
@@ -188,7 +193,7 @@ def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
         for j in range(len(grid.columns)):
             value = grid.iloc[i, j]
             if np.isfinite(value):
-                colour = "white" if value < 0.8 else "black"
+                colour = "white" if image.norm(value) < 0.7 else "black"
                 axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour)
     figure.colorbar(image, label=_title(metric))
     return figure

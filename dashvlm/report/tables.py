@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -50,7 +50,7 @@ WRAPPED = ("status", "reason", "repaired", "problems", "words", "what", "verdict
 DROPPED_FIRST = (
     "seconds", "peak GB", "GPU-hours", "trainable", "s/sample",
     "METEOR", "BLEU-4", "mAP", "present", "as written", "parsed", "feasible", "AP", "random", "risk F1",
-    "majority F1", "relation", "road", "majority",
+    "majority F1", "relation", "road",
 )  # fmt: skip
 
 
@@ -72,18 +72,23 @@ def cost(value: Any) -> str:
     return f"{value:,.0f}" if float(value) >= 100 else f"{value:.3g}"
 
 
+def paid(table: pd.DataFrame, titles: Collection[str]) -> list[str]:
+    """Columns of costs that are known and not among the metrics."""
+    return [c for c, title in COSTS.items() if c in table and table[c].notna().any() and title not in titles]
+
+
 def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of a sweep's table."""
     kinds = [k for k in SHOWN if k in set(table.get("evaluation", ()))]
     titles = {m: title for k in kinds for m, title in SHOWN[k].items()}
     shown = [m for m in titles if m in table and table[m].notna().any()]
-    paid = [c for c in COSTS if c in table and table[c].notna().any() and COSTS[c] not in titles.values()]
+    costs = paid(table, titles.values())
     names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
     header = [
         *names,
         "run",
         *[titles[m] for m in shown],
-        *[COSTS[c] for c in paid],
+        *[COSTS[c] for c in costs],
         "feasible",
         "status",
     ]
@@ -96,7 +101,7 @@ def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], lis
             ["–" if pd.isna(row.get(a)) else str(row.get(a)) for a in axes]
             + [str(row["run_id"])]
             + [cell(row, m) for m in shown]
-            + [cost(row.get(c)) for c in paid]
+            + [cost(row.get(c)) for c in costs]
             + [str(row.get("feasible") or "–"), status]
         )
     return header, body
@@ -126,23 +131,46 @@ def to_latex(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -
 
 
 def print_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print a table to the terminal; where it is narrow, the least needed columns are left out."""
-    console = Console()
+    """Print a table to the terminal.
+
+    Where it is narrow, the least needed columns are left out by name; then the table is laid on its side if that
+    fits, or its cells take several lines. No number is cut off.
+    """
+    console = Console(markup=False, emoji=False)
     if not console.is_terminal:
-        console = Console(width=190)  # a file or a pipe has no width of its own
-    widths = [max(len(r[i]) for r in [list(header), *body]) + 3 for i in range(len(header))]
-    kept = list(range(len(header)))
+        console = Console(width=190, markup=False, emoji=False)  # a file or a pipe has no width of its own
+    left_out = []
     for name in DROPPED_FIRST:
-        if name in header and sum(widths[i] for i in kept) + 1 > console.width:
-            kept.remove(list(header).index(name))
+        if name in header and _width(header, body) > console.width:
+            place = list(header).index(name)
+            header, body = _without(header, place), [_without(row, place) for row in body]
+            left_out.append(name)
+    fits = _width(header, body) <= console.width
+    side = [list(cells) for cells in zip(header, *body, strict=True)]
+    if not fits and len(body) < len(header) and _width(side[0], side[1:]) <= console.width:
+        header, body, fits = side[0], side[1:], True
     table = Table(title=title, title_justify="left", header_style="bold")
-    for i in kept:
-        table.add_column(header[i], overflow="fold", no_wrap=header[i] not in WRAPPED)
+    for name in header:
+        table.add_column(name, overflow="fold", no_wrap=fits and name not in WRAPPED)
     for row in body:
-        table.add_row(*[row[i] for i in kept])
+        table.add_row(*row)
     console.print(table)
+    if left_out:
+        console.print(f"  left out for want of width: {', '.join(left_out)}", style="dim", highlight=False)
     for note in notes:
         console.print(f"  ! {note}", style="yellow", highlight=False)
+
+
+def _width(header: Sequence[str], body: Sequence[Sequence[str]]) -> int:
+    """Characters that a table needs; columns of long texts need few."""
+    return 1 + sum(
+        3 + (min(40, longest) if header[i] in WRAPPED else longest)
+        for i, longest in enumerate(max(len(r[i]) for r in [header, *body]) for i in range(len(header)))
+    )
+
+
+def _without(row: Sequence[str], place: int) -> list[str]:
+    return [cell for i, cell in enumerate(row) if i != place]
 
 
 def print_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
