@@ -116,11 +116,12 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
             f"clips with enough history before the anchor (horizon {options['horizon_s']:g} s)",
             card["feasibility"],
         )
-        first = card["feasibility"][0]
-        if first["feasible"] < first["clips"]:
+        point = card["feasibility"][0]
+        short = point["clips"] - point["feasible"]
+        if short:
+            asked = f"data.num_frames={point['num_frames']} data.frame_interval_s={point['frame_interval_s']:g}"
             print(
-                f"  ! {first['clips'] - first['feasible']} of {first['clips']} clips have less than the "
-                f"{first['needs_s']:g} s that data.num_frames={first['num_frames']} data.frame_interval_s={first['frame_interval_s']:g} need; "
+                f"  ! {short} of {point['clips']} clips have less than the {point['needs_s']:g} s that {asked} need; "
                 f"data.short_history={options['short_history']} decides what happens to them"
             )
     leak = card["leakage"]

@@ -19,18 +19,48 @@ def page(group):
     """One group: a section a file with its first lines and its keys as they stand in the file."""
     prefix = "" if group in ("experiment", "debug") else f"{group}."
     parts = [
+        f"# `{group}`: {GROUPS[group]}",
+        "Generated from `conf/` by `make docs`; do not edit.",
+        f"Choose with `{group}=NAME`; change a key with `{prefix}KEY=VALUE`.",
+    ]
+    for path in sorted((ROOT / "conf" / group).glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        said = []
+        while lines and lines[0].startswith("#"):
+            line = lines.pop(0).lstrip("# ")
+            if not line.startswith("@package"):
+                said.append(line)
+        shown = [line for line in lines if not line.startswith(("_target_", "  chat_template"))]
+        cut = next((i for i, line in enumerate(shown) if line.startswith(("twin:", "published:"))), len(shown))
+        about = " ".join(line for line in said if not line.startswith("python"))
+        commands = [re.sub(r"\s{2,}\((.*)\)$", r"   # \1", line) for line in said if line.startswith("python")]
+        parts.append(f"## {path.stem}\n\n{about}")
+        if commands:
+            parts.append("```bash\n" + "\n".join(commands) + "\n```")
+        if cut:
+            parts.append("```yaml\n" + "\n".join(shown[:cut]).strip() + "\n```")
+        assert yaml.safe_load(text) is not None or not lines
+    return "\n\n".join(parts) + "\n"
+
+
+VERBS = {
+    "evaluate": "score a run on other data", "predict": "risk over time of a video", "inspect": "data and models",
+    "label": "what a teacher writes", "report": "tables, studies, comparisons", "export": "what to publish",
+}  # fmt: skip
+
+
+def verbs():
+    """The keys of each verb besides those of the groups, as they stand in its file."""
+    parts = [
         "# The verbs and their keys",
         "Generated from `conf/` by `make docs`; do not edit. `train` has the groups of the other pages.",
     ]
     for verb, what in VERBS.items():
-        lines = (ROOT / "conf" / f"{verb}.yaml").read_text(encoding="utf-8").splitlines()
-        keys, inside = [], False
-        for line in lines[1:]:
-            inside = line.startswith("defaults:") or (inside and line.startswith("  - "))
-            if not inside:
-                keys.append(line)
-        shown = "\n".join(keys).strip() or "# those of train"
-        parts.append(f"## `python -m dashvlm.{verb}`: {what}\n\n{lines[0].lstrip('# ')}\n\n```yaml\n{shown}\n```")
+        first, *lines = (ROOT / "conf" / f"{verb}.yaml").read_text(encoding="utf-8").splitlines()
+        own = [line for line in lines if not line.startswith(("defaults:", "  - "))]
+        keys = "\n".join(own).strip()
+        parts.append(f"## `python -m dashvlm.{verb}`: {what}\n\n{first.lstrip('# ')}\n\n```yaml\n{keys}\n```")
     return "\n\n".join(parts) + "\n"
 
 

@@ -22,7 +22,7 @@ from dashvlm.metrics.navigation import (
 )
 from dashvlm.tasks.navigation_text import OBJECTS, parse_fields
 
-SPICE = "python -m dashvlm.report table=bvpi_captions predictions=RUN/predictions.parquet spice=true"
+SPICE = "python -m dashvlm.report study=bvpi_captions row=none predictions=RUN/predictions.parquet spice=true"
 """Where to get it: minutes a set are too long for every run."""
 
 
