@@ -19,12 +19,13 @@ def evaluate(cfg: DictConfig) -> None:
     """Write predictions and ``result.json`` into a folder of their own and print the table."""
     from dashvlm.build import build_module, load_run, prepare_data, read_config
     from dashvlm.cli import log_to_terminal
-    from dashvlm.config import check, plain, refuse
+    from dashvlm.config import plain, refuse
     from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.manifest import fingerprint
     from dashvlm.identity import run_id
     from dashvlm.report.plots import plot_run
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
+    from dashvlm.rules import check
     from dashvlm.run import quiet_libraries
     from dashvlm.scoring import score, write_json, write_results
 
@@ -102,7 +103,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from dashvlm.config import flatten
+    from dashvlm.rules import flatten
 
     said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
     data = dict(trained["data"])

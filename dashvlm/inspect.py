@@ -22,7 +22,8 @@ def inspect(cfg: DictConfig) -> None:
     from hydra.core.hydra_config import HydraConfig
 
     from dashvlm.cli import log_to_terminal
-    from dashvlm.config import check, plain, refuse
+    from dashvlm.config import plain, refuse
+    from dashvlm.rules import check
 
     log_to_terminal()
     said = HydraConfig.get().overrides.task

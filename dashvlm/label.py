@@ -18,7 +18,8 @@ from omegaconf import DictConfig
 def label(cfg: DictConfig) -> None:
     """Dispatch on the kind of teacher."""
     from dashvlm.cli import log_to_terminal
-    from dashvlm.config import check, plain, refuse
+    from dashvlm.config import plain, refuse
+    from dashvlm.rules import check
 
     log_to_terminal()
     config = plain(cfg)

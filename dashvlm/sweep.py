@@ -23,11 +23,12 @@ import yaml
 from omegaconf import DictConfig
 
 from dashvlm.cli import compose_train, composing, explain, overrides_of
-from dashvlm.config import check, check_overrides, flags_first, plain, refuse
+from dashvlm.config import check_overrides, flags_first, plain, refuse
 from dashvlm.data.manifest import Manifest, fingerprint
 from dashvlm.errors import ConfigError, DashVLMError
 from dashvlm.identity import run_id
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
+from dashvlm.rules import check
 
 PLAN = "DASHVLM_SWEEP_PLAN"
 POINT = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "reference",
@@ -243,7 +244,7 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
 def summarise(plan: Plan) -> int:
     """Print and write the table and plot of a sweep; return 1 if any job is not done."""
     from dashvlm.report.comparisons import comparison_notes
-    from dashvlm.report.plots import plot_sweep
+    from dashvlm.report.sweep_plot import plot_sweep
     from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_markdown
 
     jobs = plan.folder / "jobs.jsonl"

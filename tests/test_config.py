@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from dashvlm.cli import composing
-from dashvlm.config import CONF, check, check_overrides, flags_first, plain
+from dashvlm.config import CONF, check_overrides, flags_first, plain
 from dashvlm.errors import ConfigError
 from dashvlm.identity import run_id
+from dashvlm.rules import check
 from dashvlm.targets import resolve
 
 from .conftest import ROOT
@@ -190,6 +191,7 @@ def module(path):
 
 
 FORBIDDEN = [
+    ("dashvlm.rules", ("hydra", "omegaconf", "torch", "pandas")),
     (
         "dashvlm.tasks",
         (

@@ -77,7 +77,8 @@ def test_a_command_is_marked_alike_on_all_pages():
 @pytest.mark.parametrize("line", MARKED)
 def test_what_needs_more_than_this_machine_is_spelled_right(line):
     from dashvlm.cli import composing, overrides_of
-    from dashvlm.config import check, check_overrides, plain
+    from dashvlm.config import check_overrides, plain
+    from dashvlm.rules import check
 
     words = shlex.split(line, comments=True)
     if words[0] == "make":

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from dashvlm.build import build_backbone, build_module
-from dashvlm.config import check
 from dashvlm.data.clip import Observation
 from dashvlm.errors import ConfigError
 from dashvlm.objectives.dpo import dpo_loss
 from dashvlm.objectives.grpo import Rollout, group_advantages, grpo_loss
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.rewards import REWARDS, grade, in_form, read, weights_of
+from dashvlm.rules import check
 from dashvlm.tasks.caption import CaptionTask, pair_lengths
 from dashvlm.tasks.crash import CrashTask
 from dashvlm.tasks.mcq import MCQTask

@@ -4,7 +4,7 @@ import pandas as pd
 import yaml
 
 from dashvlm.report.collect import axes_of, collect
-from dashvlm.report.plots import plot_sweep
+from dashvlm.report.sweep_plot import plot_sweep
 from dashvlm.report.tables import notes_of, sweep_rows, to_markdown
 
 

@@ -68,25 +68,31 @@ def test_every_command_composes_and_settings_are_what_their_source_says(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, name):
-    study = load_study(name)
-    dashvlm("train", *study.words("smoke"))
-    for needed in {name, study.owner}:
-        shutil.copytree(STUDIES / needed, tmp_path / "studies" / needed)
-    where = [f"study={name}", f"studies_dir={tmp_path / 'studies'}"]
-    dashvlm("report", *where, "freeze=true")
-    rows = [r for r in read_table(load_study(name, tmp_path / "studies"), "results") if r["form"] == "smoke"]
-    frozen = [r for r in read_table(study, "results") if r["form"] == "smoke"]
-    assert {(r["row"], r["metric"]) for r in rows} == {(r["row"], r["metric"]) for r in frozen}
-    assert dashvlm("report", *where, "check=true").returncode == 0
-    if name != "nexar_models":
+@pytest.mark.parametrize("owner", sorted({load_study(name).owner for name in NAMES}))
+def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, owner):
+    dashvlm("train", *load_study(owner).words("smoke"))
+    root = tmp_path / "studies"
+    shutil.copytree(STUDIES, root)
+    for study in (load_study(name) for name in NAMES):
+        if study.owner != owner:
+            continue
+        path = root / study.name / "results.csv"
+        path.write_text("".join(x for x in path.read_text().splitlines(True) if not x.startswith("smoke,")))
+        where = [f"study={study.name}", f"studies_dir={root}"]
+        dashvlm("report", *where, "freeze=true")
+        made, frozen = (
+            {(r["row"], r["metric"]) for r in read_table(s, "results") if r["form"] == "smoke"}
+            for s in (load_study(study.name, root), study)
+        )
+        assert made == frozen
+        assert frozen
+        dashvlm("report", *where, "check=true")
+    if owner != "nexar_models":
         return
-    for path in (tmp_path / "runs").glob("*/result.json"):
-        numbers = json.loads(path.read_text())
-        numbers["metrics"]["accuracy"]["value"] += 0.001
-        path.write_text(json.dumps(numbers))
-        break
+    path = next((tmp_path / "runs").glob("*/result.json"))
+    numbers = json.loads(path.read_text())
+    numbers["metrics"]["accuracy"]["value"] += 0.001
+    path.write_text(json.dumps(numbers))
     changed = dashvlm("report", *where, "check=true", check=False)
     assert changed.returncode == 2
     assert "does not follow from its predictions" in changed.stderr

@@ -73,7 +73,7 @@ def report_runs(options: dict[str, Any]) -> None:
     from dashvlm.report.collect import axes_of, collect, ordered
     from dashvlm.report.comparisons import comparison_notes
     from dashvlm.report.html import sweep_picture, write_html
-    from dashvlm.report.plots import plot_sweep
+    from dashvlm.report.sweep_plot import plot_sweep
     from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_latex, to_markdown
 
     output = Path(options["paths"]["output_dir"])

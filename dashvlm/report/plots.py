@@ -1,4 +1,4 @@
-"""Plots in one style: ROC, PR, reliability, confusion, filmstrips of a run; curves of a sweep."""
+"""Plots of a run in one style: ROC, PR, reliability, confusion, filmstrips, curves of training."""
 
 from __future__ import annotations
 
@@ -107,96 +107,6 @@ def plot_curves(metrics: Path, folder: Path) -> dict[str, Path]:
             axis.axis("off")
         figure.tight_layout()
         return {"curves": save(figure, folder / "curves.png")}
-
-
-def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metric: str | None = None) -> Path | None:
-    """Draw a metric over a sweep: a line over one axis of numbers, points over names or runs, a heatmap over two axes.
-
-    Args:
-        table: from :func:`dashvlm.report.collect.collect`.
-        axes_names: the swept keys.
-        path: the PNG file.
-        metric: the column; by default the primary metric of the runs' kind of task.
-
-    Returns:
-        The file, or None if there is nothing to draw.
-    """
-    known = table["primary_metric"].dropna().tolist() if "primary_metric" in table else []
-    metric = metric or (str(known[0]) if known else "roc_auc")
-    if metric not in table:
-        return None
-    done = table[(table["status"] == "done") & table[metric].notna()]
-    axes_names = [a for a in axes_names if a != "seed"] or list(axes_names)
-    if done.empty or not axes_names:
-        return None
-    drawn = [c for c in done if c.split(".")[0].endswith(metric)]
-    seeds = done.groupby(axes_names, sort=False, dropna=False)[drawn]
-    if seeds.size().max() > 1:  # several seeds of a point: their mean, with the mean of their intervals
-        done = seeds.mean().reset_index().assign(run_id=[str(i) for i in range(len(seeds))])
-    with mpl.rc_context(STYLE):
-        if len(axes_names) == 2:
-            figure = _heatmap(done, axes_names[0], axes_names[1], metric)
-        else:
-            figure = _line(done, axes_names, metric)
-        return save(figure, path)
-
-
-def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
-    key = names[0]
-    label = done["run_id"] if len(names) > 1 else done[key]  # several keys make no axis
-    numeric = len(names) == 1 and pd.to_numeric(label, errors="coerce").notna().all()
-    x = pd.to_numeric(label) if numeric else pd.Series(range(len(done)), index=done.index)
-    done = done.assign(_x=x).sort_values("_x")
-    figure, axes = plt.subplots(figsize=(5.0, 3.4))
-    y, low, high = (done[c].to_numpy(float) for c in (metric, f"{metric}.low", f"{metric}.high"))
-    spread = np.clip(np.nan_to_num(np.stack([y - low, high - y])), 0, None)
-    line = "-" if numeric else "none"  # nothing lies between two names
-    axes.errorbar(done["_x"], y, yerr=spread, fmt="o", ls=line, capsize=3, color=BLUE, label="test, 95 % interval")
-    if f"pixels_off_{metric}" in done and done[f"pixels_off_{metric}"].notna().any():
-        axes.plot(
-            done["_x"],
-            done[f"pixels_off_{metric}"],
-            "s",
-            ls="--" if numeric else "none",
-            color=GREY,
-            ms=4,
-            label="same model, pixels off",
-        )
-    if f"majority_{metric}" in done and done[f"majority_{metric}"].notna().any():
-        axes.plot(done["_x"], done[f"majority_{metric}"], color=ORANGE, lw=1, ls=":", label="majority")
-    if metric == "roc_auc":
-        axes.axhline(0.5, color=ORANGE, lw=1, ls=":", label="chance")
-        axes.set_ylim(min(0.35, float(np.nanmin(low)) - 0.03), 1.02)
-    axes.set_xticks(done["_x"], [str(v) for v in label.loc[done.index]], rotation=0 if numeric else 20)
-    axes.set_xlabel("run" if len(names) > 1 else _short(key))
-    axes.set_ylabel(_title(metric))
-    axes.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
-    grid = done.pivot_table(index=row, columns=column, values=metric)
-    figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(grid.columns), 1.4 + 0.6 * len(grid)))
-    axes.grid(False)
-    image = axes.imshow(
-        grid.to_numpy(),
-        cmap="viridis",
-        aspect="auto",
-        vmin=min(float(np.nanmin(grid)), float(np.nanmax(grid)) - 0.2),  # noise should not look like a landscape
-        vmax=float(np.nanmax(grid)),
-    )
-    axes.set_xticks(range(len(grid.columns)), [str(c) for c in grid.columns])
-    axes.set_yticks(range(len(grid)), [str(i) for i in grid.index])
-    axes.set_xlabel(_short(column))
-    axes.set_ylabel(_short(row))
-    for i in range(len(grid)):
-        for j in range(len(grid.columns)):
-            value = grid.iloc[i, j]
-            if np.isfinite(value):
-                colour = "white" if image.norm(value) < 0.7 else "black"
-                axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour)
-    figure.colorbar(image, label=_title(metric))
-    return figure
 
 
 def plot_risk(times_s: Sequence[float], risk: Sequence[float], path: Path, title: str) -> Path:
@@ -317,14 +227,6 @@ def _value(node: Mapping[str, Any]) -> str:
     if node["value"] is None or not np.isfinite(node["value"]):
         return "n/a"
     return f"{node['value']:.3f} [{node['low']:.2f}, {node['high']:.2f}]"
-
-
-def _short(key: str) -> str:
-    return key.removesuffix(".name").rsplit(".", 1)[-1]
-
-
-def _title(metric: str) -> str:
-    return {"roc_auc": "ROC AUC", "ap": "average precision", "field_accuracy": "field accuracy"}.get(metric, metric)
 
 
 def save(figure: Any, path: Path) -> Path:
