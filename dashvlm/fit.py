@@ -55,9 +55,9 @@ def fit(
         )
     accumulate = int(options["accumulate_grad_batches"])
     per_epoch = -(-len(train) // int(cfg["data"]["batch_size"])) * module.repeats
-    steps = int(options["max_steps"] or 0)
-    if steps <= 0:
-        steps = max(-(-per_epoch * int(options["max_epochs"]) // accumulate), 1)
+    steps = options["max_steps"]
+    if steps is None:
+        steps = -(-per_epoch * int(options["max_epochs"]) // accumulate)
     batches = steps * accumulate
     val_every = 0
     if taught["val"]:
@@ -65,7 +65,7 @@ def fit(
         val_every = min(int(wanted) * accumulate if wanted else per_epoch, batches)
         val_every = -(-val_every // accumulate) * accumulate  # validate between steps, not within
     checkpoints = folder / "checkpoints"
-    trainable = bool(module.trained_state()) and not options["skip_fit"]
+    trainable = bool(module.trained_state()) and bool(steps) and not options["skip_fit"]
     trainer = build_trainer(
         cfg,
         logger=loggers,
@@ -79,7 +79,7 @@ def fit(
         enable_checkpointing=False,
     )
     if not trainable:
-        log.info("nothing to train (peft.method=frozen): zero-shot evaluation")
+        log.info("nothing to train (peft.method=frozen, or no steps): the model is evaluated as it is")
         return trainer, 0.0
     loaders = ClipDataModule(
         taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.repeats,

@@ -106,7 +106,7 @@ RULES: dict[str, Rule] = {
     "objective.pooling": _one_of("last", "mean", "attention"),
     "objective.head": _one_of("linear", "mlp"),
     "objective.generate": _flag(),
-    "trainer.max_epochs": _whole(1),
+    "trainer.max_epochs": _whole(0),
     "trainer.max_steps": _optional(_whole(0)),
     "trainer.accumulate_grad_batches": _whole(1),
     "trainer.val_every_n_steps": _optional(_whole(1)),

@@ -239,6 +239,14 @@ def test_variants_end_with_finite_metrics(dashvlm, tmp_path, words):
     assert np.isfinite(result["metrics"]["roc_auc"]["value"])
 
 
+@pytest.mark.parametrize("word", ["trainer.max_epochs=0", "trainer.max_steps=0", "peft=frozen"])
+def test_no_step_is_the_model_as_it_is(dashvlm, tmp_path, word):
+    dashvlm("train", *SMALL, "objective.max_new_tokens=4", word)
+    (folder,) = (tmp_path / "runs").glob("crash-*")
+    assert json.loads((folder / "result.json").read_text())["steps"] == 0
+    assert all(not v.any() for k, v in load_file(folder / "trained.safetensors").items() if "lora_B" in k)
+
+
 def test_a_damaged_checkpoint_starts_over_and_ends_the_same(fresh_dashvlm, tmp_path):
     fresh_dashvlm("train", *SHORT, output=tmp_path / "whole")
     reference = final_state(tmp_path / "whole")
