@@ -14,9 +14,19 @@ from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, sh
 from dashvlm.report.comparisons import _seeds
 from dashvlm.report.nexar import corrected_scores, published_scores, read_responses
 from dashvlm.report.recompute import recompute
-from dashvlm.report.studies import agrees, load_study, read_table, result_line, study_names, unexplained, write_results
+from dashvlm.report.studies import (
+    Study,
+    agrees,
+    load_study,
+    read_table,
+    result_line,
+    study_names,
+    unexplained,
+    write_results,
+)
 from dashvlm.report.study_runs import run_results
-from dashvlm.report.study_tables import latex, markdown, overview, stale
+from dashvlm.report.study_tables import grids, latex, markdown, overview, stale
+from dashvlm.report.tables import COSTS
 from dashvlm.sweep import make_plan
 
 from .conftest import REAL, ROOT
@@ -322,6 +332,25 @@ def test_ties_are_shared_and_seeds_are_grouped_by_what_they_are_of():
     assert len(notes) == 2
     assert notes[0].startswith("seeds 1, 2, 3 of model one: roc_auc 0.700 [")
     assert "0.600 to 0.800" in notes[0]
+
+
+def test_rows_of_real_runs_say_what_they_cost(dashvlm, tmp_path):
+    study = load_study("nexar_grpo")
+    words = [w.replace("/smoke", "/full") for w in study.words("smoke")]
+    dashvlm("train", *words)
+    costs = {r["metric"]: float(r["value"]) for r in run_results(study, tmp_path / "runs") if r["metric"] in COSTS}
+    (folder,) = (p.parent for p in (tmp_path / "runs").glob("*/result.json"))
+    result = json.loads((folder / "result.json").read_text())
+    assert costs["seconds"] == pytest.approx(result["seconds"]["all"])
+    assert costs["trainable"] == result["parameters"][-1]["trainable"] > 0
+    assert costs["latency"] == pytest.approx(result["latency_s"])
+    assert "gpu_hours" not in costs  # there is none
+    shutil.copytree(study.folder, tmp_path / "study")
+    copy = Study(study.name, tmp_path / "study", study.spec)
+    write_results(copy, run_results(study, tmp_path / "runs"))
+    (title, header, _), *_ = grids(copy)
+    assert title.startswith("Ours, full")
+    assert {"trainable", "s/sample", "seconds"} <= set(header)
 
 
 def test_runs_that_are_no_seeds_are_not_averaged(dashvlm, tmp_path):

@@ -15,7 +15,9 @@ from dashvlm.errors import DataError
 from dashvlm.identity import identity_of
 from dashvlm.metrics.compare import over_seeds
 from dashvlm.metrics.evaluate import evaluate
+from dashvlm.report.collect import collect
 from dashvlm.report.studies import Result, Study, result_line
+from dashvlm.report.tables import COSTS
 
 AUDIT = "failed_readers"
 """Metric of a result: readers without pixels that are better than chance; ``n`` is how many there are."""
@@ -46,7 +48,8 @@ def run_results(study: Study, output: Path) -> list[Result]:
                     f"{folder}/result.json does not follow from its predictions",
                     got=f"{metric} {known}, not {value['value']}", do="remove the folder and run the study again",
                 )  # fmt: skip
-        found.setdefault((form, _label(said, study, form)), []).append(
+        label = _label(said, study, form) + ("" if result["split"] == "test" else f" ({result['split']} split)")
+        found.setdefault((form, label), []).append(
             {"result": result, "again": again, "folder": folder, "identity": identity_of(config)}
         )
     out: list[Result] = []
@@ -63,14 +66,25 @@ def run_results(study: Study, output: Path) -> list[Result]:
                 continue
             first = values[0]
             shown = first if len(runs) == 1 else vars(over_seeds([v["value"] for v in values]))
-            counts = runs[0]["result"]["counts"]
-            out.append(
-                result_line(
-                    form, label, metric, shown, counts["test_clips"], " ".join(r["folder"].name for r in runs),
-                    str(runs[0]["result"].get("commit") or ""),
-                )
-            )  # fmt: skip
+            out.append(_line(form, label, metric, shown, runs))
+        if form == "full":  # what a random twin costs says nothing
+            out += [_line(form, label, name, value, runs) for name, value in _costs(runs).items()]
     return out
+
+
+def _line(form: str, label: str, metric: str, value: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Result:
+    result = runs[0]["result"]
+    names = " ".join(r["folder"].name for r in runs)
+    return result_line(
+        form, label, metric, value, result["counts"]["test_clips"], names, str(result.get("commit") or "")
+    )
+
+
+def _costs(runs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What a run cost, the mean over seeds; what was not measured is left out."""
+    table = collect([r["folder"] for r in runs])
+    means = {name: pd.to_numeric(table[name], errors="coerce").mean() for name in COSTS if name in table}
+    return {n: {"value": float(v), "low": None, "high": None} for n, v in means.items() if math.isfinite(v)}
 
 
 def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]]]:

@@ -19,7 +19,7 @@ from dashvlm.report.studies import (
     verdict,
 )
 from dashvlm.report.study_runs import AUDIT
-from dashvlm.report.tables import to_latex, to_markdown
+from dashvlm.report.tables import COSTS, to_latex, to_markdown
 
 Grid = tuple[str, list[str], list[list[str]]]
 WIDEST = 8
@@ -35,13 +35,14 @@ def grids(study: Study) -> list[Grid]:
         mine = [r for r in results if r["form"] == form]
         if mine:
             rows = list(dict.fromkeys(r["row"] for r in mine))
-            shown = [m for m in study.metrics if any(r["metric"] == m for r in mine)]
+            shown = [m for m in [*study.metrics, *COSTS] if any(r["metric"] == m for r in mine)]
             rows = [row for row in rows if any(r["row"] == row and r["metric"] in shown for r in mine)]
             table = {(r["row"], r["metric"]): r for r in mine}
             count = {r["row"]: r["n"] for r in mine if r["metric"] in shown}
-            body = [[row, *[_cell(table.get((row, m))) for m in shown], f"test, {count[row]}"] for row in rows]
+            body = [[row, *[_cell(table.get((row, m))) for m in shown], count[row]] for row in rows]
             axes = ", ".join(a.rsplit(".", 1)[-1] for a in study.axes(form)) or "run"
-            made.append((f"Ours, {form}: {FORMS[form]}", [axes, *shown, "split, n"], body))
+            titles = [COSTS.get(m, m) for m in shown]
+            made.append((f"Ours, {form}: {FORMS[form]}", [axes, *titles, "n"], body))
     return made
 
 
