@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from dashvlm.errors import DataError
-from dashvlm.identity import run_id
+from dashvlm.identity import RUN_FILES, run_id
 from dashvlm.report.studies import load_study, study_names
 from dashvlm.report.study_runs import run_results
 from dashvlm.report.wandb_runs import fetch_runs
@@ -125,16 +125,19 @@ def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path)
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file
     sent = yaml.safe_load((path.parent / "files" / "dashvlm" / "config.yaml").read_text())
     assert run_id(sent) == path.parent.parent.parent.name  # what is redacted is no part of what a run is
-    summary, run, artifacts = {}, None, {}
+    summary, run, artifacts, saved = {}, None, {}, set()
     for data in offline_records(path):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         if record.HasField("run"):
             run = record.run
+        if record.HasField("files"):
+            saved |= {f.path for f in record.files.files}
         if record.HasField("artifact"):
             artifacts[record.artifact.name.rsplit("-", 1)[-1]] = record.artifact.manifest.contents
         if record.HasField("summary"):
             summary |= {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.summary.update}
+    assert {f"dashvlm/{name}" for name in RUN_FILES} <= saved  # what `wandb sync` sends
     assert run.run_group == "nexar_frames"
     assert "study:nexar_frames/smoke" in run.tags
     assert "test/roc_auc" in summary

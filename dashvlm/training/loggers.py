@@ -100,7 +100,8 @@ def finish(
                 )
                 run.summary["alarms"] = results["alarms"]
                 if Path(run.dir).is_dir():  # mode=disabled names a folder that is not there
-                    _keep_files(folder, Path(run.dir) / WANDB_FOLDER)
+                    for path in _keep_files(folder, Path(run.dir) / WANDB_FOLDER):
+                        run.save(str(path), base_path=run.dir, policy="now")  # so that `wandb sync` knows it too
                 for name, path in images.items():
                     run.log({f"plots/{name}": wandb.Image(str(path))})
                 if samples:
@@ -121,8 +122,9 @@ def finish(
         logger.finalize("success" if results is not None else "failed")
 
 
-def _keep_files(folder: Path, target: Path) -> None:
-    """Put what tables are made from among the files of a W&B run, which uploads them when it ends."""
+def _keep_files(folder: Path, target: Path) -> list[Path]:
+    """Put what tables are made from among the files of a W&B run."""
+    kept = []
     for name in RUN_FILES:
         if not (folder / name).is_file():
             continue
@@ -133,6 +135,8 @@ def _keep_files(folder: Path, target: Path) -> None:
             (target / name).write_text(text + "\n", encoding="utf-8")
         else:
             shutil.copyfile(folder / name, target / name)
+        kept.append(target / name)
+    return kept
 
 
 def _keep_earlier(path: Path) -> None:
