@@ -24,7 +24,7 @@ from dashvlm.report.studies import (
     unexplained,
     write_results,
 )
-from dashvlm.report.study_runs import run_results
+from dashvlm.report.study_runs import _only_seeds, run_results
 from dashvlm.report.study_tables import grids, latex, markdown, overview, stale
 from dashvlm.report.tables import COSTS
 from dashvlm.sweep import make_plan
@@ -163,11 +163,14 @@ def test_a_row_is_frozen_only_from_numbers_that_are_its_own(tmp_path):
         assert (study.folder / "results.csv").read_bytes() == before
     write_results(study, numbers(study, "Qwen 2"))
     assert {r["row"] for r in read_table(study, "results")} > {"Qwen 2", "LLaMA 3.2 Base", "smolvlm2"}
+    claims = load_study("bdd_scene", tmp_path)
+    mixed = numbers(study, "Qwen 2", accuracy=0.51)  # beside a row's own numbers, from another file
+    with pytest.raises(DataError, match="4 of 5 numbers"):
+        write_results(study, [*numbers(study, "Qwen 2"), *({**x, "run_id": "other.csv"} for x in mixed)])
     # A known difference is known by its value: another one is refused, also where the reason is only told.
     captions = load_study("bvpi_captions", tmp_path)
     with pytest.raises(DataError, match="2 of 3 numbers"):
         write_results(captions, numbers(captions, "smolvlm2", CIDEr=0.7))
-    claims = load_study("bdd_scene", tmp_path)
     value = {"value": 0.004, "low": None, "high": None}
     other = result_line("recomputed", "4B, first README", "trainable_share", value, 0, "x", "")
     with pytest.raises(DataError, match="not trainable_share"):
@@ -186,6 +189,8 @@ def test_rows_that_were_not_found_now_stay_and_a_number_changed_by_hand_is_seen(
     (study.folder / "table.md").write_text(markdown(study))
     (study.folder / "table.tex").write_text(latex(study))
     assert stale(study, []) == ["LLaMA 3.2 Base accuracy: its line was changed by hand"]
+    with pytest.raises(DataError, match="was changed by hand"):
+        write_results(study, smoke)
 
 
 @pytest.mark.skipif(not (REAL / "bvpi").is_dir(), reason="no published predictions here")
@@ -200,6 +205,13 @@ def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
         assert wrong.returncode == 2
         assert "0 of 6 numbers" in wrong.stderr
         assert "FLAM_BVPI/flamingo_inference_results.jsonl" in wrong.stderr
+    changed = tmp_path / "FLAM" / "bvpi_flamingo_inference_results.jsonl"
+    changed.parent.mkdir()
+    changed.write_text((folder / changed.name).read_text() + "\n")  # scores the same, and is another file
+    csvs = [f"annotations={REAL / 'bvpi' / 'annotations_with_obj_pos.csv'}"]
+    csvs += [f"captions={REAL / 'bvpi' / 'complete_captions_sensation.csv'}"]
+    other = dashvlm(*words, f"predictions={changed}", *csvs, check=False)
+    assert "by its SHA-256" in other.stderr
     own = dashvlm(*words[:3], file, "row=none")
     assert "not published" in own.stdout
     assert (tmp_path / "bvpi_fields" / "results.csv").read_bytes() == before
@@ -335,31 +347,36 @@ def test_ties_are_shared_and_seeds_are_grouped_by_what_they_are_of():
 
 
 def test_rows_of_real_runs_say_what_they_cost(dashvlm, tmp_path):
-    study = load_study("nexar_grpo")
-    words = [w.replace("/smoke", "/full") for w in study.words("smoke")]
-    dashvlm("train", *words)
-    costs = {r["metric"]: float(r["value"]) for r in run_results(study, tmp_path / "runs") if r["metric"] in COSTS}
+    """As if the study's full form were its smoke form."""
+    known = load_study("nexar_grpo")
+    shutil.copytree(known.folder, tmp_path / "study")
+    study = Study(known.name, tmp_path / "study", {**known.spec, **known.spec["smoke"], "seeds": [42]})
+    dashvlm("train", *study.words("full"))
+    found = run_results(study, tmp_path / "runs")
+    costs = {r["metric"]: float(r["value"]) for r in found if r["metric"] in COSTS}
     (folder,) = (p.parent for p in (tmp_path / "runs").glob("*/result.json"))
     result = json.loads((folder / "result.json").read_text())
     assert costs["seconds"] == pytest.approx(result["seconds"]["all"])
     assert costs["trainable"] == result["parameters"][-1]["trainable"] > 0
     assert costs["latency"] == pytest.approx(result["latency_s"])
     assert "gpu_hours" not in costs  # there is none
-    shutil.copytree(study.folder, tmp_path / "study")
-    copy = Study(study.name, tmp_path / "study", study.spec)
-    write_results(copy, run_results(study, tmp_path / "runs"))
-    (title, header, _), *_ = grids(copy)
+    write_results(study, found)
+    (title, header, _), *_ = grids(study)
     assert title.startswith("Ours, full")
     assert {"trainable", "s/sample", "seconds"} <= set(header)
+    with pytest.raises(DataError, match="has other settings"):  # a twin under a real model's name
+        run_results(known, tmp_path / "runs")
 
 
-def test_runs_that_are_no_seeds_are_not_averaged(dashvlm, tmp_path):
+def test_a_run_with_other_settings_is_no_row_and_runs_that_are_no_seeds_are_not_averaged(dashvlm, tmp_path):
     study = load_study("nexar_grpo")
-    words = study.words("smoke")
-    dashvlm("train", *words)
-    dashvlm("train", *words, "optim.lr=1e-3")
-    with pytest.raises(DataError, match=r"differ in optim\.lr"):
+    dashvlm("train", *study.words("smoke"), "optim.lr=1e-3")
+    with pytest.raises(DataError, match=r"got: optim\.lr=0\.001"):
         run_results(study, tmp_path / "runs")
+    runs = [{"identity": {"seed": 1, "a": i}, "folder": tmp_path / str(i)} for i in (1, 2)]
+    with pytest.raises(DataError, match="differ in a"):
+        _only_seeds("row", runs)
+    _only_seeds("row", [{"identity": {"seed": i, "a": 1}, "folder": tmp_path} for i in (1, 2)])
 
 
 def test_common_support_and_seeds():

@@ -116,14 +116,14 @@ def best_of(tables: Mapping[str, pd.DataFrame], kind: str, seed: int = 0) -> tup
         value is too high on average because it was chosen on the data that it is reported on (the bootstrap's
         estimate: the winner's value in a resample minus its value on all data).
     """
-    names = list(tables)
+    names = sorted(tables)
     rows = shared_rows([tables[n] for n in names])
     weights = group_weights(rows[0]["group"].tolist(), RESAMPLES, seed)
     ones = np.ones((1, len(rows[0])))
     values = np.array([float(primary_values(t, kind, ones)[0]) for t in rows])
     drawn = np.nan_to_num(np.stack([primary_values(t, kind, weights) for t in rows]), nan=-np.inf)
-    best, winners, tied = int(values.argmax()), drawn.argmax(0), drawn == drawn.max(0)
-    optimism = float(np.mean(drawn.max(0) - values[winners]))
+    best, tied = int(values.argmax()), drawn == drawn.max(0)
+    optimism = float(np.mean(drawn.max(0) - (tied * values[:, None]).sum(0) / tied.sum(0)))
     share = float((tied[best] / tied.sum(0)).mean())
     return names[best], estimate(float(values[best]), drawn[best]), share, optimism
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,11 +71,13 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
         DataError: if a file cannot be used.
     """
     how, named = str(study.spec.get("recompute") or ""), str(options.get("row") or "auto")
-    splits = {line["row"]: line["split"] for line in read_table(study, "published")}
+    splits = {line["row"]: line["split"] for line in read_table(study, "published") if line["kind"] == "measured"}
     if files and not how:
         raise ConfigError(f"study={study.name} has no published predictions", do="leave predictions= out")
     if named not in ("auto", "none", *splits):
-        raise ConfigError(f"row={named} is not in the published table", do=f"use one of none, {', '.join(splits)}")
+        raise ConfigError(
+            f"row={named} is not in the published table", do=f"use one of none, {', '.join(repr(s) for s in splits)}"
+        )
     if named != "auto" and not files:
         raise ConfigError(f"row={named} says what predictions are of", do="add predictions=FILE")
     made = [_footprint(row, words) for row, words in (study.spec.get("footprints") or {}).items()]
@@ -89,6 +92,17 @@ def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -
         if one.split and meant and one.split != meant:
             one.notes.append(f"{one.source} is of the {one.split} split, the published row {one.row} of {meant}")
     return made
+
+
+def strangers(study: Study, files: Sequence[Path], made: Sequence[Recomputed]) -> list[str]:
+    """Files that are not the ones whose checksums the study knows, by the row that they are said to be of."""
+    by_name = {path.name: path for path in files}
+    out = []
+    for one in made:
+        known, path = study.sources.get(one.row, {}).get("sha256"), by_name.get(one.source)
+        if known and path and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(str(known)):
+            out.append(f"{one.row}: {path} is another file than {study.sources[one.row]['file']} (by its SHA-256)")
+    return out
 
 
 def _nexar(study: Study, path: Path, named: str) -> Recomputed:

@@ -93,7 +93,7 @@ class Study:
 
 
 def study_names(root: Path = STUDIES) -> list[str]:
-    """All studies."""
+    """All studies below a folder; none where there is no such folder."""
     return sorted(p.parent.name for p in root.glob("*/study.yaml"))
 
 
@@ -184,13 +184,13 @@ def unexplained(study: Study, results: Sequence[Result]) -> list[str]:
     published: dict[str, list[Result]] = {}
     for line in read_table(study, "published"):
         published.setdefault(line["row"], []).append(line)
-    found: dict[str, list[Result]] = {}
+    found: dict[tuple[str, str], list[Result]] = {}
     for line in results:
         if line["form"] == "recomputed":
-            found.setdefault(line["row"], []).append(line)
+            found.setdefault((line["row"], line["run_id"]), []).append(line)
     out = []
-    for row, lines in found.items():
-        origin, meant = lines[0]["run_id"], study.sources.get(row, {})
+    for (row, origin), lines in found.items():
+        meant = study.sources.get(row, {})
         if row not in published:
             out.append(f"{origin}: no published row has these numbers; name it with row=")
             continue
@@ -220,6 +220,7 @@ def write_results(study: Study, results: Sequence[Result]) -> None:
             do="name the right file, row=, text_key= or clean=; a difference that is understood goes into study.yaml: "
             "predictions: {ROW: {file: ..., differs: {COLUMN: VALUE}, because: the reason}}",
         )  # fmt: skip
+    refuse_changed(study)
     rows = {(r["form"], r["row"]) for r in results}
     numbers = {(r["form"], r["row"], r["metric"]) for r in results}
     source = {r["row"]: r["run_id"] for r in results if r["form"] in AGAIN}
@@ -237,6 +238,20 @@ def write_results(study: Study, results: Sequence[Result]) -> None:
     writer.writeheader()
     writer.writerows(ordered)
     (study.folder / "results.csv").write_text(buffer.getvalue(), encoding="utf-8")
+
+
+def refuse_changed(study: Study) -> None:
+    """Refuse to build on a line that was changed by hand.
+
+    Raises:
+        DataError: with the lines.
+    """
+    changed = [f"{r['row']} {r['metric']}" for r in read_table(study, "results") if _changed(r)]
+    if changed:
+        raise DataError(
+            f"{study.folder}/results.csv was changed by hand", got=", ".join(changed[:3]),
+            do="take the committed file back (git checkout), or freeze from the runs and predictions again",
+        )  # fmt: skip
 
 
 def stale_numbers(study: Study, results: Sequence[Result]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.report.recompute import Recomputed, against_published, recompute
+from dashvlm.report.recompute import Recomputed, against_published, recompute, strangers
 from dashvlm.report.studies import (
     AGAIN,
     STUDIES,
@@ -17,6 +17,7 @@ from dashvlm.report.studies import (
     Study,
     load_study,
     read_table,
+    refuse_changed,
     study_names,
     unexplained,
     write_results,
@@ -40,6 +41,8 @@ def report_study(options: Mapping[str, Any]) -> None:
     """
     root = Path(options["studies_dir"] or STUDIES)
     names = study_names(root) if options["study"] == "all" else [str(options["study"])]
+    if not names:
+        raise ConfigError(f"there is no study below {root}", do="studies_dir=FOLDER of folders with a study.yaml")
     studies = [load_study(name, root) for name in names]
     wanted = options.get("predictions")
     files = [Path(str(f)) for f in ([wanted] if isinstance(wanted, str) else wanted or [])]
@@ -62,14 +65,18 @@ def report_study(options: Mapping[str, Any]) -> None:
     frozen = computed = 0
     for study in studies:
         again = recompute(study, files, options)
+        if not options["check"]:
+            refuse_changed(study)
+        odd = strangers(study, files, again)
         found = run_results(study, Path(options["paths"]["output_dir"])) + [r for a in again for r in a.results()]
         if options["check"]:
             problems += [f"{study.name}: {p}" for p in stale(study, found)]
             frozen, computed = frozen + len(read_table(study, "results")), computed + len(found)
         elif options["freeze"]:
+            _refuse(study, [*odd, *unexplained(study, found)])
             _freeze(study, found)
         else:
-            _show(study, again if files else [], found, options)
+            _show(study, again if files else [], found, odd, options)
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise DataError(
@@ -91,7 +98,17 @@ def _freeze(study: Study, found: Sequence[Result]) -> None:
     print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
 
 
-def _show(study: Study, again: Sequence[Recomputed], found: Sequence[Result], options: Mapping[str, Any]) -> None:
+def _refuse(study: Study, wrong: Sequence[str]) -> None:
+    if wrong:
+        raise DataError(
+            f"{study.name}: these are not the published predictions", got="; ".join(wrong),
+            do="name the right file, row=, text_key= or clean=; row=none scores them without a published row",
+        )  # fmt: skip
+
+
+def _show(
+    study: Study, again: Sequence[Recomputed], found: Sequence[Result], odd: Sequence[str], options: Mapping[str, Any]
+) -> None:
     """Print the study with what was found now in the place of what is frozen.
 
     Raises:
@@ -104,12 +121,7 @@ def _show(study: Study, again: Sequence[Recomputed], found: Sequence[Result], op
         for note in one.notes:
             print(f"  ! {one.source}: {note}")
     rows = {line["row"] for line in read_table(study, "published")}
-    wrong = unexplained(study, [r for r in found if r["row"] in rows])
-    if wrong:
-        raise DataError(
-            f"{study.name}: these are not the published predictions", got="; ".join(wrong),
-            do="name the right file, row=, text_key= or clean=; row=none scores them without a published row",
-        )  # fmt: skip
+    _refuse(study, [*odd, *unexplained(study, [r for r in found if r["row"] in rows])])
     with tempfile.TemporaryDirectory() as folder:  # the frozen numbers stay as they are
         shown = Study(study.name, Path(folder), study.spec)
         for name in ("published.csv", "results.csv"):

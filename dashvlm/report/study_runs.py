@@ -37,6 +37,7 @@ def run_results(study: Study, output: Path) -> list[Result]:
     """
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for form, folder, said in _runs_of(study, output):
+        _as_the_study_says(study, form, folder, said)
         config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         rows = pd.read_parquet(folder / "predictions.parquet")
@@ -99,6 +100,35 @@ def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]
             if name == study.owner and (folder / "result.json").is_file():
                 found[form, job["run_id"]] = form, folder, said
     return list(found.values())
+
+
+FREE = ("study", "seed", "paths.", "logger", "hydra", "data.root", "data.labels", "start_from", "data.num_workers")
+"""Words of a run that a study leaves open."""
+
+
+def _as_the_study_says(study: Study, form: str, folder: Path, said: Mapping[str, str]) -> None:
+    """A run stands in a study's table only with the study's settings.
+
+    Raises:
+        DataError: if a setting is another, is missing or was added: a twin is no real model.
+    """
+    wanted = dict(w.split("=", 1) for w in study.part(form).get("fixed") or ())
+    mine = {k.lstrip("+"): v for k, v in said.items() if not k.lstrip("+").startswith(FREE)}
+    other = [f"{k}={v}" for k, v in mine.items() if k not in study.axes(form) and _value(wanted.get(k)) != _value(v)]
+    other += [f"{k}={v} is missing" for k, v in wanted.items() if k not in mine and not k.startswith(FREE)]
+    if other:
+        raise DataError(
+            f"{folder} is tagged study={study.owner}/{form} and has other settings", got=", ".join(other[:4]),
+            do="run what `make study` prints; runs of your own need no study=",
+        )  # fmt: skip
+
+
+def _value(word: str | None) -> float | str | None:
+    """A word's value, however it is written: Hydra prints true as True and 1e-4 as 0.0001."""
+    try:
+        return None if word is None else float(word)
+    except ValueError:
+        return str(word).lower()
 
 
 def _only_seeds(label: str, runs: Sequence[Mapping[str, Any]]) -> None:
