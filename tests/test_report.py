@@ -57,3 +57,20 @@ def test_line_plot_over_one_axis(tmp_path):
     table = collect(sorted(p for p in tmp_path.iterdir()))
     assert plot_sweep(table, ["data.num_frames"], tmp_path / "l.png").stat().st_size > 5000
     assert plot_sweep(table, [], tmp_path / "none.png") is None
+
+
+def test_seeds_are_no_axis_of_a_plot(tmp_path, monkeypatch):
+    from dashvlm.report import sweep_plot
+
+    for n in (5, 10):
+        for seed in (1, 2, 3):
+            make_run(tmp_path / f"n{n}s{seed}", n / 20 + seed / 100, data={"num_frames": n}, seed=seed)
+    table = collect(sorted(p for p in tmp_path.iterdir()))
+    drawn = []
+    monkeypatch.setattr(sweep_plot, "_line", lambda done, names, metric, what: drawn.append((done, names, what)))
+    monkeypatch.setattr(sweep_plot, "save", lambda figure, path: path)
+    plot_sweep(table, ["data.num_frames", "seed"], tmp_path / "l.png")
+    ((done, names, what),) = drawn
+    assert names == ["data.num_frames"]
+    assert done["roc_auc"].round(6).tolist() == [0.27, 0.52]
+    assert "mean of seeds" in what

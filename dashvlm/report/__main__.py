@@ -45,6 +45,8 @@ def _check(options: dict[str, Any], study: str | None) -> None:
     wrong = [f"{k}={options[k]} does nothing without study=NAME" for k in alone]
     wrong += [f"{k}={options[k]} is neither true nor false" for k in ("freeze", "check", "html", "spice")
               if not isinstance(options[k], bool)]  # fmt: skip
+    if options["compare"] and study:
+        wrong.append("compare=[A,B] and study=NAME are two questions: ask one")
     if options["freeze"] and options["check"]:
         wrong.append("freeze=true writes what check=true compares: ask for one of them")
     if options["command"] and options["command"] not in ("full", "smoke"):

@@ -37,18 +37,21 @@ def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metri
     if done.empty or not axes_names:
         return None
     drawn = [c for c in done if c.split(".")[0].endswith(metric)]
+    done = done.assign(**{c: pd.to_numeric(done[c], errors="coerce") for c in drawn})
     seeds = done.groupby(axes_names, sort=False, dropna=False)[drawn]
+    what = "test, 95 % interval"
     if seeds.size().max() > 1:  # several seeds of a point: their mean, with the mean of their intervals
+        what = "test, mean of seeds; bars: mean of their 95 % intervals"
         done = seeds.mean().reset_index().assign(run_id=[str(i) for i in range(len(seeds))])
     with mpl.rc_context(STYLE):
         if len(axes_names) == 2:
             figure = _heatmap(done, axes_names[0], axes_names[1], metric)
         else:
-            figure = _line(done, axes_names, metric)
+            figure = _line(done, axes_names, metric, what)
         return save(figure, path)
 
 
-def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
+def _line(done: pd.DataFrame, names: Sequence[str], metric: str, what: str) -> Any:
     key = names[0]
     label = done["run_id"] if len(names) > 1 else done[key]  # several keys make no axis
     numeric = len(names) == 1 and pd.to_numeric(label, errors="coerce").notna().all()
@@ -58,7 +61,7 @@ def _line(done: pd.DataFrame, names: Sequence[str], metric: str) -> Any:
     y, low, high = (done[c].to_numpy(float) for c in (metric, f"{metric}.low", f"{metric}.high"))
     spread = np.clip(np.nan_to_num(np.stack([y - low, high - y])), 0, None)
     line = "-" if numeric else "none"  # nothing lies between two names
-    axes.errorbar(done["_x"], y, yerr=spread, fmt="o", ls=line, capsize=3, color=BLUE, label="test, 95 % interval")
+    axes.errorbar(done["_x"], y, yerr=spread, fmt="o", ls=line, capsize=3, color=BLUE, label=what)
     if f"pixels_off_{metric}" in done and done[f"pixels_off_{metric}"].notna().any():
         axes.plot(
             done["_x"],
