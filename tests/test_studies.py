@@ -212,6 +212,8 @@ def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
     csvs += [f"captions={REAL / 'bvpi' / 'complete_captions_sensation.csv'}"]
     other = dashvlm(*words, f"predictions={changed}", *csvs, check=False)
     assert "by its SHA-256" in other.stderr
+    other = dashvlm(*words[:3], "check=true", f"predictions={changed}", *csvs, check=False)
+    assert "by its SHA-256" in other.stderr
     own = dashvlm(*words[:3], file, "row=none")
     assert "not published" in own.stdout
     assert (tmp_path / "bvpi_fields" / "results.csv").read_bytes() == before

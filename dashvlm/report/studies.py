@@ -213,13 +213,7 @@ def write_results(study: Study, results: Sequence[Result]) -> None:
     Raises:
         DataError: if recomputed numbers contradict the published ones without a known reason.
     """
-    wrong = unexplained(study, results)
-    if wrong:
-        raise DataError(
-            f"{study.name}: these are not the published predictions", got="; ".join(wrong),
-            do="name the right file, row=, text_key= or clean=; a difference that is understood goes into study.yaml: "
-            "predictions: {ROW: {file: ..., differs: {COLUMN: VALUE}, because: the reason}}",
-        )  # fmt: skip
+    refuse_wrong(study, unexplained(study, results))
     refuse_changed(study)
     rows = {(r["form"], r["row"]) for r in results}
     numbers = {(r["form"], r["row"], r["metric"]) for r in results}
@@ -240,6 +234,21 @@ def write_results(study: Study, results: Sequence[Result]) -> None:
     (study.folder / "results.csv").write_text(buffer.getvalue(), encoding="utf-8")
 
 
+def refuse_wrong(study: Study, wrong: Sequence[str]) -> None:
+    """Refuse predictions that are not those of the published row that they are said to be of.
+
+    Raises:
+        DataError: with what is wrong, if anything is.
+    """
+    if wrong:
+        raise DataError(
+            f"{study.name}: these are not the published predictions", got="; ".join(wrong),
+            do="name the right file, row=, text_key= or clean=; row=none scores them without a published row; a "
+            "difference that is understood goes into study.yaml: predictions: {ROW: {file: ..., differs: {COLUMN: "
+            "VALUE}, because: the reason}}",
+        )  # fmt: skip
+
+
 def refuse_changed(study: Study) -> None:
     """Refuse to build on a line that was changed by hand.
 
@@ -250,7 +259,7 @@ def refuse_changed(study: Study) -> None:
     if changed:
         raise DataError(
             f"{study.folder}/results.csv was changed by hand", got=", ".join(changed[:3]),
-            do="take the committed file back (git checkout), or freeze from the runs and predictions again",
+            do="take the committed file back (git checkout), or remove these lines and freeze them again",
         )  # fmt: skip
 
 

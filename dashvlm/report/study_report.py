@@ -18,6 +18,7 @@ from dashvlm.report.studies import (
     load_study,
     read_table,
     refuse_changed,
+    refuse_wrong,
     study_names,
     unexplained,
     write_results,
@@ -70,10 +71,10 @@ def report_study(options: Mapping[str, Any]) -> None:
         odd = strangers(study, files, again)
         found = run_results(study, Path(options["paths"]["output_dir"])) + [r for a in again for r in a.results()]
         if options["check"]:
-            problems += [f"{study.name}: {p}" for p in stale(study, found)]
+            problems += [f"{study.name}: {p}" for p in [*odd, *stale(study, found)]]
             frozen, computed = frozen + len(read_table(study, "results")), computed + len(found)
         elif options["freeze"]:
-            _refuse(study, [*odd, *unexplained(study, found)])
+            refuse_wrong(study, [*odd, *unexplained(study, found)])
             _freeze(study, found)
         else:
             _show(study, again if files else [], found, odd, options)
@@ -98,14 +99,6 @@ def _freeze(study: Study, found: Sequence[Result]) -> None:
     print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
 
 
-def _refuse(study: Study, wrong: Sequence[str]) -> None:
-    if wrong:
-        raise DataError(
-            f"{study.name}: these are not the published predictions", got="; ".join(wrong),
-            do="name the right file, row=, text_key= or clean=; row=none scores them without a published row",
-        )  # fmt: skip
-
-
 def _show(
     study: Study, again: Sequence[Recomputed], found: Sequence[Result], odd: Sequence[str], options: Mapping[str, Any]
 ) -> None:
@@ -121,7 +114,7 @@ def _show(
         for note in one.notes:
             print(f"  ! {one.source}: {note}")
     rows = {line["row"] for line in read_table(study, "published")}
-    _refuse(study, [*odd, *unexplained(study, [r for r in found if r["row"] in rows])])
+    refuse_wrong(study, [*odd, *unexplained(study, [r for r in found if r["row"] in rows])])
     with tempfile.TemporaryDirectory() as folder:  # the frozen numbers stay as they are
         shown = Study(study.name, Path(folder), study.spec)
         for name in ("published.csv", "results.csv"):
