@@ -29,6 +29,8 @@ EXCLUDED = (
     "data.tasks",
     "data.num_workers",
     "data.store_gb",
+    "data.decode_timeout_s",
+    "data.decode_memory_gb",
     "trainer.progress",
     "trainer.data_only",
     "trainer.log_every_n_steps",

@@ -93,7 +93,7 @@ def with_task(argv: list[str]) -> list[str]:
 
 def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
     """Print the dataset card; write it as JSON with the contact sheet."""
-    from dashvlm.data.card import contact_sheet, dataset_card
+    from dashvlm.data.card import NONE, contact_sheet, dataset_card
     from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.samples import build_samples
     from dashvlm.report.tables import print_rows, print_table
@@ -126,12 +126,17 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
                 f"data.short_history={options['short_history']} decides what happens to them"
             )
     leak = card["leakage"]
-    print(f"  groups in several splits: {len(leak['groups_in_several_splits'])}; a split by row would put the "
-          f"group of {leak['row_split_would_share']:.0%} of the test clips into training, "
-          f"the very video of {leak['row_split_would_share_video']:.0%}")  # fmt: skip
+    print(f"  groups in several splits: {len(leak['groups_in_several_splits'])}")
+    print(f"  a split by row would put into training the group of {_share(leak['row_split_would_share'])} of the test "
+          f"clips, the very video of {_share(leak['row_split_would_share_video'])}")  # fmt: skip
+    shared = leak["files_in_several_splits"]
+    if shared:
+        print(f"  ! {len(shared)} files are in several splits: " + "; ".join(shared[:5]))
     if options["sampling"] == "anchored":
         print(f"  the anchor's time alone reaches ROC AUC {_estimate(card['anchor_auc'])} (0.5 tells nothing)")
-    print(f"  files with the same content: {card['duplicates'] or 'none'}")
+    print(f"  files with the same content: {(card['duplicates'] or 'none') if card['videos'] else NONE}")
+    if card["several_streams"]:
+        print(f"  {card['several_streams']} files hold several video streams; the default, largest one is read")
     usable = [c for c in manifest.clips if "failed" not in c.extra]
     if not usable:
         print(f"  no video of the {len(manifest.clips)} rows is there; the first that is missing: "
@@ -258,8 +263,16 @@ def inspect_model(config: dict[str, Any]) -> None:
     )
 
 
+def _share(value: float | None) -> str:
+    return "not computable" if value is None else f"{value:.0%}"
+
+
 def _estimate(node: dict[str, Any]) -> str:
-    return "n/a" if node["value"] != node["value"] else f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
+    return (
+        "not computable"
+        if node["value"] != node["value"]
+        else f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
+    )
 
 
 if __name__ == "__main__":

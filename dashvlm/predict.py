@@ -5,6 +5,7 @@ python -m dashvlm.predict run=runs/RUN video=clip.mp4 [stride_s=0.2] [overlay=tr
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,8 @@ def predict(cfg: DictConfig) -> None:
 
     from dashvlm.build import load_run, read_config
     from dashvlm.cli import log_to_terminal
-    from dashvlm.data.video import index_video
+    from dashvlm.data.guard import Limits, guarded
+    from dashvlm.data.load import build_store
     from dashvlm.errors import ConfigError
     from dashvlm.report.plots import plot_risk
     from dashvlm.run import quiet_libraries
@@ -36,7 +38,7 @@ def predict(cfg: DictConfig) -> None:
     if not cfg.stride_s > 0:
         raise ConfigError("stride_s must be above 0", got=str(cfg.stride_s), do="use 0.2")
     video, source = Path(cfg.video), Path(cfg.run)
-    index = index_video(video)  # a bad video is an error before the model is loaded
+    index = guarded(Limits(), video, "data.video", "index_video", video)  # an error before the model is loaded
     trained = read_config(source)["task"]["name"]
     if trained != "crash":
         raise ConfigError(
@@ -57,7 +59,7 @@ def predict(cfg: DictConfig) -> None:
           f"{table['time_s'][table['risk'].idxmax()]:.2f} s; "
           f"{int((table['repeated_frames'] > 0).sum())} anchors repeat their oldest frame")  # fmt: skip
     if cfg.overlay:
-        draw_overlay(video, index, rows, folder / "risk.mp4")
+        draw_overlay(video, build_store(config), rows, folder / "risk.mp4")
     print(f"written: {folder}/")
 
 
@@ -67,15 +69,14 @@ def risk_over_time(
     """Score a video at each anchor with the sampling the run was trained with.
 
     Returns:
-        Rows with ``time_s, risk, oldest_frame_s, repeated_frames``.
+        Rows with ``time_s, risk, oldest_frame_s, repeated_frames, stale_s``.
     """
     import torch
 
     from dashvlm.data.clip import Clip, Sample
     from dashvlm.data.datamodule import Item
     from dashvlm.data.load import build_store
-    from dashvlm.data.sampling import anchored_times, fit_history, nearest_frames
-    from dashvlm.data.video import decode
+    from dashvlm.data.sampling import anchored_times, fit_history, staleness_s
     from dashvlm.errors import ConfigError
 
     options, store = config["data"], build_store(config)
@@ -100,10 +101,10 @@ def risk_over_time(
     for first in range(0, len(items), size):
         part = []
         chunk = items[first : first + size]
-        numbers = [nearest_frames(index.times_s, i.sample.times_s) for i in chunk]
+        numbers = [index.frames_at(i.sample.times_s) for i in chunk]
         # A long video does not fit into memory: its frames are decoded for a few anchors at a time.
         union = np.unique(np.concatenate(numbers))
-        pictures = decode(video, index, union, store.reader, store.size)
+        pictures, _ = store.decoded(video, index.times_s[union], index)
         for item, mine in zip(chunk, numbers, strict=True):
             part.append(Item(item.index, item.sample, pictures[np.searchsorted(union, mine)], index.times_s[mine]))
         batch = module.transfer_batch_to_device(module.collate("predict")(part), device, 0)
@@ -111,28 +112,29 @@ def risk_over_time(
             scores = module.compute_scores(batch)[:, -1].double().cpu().tolist()
         rows += [
             {"time_s": round(i.sample.anchor_s, 6), "risk": s, "oldest_frame_s": i.sample.times_s[0],
-             "repeated_frames": i.sample.num_padded}
+             "repeated_frames": i.sample.num_padded,
+             "stale_s": staleness_s(shown, i.sample.times_s, index.period_s)}
             for i, s in zip(part, scores, strict=True)
+            if (shown := i.frame_times_s) is not None
         ]  # fmt: skip
     return rows
 
 
-def draw_overlay(video: Path, index: Any, rows: list[dict[str, Any]], target: Path) -> None:
+def draw_overlay(video: Path, store: Any, rows: list[dict[str, Any]], target: Path) -> None:
     """Write the video with the risk so far as a curve along its lower edge."""
     from PIL import Image, ImageDraw
 
     from dashvlm.data.synthetic.encode import write_video
-    from dashvlm.data.video import decode
 
+    index, whole = store.index(video), dataclasses.replace(store, size=None)
     times = np.array([r["time_s"] for r in rows])
     risk = np.array([r["risk"] for r in rows])
     total = float(index.times_s[-1]) or 1.0
 
     def drawn() -> Any:
         for first in range(0, len(index.times_s), 32):  # a long video does not fit in memory
-            numbers = range(first, min(first + 32, len(index.times_s)))
-            for number, frame in zip(numbers, decode(video, index, list(numbers)), strict=True):
-                now = float(index.times_s[number])
+            shown = index.times_s[first : first + 32]
+            for now, frame in zip(shown.tolist(), whole.decoded(video, shown, index)[0], strict=True):
                 image = Image.fromarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
                 draw = ImageDraw.Draw(image, "RGBA")
                 width, height = image.size

@@ -87,6 +87,8 @@ RULES: dict[str, Rule] = {
     "data.eval_batch_size": _whole(1),
     "data.num_workers": _whole(0),
     "data.store_gb": _number(0, open_low=True),
+    "data.decode_timeout_s": _number(0, open_low=True),
+    "data.decode_memory_gb": _number(0.1),
     "data.shots.share": _number(0, 1),
     "data.shots.least": _whole(1, 32),
     "data.shots.most": _whole(1, 32),

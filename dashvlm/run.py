@@ -138,11 +138,12 @@ def _ledgers(cfg: Mapping[str, Any], data: Data, folder: Path) -> dict[str, Any]
     report = leakage_report(data.manifest, int(cfg["data"]["split_seed"]))
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         write_ledgers(data.manifest, report, folder)
-    log.info(
-        "%s: clips %s, groups %s, %d quarantined; a row split would share groups with %.0f%% of the test clips",
-        data.manifest.name, report["clips"], report["groups"], len(data.manifest.quarantine),
-        100 * report["row_split_would_share"],
-    )  # fmt: skip
+    log.info("%s: clips %s, groups %s, %d quarantined", data.manifest.name, report["clips"], report["groups"],
+             len(data.manifest.quarantine))  # fmt: skip
+    if report["row_split_would_share"] is not None:
+        log.info(
+            "a split by row would share groups with %.0f%% of the test clips", 100 * report["row_split_would_share"]
+        )
     return report
 
 

@@ -17,7 +17,9 @@ import pytorch_lightning as pl
 from dashvlm.build import Data, evaluation_samples, part_census
 from dashvlm.data.clip import Sample
 from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.data.manifest import leakage_report
 from dashvlm.data.samples import feasibility, sampling_skew
+from dashvlm.data.sampling import staleness_s
 from dashvlm.errors import DataError
 from dashvlm.fit import build_trainer
 from dashvlm.labels.leaks import label_alarms
@@ -25,6 +27,8 @@ from dashvlm.metrics.evaluate import evaluate
 from dashvlm.tasks.base import observe
 from dashvlm.training.module import VLMModule, sample_row
 
+MAX_STALE = 0.02
+"""Share of samples with frames from before a gap above which an alarm is raised."""
 PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "av")
 
 
@@ -56,6 +60,7 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
                 s.sample_id: r for s, r in zip(first, _predict(trainer, module, loaders, first, True), strict=True)
             }
     table["primary"] = table["horizon_s"] == primary
+    table["stale_s"] = [_staleness(s, r) for s, r in zip(samples, rows, strict=True)]
     _add_pairs(table, trainer, module, loaders, samples)
     for column in ("scores", "text", "answer", "status", "latency_s", "frame_times_s"):
         if column not in table:
@@ -124,6 +129,15 @@ def write_results(
     numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), int(cfg["seed"]), kind)
     if data.test_split != "test":
         numbers["alarms"].append("there is no test split: these are validation numbers")
+    shared = leakage_report(data.manifest, int(cfg["data"]["split_seed"]))["files_in_several_splits"]
+    if shared:
+        numbers["alarms"].append(f"{len(shared)} files are in several splits: {'; '.join(shared[:3])}")
+    stale = rows["stale_s"] > 0
+    if stale.mean() > MAX_STALE:
+        numbers["alarms"].append(
+            f"{int(stale.sum())} of {len(rows)} samples show frames older than asked, up to "
+            f"{rows['stale_s'].max():.1f} s: the videos have gaps (stale_s in predictions.parquet)"
+        )
     options = cfg["data"]
     skew = sampling_skew(data.samples, options)
     if len({round(v, 3) for v in skew.values()}) > 1:
@@ -154,6 +168,7 @@ def write_results(
         "sampling_skew": skew,
         "parameters": part_census(module),
         "quarantined": len(data.manifest.quarantine),
+        "stale": int(stale.sum()),
         "commit": _commit(),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
     }
@@ -186,6 +201,12 @@ def _options(module: VLMModule, **changed: Any) -> Iterator[None]:
     yield
     module.options.clear()
     module.options.update(before)
+
+
+def _staleness(sample: Sample, row: Mapping[str, Any]) -> float:
+    """See :func:`dashvlm.data.sampling.staleness_s`; 0 for a row that failed."""
+    shown = row.get("frame_times_s")
+    return 0.0 if shown is None else staleness_s(shown, sample.times_s, 1.0 / sample.clip.fps)
 
 
 def _as_json(value: Any) -> str | None:

@@ -248,7 +248,7 @@ def summarise(plan: Plan) -> int:
     from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_markdown
 
     jobs = plan.folder / "jobs.jsonl"
-    lines = jobs.read_text(encoding="utf-8").splitlines() if jobs.exists() else []
+    lines = jobs.read_text(encoding="utf-8").split("\n")[:-1] if jobs.exists() else []
     folders = list(dict.fromkeys(Path(json.loads(line)["folder"]) for line in lines))
     if not folders:
         return 1

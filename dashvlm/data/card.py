@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from dashvlm.data.clip import SPLITS, Clip, Sample
 from dashvlm.data.frames import FrameStore
-from dashvlm.data.manifest import Manifest, leakage_report
+from dashvlm.data.manifest import Manifest, leakage_report, same_contents
 from dashvlm.data.samples import feasibility, references_of
 from dashvlm.errors import DataError
 from dashvlm.metrics.functional import roc_auc
@@ -21,6 +20,8 @@ from dashvlm.metrics.intervals import Estimate, estimate, group_weights
 
 GRID = [(n, dt) for n in (5, 10, 15, 20) for dt in (0.5, 1.0, 1.5)]
 """The published Nexar sweep (frankafan/dashcam-collisions): 12 points."""
+NONE = "not computable"
+"""Stands where a number needs videos that are not there."""
 
 
 def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> dict[str, Any]:
@@ -32,9 +33,10 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> d
         task: adds its own tables (:meth:`dashvlm.tasks.base.Task.census`).
 
     Returns:
-        ``splits`` (a row a split), ``tables`` (title -> rows, the task's), ``numbers`` (durations, frame
-        rates), ``problems`` (rows), ``duplicates``, ``feasibility`` (the configured point and the
-        published 12), ``leakage``, ``anchor_auc``.
+        ``splits`` (a row for each split and one for all), ``videos`` (clips whose video can be read),
+        ``several_streams`` (clips whose file holds more than one), ``tables`` (title -> rows, the task's),
+        ``numbers`` (durations, frame rates), ``problems`` (rows), ``duplicates``, ``feasibility`` (the configured
+        point and the published 12), ``leakage``, ``anchor_auc``.
     """
     clips = manifest.clips
     leak = leakage_report(manifest, int(options["split_seed"]))
@@ -43,7 +45,7 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> d
             "split": split,
             "clips": leak["clips"][split],
             "groups": leak["groups"][split],
-            "videos": len({c.path for c in manifest.split(split) if c.path and "failed" not in c.extra}),
+            "videos": len({c.path for c in manifest.split(split) if c.path and "failed" not in c.extra}) or NONE,
         }
         | (
             {"positives": leak["positives"][split], "unlabelled": sum(c.label is None for c in manifest.split(split))}
@@ -53,10 +55,14 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> d
         for split in SPLITS
     ]
     usable = [c for c in clips if "failed" not in c.extra]
+    rows.append({"split": "all", **{key: _total([r[key] for r in rows]) for key in rows[0] if key != "split"}})
     asked = int(options["num_frames"]), float(options["frame_interval_s"])
     points = list(dict.fromkeys([asked, *GRID]))
+    several = sum("video_streams" in c.extra for c in usable)
     return {
         "name": manifest.name,
+        "videos": len(usable),
+        "several_streams": several,
         "splits": rows,
         "tables": task.census(clips),
         "numbers": {
@@ -74,11 +80,16 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> d
             for c in clips
             if "failed" in c.extra
         ],
-        "duplicates": duplicates(usable),
+        "duplicates": [[f"{c.split}/{c.clip_id}" for c in same] for same in same_contents(usable)],
         "feasibility": feasibility(usable, options, points) if options["sampling"] == "anchored" and usable else [],
         "leakage": leak,
         "anchor_auc": vars(anchor_auc(usable, options)),
     }
+
+
+def _total(counts: Sequence[Any]) -> Any:
+    known = [n for n in counts if n != NONE]
+    return sum(known) if known else NONE
 
 
 def anchor_auc(clips: Sequence[Clip], options: Mapping[str, Any]) -> Estimate:
@@ -94,20 +105,6 @@ def anchor_auc(clips: Sequence[Clip], options: Mapping[str, Any]) -> Estimate:
         score = 1.0 - score
     weights = group_weights([c.group for c in labelled], 1000, 0)
     return estimate(float(roc_auc(target, score)), roc_auc(target, score, weights))
-
-
-def duplicates(clips: Sequence[Clip]) -> list[list[str]]:
-    """Return groups of clips whose files have the same content."""
-    by_size: dict[int, list[Clip]] = defaultdict(list)
-    for clip in {c.path: c for c in clips}.values():  # questions about one video share it on purpose
-        if Path(clip.path).is_file():
-            by_size[Path(clip.path).stat().st_size].append(clip)
-    by_hash: dict[str, list[str]] = defaultdict(list)
-    for same in by_size.values():
-        for clip in same if len(same) > 1 else []:
-            with Path(clip.path).open("rb") as file:
-                by_hash[hashlib.file_digest(file, "sha256").hexdigest()].append(f"{clip.split}/{clip.clip_id}")
-    return [found for found in by_hash.values() if len(found) > 1]
 
 
 def contact_sheet(samples: Sequence[Sample], store: FrameStore, task: Any, path: Path, count: int = 6) -> None:

@@ -35,7 +35,7 @@ class Clip:
         event_time_s: seconds from the first frame to the event; None when there is none.
         alert_time_s: seconds from the first frame to the first visible sign of the event.
         duration_s: display time of the last frame plus one frame period, in seconds.
-        fps: mean frames per second.
+        fps: frames per second outside of gaps.
         extra: dataset-specific fields that a task may read.
     """
 

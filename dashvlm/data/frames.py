@@ -1,36 +1,43 @@
 """The frame store: each clip is decoded once for a whole sweep, all its epochs and all processes.
 
-One file a clip holds the union of the frames that anybody asked for: a JSON header, then raw
-uint8 frames. A file is replaced as a whole by an atomic rename under a lock, so readers never see
-a torn one and a killed writer leaves the old one. Every frame carries a CRC-32 that each process
-verifies when it first reads it; a frame that fails it is decoded again. The file's name is a hash of everything that
-decides the pixels.
+One file a clip holds the union of the frames that anybody asked for: a header in JSON with its checksum, then raw
+uint8 frames. A file is replaced as a whole by an atomic rename under a lock, so readers never see a torn one and
+a killed writer leaves the old one. The header names the clip, the reader and the size that the frames belong to,
+and a CRC-32 for every frame, which each process verifies when it first reads it; what does not fit is decoded
+again. The file's name is a hash of everything that decides the pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
+import io
 import json
 import logging
 import os
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dashvlm.data.clip import FrameArray
+from dashvlm.data.guard import Limits, guarded
 from dashvlm.data.pictures import files_of
-from dashvlm.data.sampling import Times, nearest_frames
-from dashvlm.data.video import VideoIndex, decode, index_video, reader_version
+from dashvlm.data.readers import reader_version
+from dashvlm.data.sampling import Times
+from dashvlm.data.video import VideoIndex, decode, index_video
 
 log = logging.getLogger(__name__)
 MAGIC = b"dashvlmF"
-FORMAT = 1
+FORMAT = 2
+MAX_HEADER = 1 << 28  # bytes; a day of video has a tenth of it
+PROBE = 1 << 16  # bytes at either end of a video that its entry is bound to
 _NONE = np.zeros((0, 1, 1, 3), np.uint8)  # an entry may record the times only
 _verified: dict[tuple[Path, int], set[int]] = {}
 """(file, modification time) -> frames whose checksum this process has seen hold."""
@@ -45,15 +52,18 @@ class FrameStore:
         reader: the decoder, see :func:`dashvlm.data.video.decode`.
         size: (height, width) the frames are stored at, or None for the display size.
         max_gb: bound on the folder's size in 10^9 bytes; the oldest files go first.
+        limits: of opening, indexing and decoding one clip, which then happen in a process that can be killed;
+            None trusts the files and works in this process.
     """
 
     folder: Path
     reader: str = "pyav"
     size: tuple[int, int] | None = None
     max_gb: float = 20.0
+    limits: Limits | None = None
 
     def frames(self, video: Path, times_s: Sequence[float] | Times) -> tuple[FrameArray, Times]:
-        """Return the frames nearest to the times, from the store or decoded and stored.
+        """Return the frames shown at the times, from the store or decoded and stored.
 
         Args:
             video: the video file.
@@ -64,69 +74,88 @@ class FrameStore:
 
         Raises:
             VideoError: if the video cannot be decoded there.
-            DataError: if the video has no frame within half a period of a time.
+            DataError: if the video has no frame at one of the times.
         """
-        path = self._path(video)
-        found = _fetch(path, times_s)
+        key = self._key(video)
+        path = self._path(key)
+        found = _fetch(path, key, times_s)
         if found is None:
             with contextlib.suppress(OSError):  # a full disk costs time, not the run
                 self.fill(video, times_s)
-            found = _fetch(path, times_s)
-        if found is None:  # evicted or damaged just now: the video is the truth
-            index = index_video(video)
-            numbers = nearest_frames(index.times_s, times_s)
-            found = decode(video, index, numbers, self.reader, self.size), index.times_s[numbers]
+            found = _fetch(path, key, times_s)
+        if found is None:  # evicted or damaged just now, or no room: the video is the truth
+            found = self.decoded(video, times_s)
         return found
 
-    def fill(self, video: Path, times_s: Sequence[float] | Times) -> dict[str, Any]:
-        """Make sure that the frames at these times are stored, decoding the missing ones at once.
+    def decoded(
+        self, video: Path, times_s: Sequence[float] | Times, index: VideoIndex | None = None
+    ) -> tuple[FrameArray, Times]:
+        """Return what :meth:`frames` does, past the store; ``index`` is the video's, where it is known."""
+        if self.limits is not None:
+            trusting = replace(self, limits=None)
+            found: tuple[FrameArray, Times] = guarded(
+                self.limits, video, "data.frames", "decode_for", trusting, video, times_s, index
+            )
+            return found
+        index = index or index_video(video)
+        numbers = index.frames_at(times_s)
+        return decode(video, index, numbers, self.reader, self.size), index.times_s[numbers]
 
-        Returns:
-            The header of the clip's file.
-        """
-        path = self._path(video)
+    def fill(self, video: Path, times_s: Sequence[float] | Times) -> None:
+        """Make sure that the frames at these times are stored, decoding the missing ones at once."""
+        if self.limits is not None:
+            guarded(self.limits, video, "data.frames", "fill_for", replace(self, limits=None), video, times_s)
+            return
+        key = self._key(video)
+        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path.with_suffix(".lock")):
-            entry = _read(path)
+            entry = _read(path, key)
             index = _index(entry) if entry else index_video(video)
-            wanted = set(nearest_frames(index.times_s, times_s).tolist())
+            wanted = set(index.frames_at(times_s).tolist()) if len(times_s) else set()
             kept = _load(path, entry, entry["stored"]) if entry else None
             have = entry["stored"] if entry and kept is not None else []
             missing = sorted(wanted - set(have))
             if entry and kept is not None and not missing:
-                return entry
+                return
             parts = [kept] if have and kept is not None else []
             if missing:
                 parts.append(decode(video, index, missing, self.reader, self.size))
             frames = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _NONE
-            header = _header(index, [*have, *missing], frames)
-            self._write(path, header, frames)
+            self._write(path, _header(key, index, [*have, *missing], frames), frames)
         self._evict(keep=path)
-        return header
 
     def index(self, video: Path) -> VideoIndex:
         """Return a video's index, remembered from an earlier read where possible."""
-        entry = _read(self._path(video))
-        return _index(entry) if entry else _index(self.fill(video, []))
+        key = self._key(video)
+        entry = _read(self._path(key), key)
+        if entry is None:
+            with contextlib.suppress(OSError):
+                self.fill(video, [])
+            entry = _read(self._path(key), key)
+        if entry is not None:
+            return _index(entry)
+        if self.limits is not None:
+            found: VideoIndex = guarded(self.limits, video, "data.video", "index_video", video)
+            return found
+        return index_video(video)
 
-    def _path(self, video: Path) -> Path:
-        stats = [f.stat() for f in files_of(video) if f.exists()]
-        key = [
-            FORMAT,
-            [str(f.resolve()) for f in files_of(video)],
-            [(s.st_size, s.st_mtime_ns) for s in stats],
-            reader_version(self.reader),
-            self.size,
-        ]
-        name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
+    def _key(self, video: Path) -> str:
+        """All that decides the pixels, as text."""
+        files = [(str(f.resolve()), *content_of(f)) for f in files_of(video)]
+        return json.dumps([FORMAT, files, reader_version(self.reader), self.size])
+
+    def _path(self, key: str) -> Path:
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.frames"
 
     def _write(self, path: Path, header: dict[str, Any], frames: FrameArray) -> None:
         text = json.dumps(header).encode()
         temporary = path.with_suffix(".tmp")  # one writer at a time: the lock is held
+        temporary.unlink(missing_ok=True)
         try:
-            with temporary.open("wb") as file:
-                file.write(MAGIC + len(text).to_bytes(8, "little") + text)
+            with temporary.open("xb") as file:
+                file.write(MAGIC + len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + text)
                 file.write(np.ascontiguousarray(frames).data)
             os.replace(temporary, path)
         except OSError:
@@ -137,26 +166,64 @@ class FrameStore:
         files = []
         for file in self.folder.glob("*/*.frames"):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
-                files.append((file.stat(), file))
+                files.append((file.lstat(), file))
         total = sum(s.st_size for s, _ in files)
         bound = self.max_gb * 1e9
-        for stat, file in sorted(files, key=lambda item: item[0].st_mtime):
+        for found, file in sorted(files, key=lambda item: item[0].st_mtime):
             if total <= bound:
                 return
             if file != keep:
                 file.unlink(missing_ok=True)
-                total -= stat.st_size
+                total -= found.st_size
                 log.info("frame store over data.store_gb=%g: dropped %s", self.max_gb, file.name)
 
 
-def _header(index: VideoIndex, numbers: list[int], frames: FrameArray) -> dict[str, Any]:
+def fill_for(store: FrameStore, video: Path, times_s: Sequence[float] | Times) -> None:
+    """:meth:`FrameStore.fill`, for the process that can be killed."""
+    store.fill(video, times_s)
+
+
+def decode_for(
+    store: FrameStore, video: Path, times_s: Sequence[float] | Times, index: VideoIndex | None
+) -> tuple[FrameArray, Times]:
+    """:meth:`FrameStore.decoded`, for the process that can be killed."""
+    return store.decoded(video, times_s, index)
+
+
+def content_of(file: Path) -> tuple[int, int, str]:
+    """Size, modification time, and a hash of a file's head and tail; nothing of what is no regular file."""
+    try:
+        found = file.stat()
+    except OSError:
+        return 0, 0, ""
+    if not stat.S_ISREG(found.st_mode):
+        return 0, 0, ""
+    return found.st_size, found.st_mtime_ns, _ends(file, found.st_size, found.st_mtime_ns, found.st_ino)
+
+
+@functools.lru_cache(maxsize=100_000)
+def _ends(file: Path, size: int, changed_ns: int, inode: int) -> str:
+    with file.open("rb") as opened:
+        data = opened.read(PROBE)
+        if size > 2 * PROBE:
+            opened.seek(-PROBE, os.SEEK_END)
+            data += opened.read(PROBE)
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _header(key: str, index: VideoIndex, numbers: list[int], frames: FrameArray) -> dict[str, Any]:
     return {
+        "key": key,
         "times_s": index.times_s.tolist(),
         "pts": index.pts.tolist(),
         "keyframes": index.keyframes.tolist(),
         "width": index.width,
         "height": index.height,
         "codec": index.codec,
+        "stamps": index.stamps,
+        "damaged_after": index.damaged_after.tolist(),
+        "gap": index.gap,
+        "streams": index.streams,
         "stored": numbers,
         "shape": list(frames.shape[1:]),
         "crc32": [zlib.crc32(np.ascontiguousarray(f).data) for f in frames],
@@ -171,34 +238,53 @@ def _index(entry: dict[str, Any]) -> VideoIndex:
         entry["width"],
         entry["height"],
         entry["codec"],
+        entry["stamps"],
+        np.asarray(entry["damaged_after"], np.int64),
+        entry["gap"],
+        entry["streams"],
     )
 
 
-def _fetch(path: Path, times_s: Sequence[float] | Times) -> tuple[FrameArray, Times] | None:
-    """Read the frames nearest to the times; None if the file lacks or damaged any of them."""
-    entry = _read(path)
+def _fetch(path: Path, key: str, times_s: Sequence[float] | Times) -> tuple[FrameArray, Times] | None:
+    """Read the frames shown at the times; None if the file lacks or damaged any of them."""
+    entry = _read(path, key)
     if entry is None:
         return None
-    times = np.asarray(entry["times_s"])
-    numbers = nearest_frames(times, times_s)
+    index = _index(entry)
+    numbers = index.frames_at(times_s)
     if not set(numbers.tolist()) <= set(entry["stored"]):
         return None
     frames = _load(path, entry, numbers.tolist())
-    return None if frames is None else (frames, times[numbers])
+    return None if frames is None else (frames, index.times_s[numbers])
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """Read a file's header; None if there is no usable file."""
+def _open(path: Path) -> io.FileIO:
+    """Open a file of the store for reading; a link or a pipe in its place is not followed."""
+    opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(f"{path} is no regular file")
+    return io.FileIO(opened, "rb")
+
+
+def _read(path: Path, key: str) -> dict[str, Any] | None:
+    """Read a file's header; None if there is no usable file, or it belongs to another clip, reader or size."""
     try:
-        with path.open("rb") as file:
-            if file.read(8) != MAGIC:
+        with _open(path) as file:
+            head = file.read(48)
+            length = int.from_bytes(head[8:16], "little")
+            if head[:8] != MAGIC or length > MAX_HEADER:
                 return None
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (OSError, ValueError, MemoryError, OverflowError):
+            text = file.read(length)
+            if hashlib.sha256(text).digest() != head[16:48]:
+                return None
+            header: dict[str, Any] = json.loads(text)
+    except (OSError, ValueError, MemoryError, OverflowError, RecursionError):
         return None
-    header["offset"] = 16 + length
-    return header if isinstance(header, dict) else None
+    if not isinstance(header, dict) or header.get("key") != key:
+        return None
+    header["offset"] = 48 + length
+    return header
 
 
 def _load(path: Path, entry: dict[str, Any], numbers: Sequence[int]) -> FrameArray | None:
@@ -211,18 +297,18 @@ def _load(path: Path, entry: dict[str, Any], numbers: Sequence[int]) -> FrameArr
     step = int(np.prod(shape))
     out = np.empty((len(numbers), *shape), np.uint8)
     try:
-        with path.open("rb", buffering=0) as file:
+        with _open(path) as file:
             stamp = (path, os.fstat(file.fileno()).st_mtime_ns)
-            seen = _verified.setdefault(stamp, set())
+            verified = _verified.setdefault(stamp, set())
             for row, number in enumerate(numbers):
                 file.seek(entry["offset"] + place[number] * step)
                 whole = file.readinto(out[row].data) == step
-                if whole and number not in seen:
+                if whole and number not in verified:
                     whole = zlib.crc32(out[row].data) == entry["crc32"][place[number]]
                 if not whole:
                     log.warning("frame store: checksum mismatch in %s, decoding again", path.name)
                     return None
-                seen.add(number)
+                verified.add(number)
     except (OSError, KeyError):
         return None
     return out
@@ -230,6 +316,12 @@ def _load(path: Path, entry: dict[str, Any], numbers: Sequence[int]) -> FrameArr
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        opened = os.open(path, flags, 0o600)
+    except OSError:  # a link or a pipe in the lock's place
+        path.unlink(missing_ok=True)
+        opened = os.open(path, flags | os.O_EXCL, 0o600)
+    with os.fdopen(opened, "wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.guard import Limits
 from dashvlm.data.manifest import Manifest, build_manifest
 from dashvlm.labels.label_file import read_labels, with_labels
 from dashvlm.labels.pairs import with_pairs
@@ -23,6 +24,7 @@ def build_store(cfg: Config) -> FrameStore:
         data["reader"],
         (int(size[0]), int(size[1])) if size else None,
         float(data["store_gb"]),
+        Limits(float(data["decode_timeout_s"]), float(data["decode_memory_gb"])),
     )
 
 

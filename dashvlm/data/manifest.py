@@ -21,7 +21,7 @@ import pandas as pd
 import pandera.pandas as pa
 
 from dashvlm.data.clip import SPLITS, Clip, Split
-from dashvlm.data.frames import FrameStore
+from dashvlm.data.frames import FrameStore, content_of
 from dashvlm.data.pictures import confined_files, size_of
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError, DataError
@@ -124,7 +124,11 @@ def build_manifest(
         seen[str(row["clip_id"])] += 1
         if seen[str(row["clip_id"])] > 1:
             row = {**row, "problem": "duplicate id; the first row is used"}
-        made = _clip(row, root, store)
+        try:
+            made = _clip(row, root, store)
+        except (TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            # Whatever a row contains, it is named and not a traceback.
+            made = Quarantined(str(row["clip_id"]), str(row.get("split") or ""), f"unusable: {error}")
         if isinstance(made, Clip):
             clips.append(made)
         else:
@@ -169,16 +173,17 @@ def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
     """Say what the splits share, and what a split by row would have shared.
 
     Returns:
-        Counts of clips, groups and positives a split; groups in several splits; and the fractions of
-        test clips whose group, and whose very video, a row split of the same sizes would have put into
-        training too.
+        Counts of clips, groups and positives a split; groups and files (or copies) in several splits; fractions of
+        test clips (validation clips where there are none) whose group, and whose very video, a row split of the
+        same sizes would have put into training too; None where that cannot be computed.
     """
     groups: dict[str, set[str]] = {s: {c.group for c in manifest.split(s)} for s in SPLITS}
     sizes = {s: len(manifest.split(s)) for s in SPLITS}
+    scored = sizes["test"] or sizes["val"]  # results come from the test split, or from val where there is none
     shuffled = sorted(manifest.clips, key=lambda c: stable_uniform(seed, "row split", c.clip_id))
     first = shuffled[: sizes["train"]]
     train, videos = {c.group for c in first}, {c.path for c in first if c.path}
-    test = shuffled[len(shuffled) - sizes["test"] :]
+    test = shuffled[len(shuffled) - scored :] if first else []
     return {
         "clips": sizes,
         "groups": {s: len(g) for s, g in groups.items()},
@@ -187,9 +192,37 @@ def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
         "groups_in_several_splits": sorted(
             set().union(*(groups[a] & groups[b] for a in SPLITS for b in SPLITS if a < b))
         ),
-        "row_split_would_share": sum(c.group in train for c in test) / len(test) if test else 0.0,
-        "row_split_would_share_video": sum(c.path in videos for c in test) / len(test) if test else 0.0,
+        "files_in_several_splits": _straddling_files(manifest.clips),
+        "row_split_would_share": sum(c.group in train for c in test) / len(test) if test else None,
+        "row_split_would_share_video": sum(c.path in videos for c in test) / len(test) if test and videos else None,
     }
+
+
+def same_contents(clips: Sequence[Clip]) -> list[list[Clip]]:
+    """Return groups of clips whose different files hold the same bytes."""
+    by_size: dict[int, list[Clip]] = defaultdict(list)
+    for clip in {c.path: c for c in clips}.values():  # questions about one video share it on purpose
+        if clip.path and Path(clip.path).is_file():
+            by_size[Path(clip.path).stat().st_size].append(clip)
+    by_hash: dict[str, list[Clip]] = defaultdict(list)
+    for same in by_size.values():
+        ends: dict[str, list[Clip]] = defaultdict(list)
+        for clip in same if len(same) > 1 else []:
+            ends[content_of(Path(clip.path))[2]].append(clip)
+        for clip in (c for alike in ends.values() if len(alike) > 1 for c in alike):
+            with Path(clip.path).open("rb") as file:
+                by_hash[hashlib.file_digest(file, "sha256").hexdigest()].append(clip)
+    return [found for found in by_hash.values() if len(found) > 1]
+
+
+def _straddling_files(clips: Sequence[Clip]) -> list[str]:
+    """Files, or copies of one file, that clips of several splits look at."""
+    usable = [c for c in clips if c.path and "failed" not in c.extra]
+    by_path: dict[str, list[Clip]] = defaultdict(list)
+    for clip in usable:
+        by_path[clip.path].append(clip)
+    shared = [a for a in (*by_path.values(), *same_contents(usable)) if len({c.split for c in a}) > 1]
+    return sorted(" = ".join(sorted({f"{c.split}/{Path(c.path).name}" for c in alike})) for alike in shared)
 
 
 def limited(manifest: Manifest, count: int) -> Manifest:
@@ -258,10 +291,7 @@ def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
         return Quarantined(clip_id, str(given), f"unknown split {given!r}")
     if row.get("problem"):
         return Quarantined(clip_id, str(given or ""), str(row["problem"]))
-    label, wrong_label = parse_label(row.get("label"))
-    event, wrong_event = parse_seconds(row.get("event_time_s"))
-    alert, wrong_alert = parse_seconds(row.get("alert_time_s"))
-    wrong = wrong_label or wrong_event or (wrong_alert and f"alert time: {wrong_alert}")
+    label, event, alert, wrong = _checked(row)
     if wrong:
         return Quarantined(clip_id, str(given or ""), wrong)
     extra = dict(row.get("extra") or {})
@@ -273,6 +303,11 @@ def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
         path = str(confined_files(root, row["video"]))
         index = store.index(Path(path))
         duration, fps = index.duration_s, index.fps
+        extra |= {"video_streams": index.streams} if index.streams > 1 else {}
+        late = [t for t in extra.get("support_frames") or () if t > duration]
+        if late:
+            told = f"support times past the end, at {duration:.2f} s: {late}"
+            extra["irregular"] = [*extra.get("irregular", ()), told]
     except (DataError, OSError) as error:  # a name may be too long for the file system
         extra["failed"] = str(error).splitlines()[0]
     if "failed" not in extra and event is not None and event > duration + 1.0 / fps:
@@ -281,6 +316,23 @@ def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
     group = str(row.get("group") or clip_id)
     clip = Clip(clip_id, path, group, "train", label, event, alert, duration, fps, extra)
     return replace(clip, split=given) if given else replace(clip, extra={**extra, "_unsplit": True})
+
+
+def _checked(row: Row) -> tuple[int | None, float | None, float | None, str | None]:
+    """A row's label, event and alert times, and what is wrong with or between them."""
+    label, wrong = parse_label(row.get("label"))
+    event, wrong_event = parse_seconds(row.get("event_time_s"))
+    alert, wrong_alert = parse_seconds(row.get("alert_time_s"))
+    wrong = wrong or (wrong_event and f"event time: {wrong_event}") or (wrong_alert and f"alert time: {wrong_alert}")
+    if not wrong and label == 0 and event is not None:
+        wrong = f"labelled negative, but with an event at {event:g} s"
+    if not wrong and alert is not None and event is not None and alert > event:
+        wrong = f"the alert at {alert:g} s comes after the event at {event:g} s"
+    if not wrong and alert is not None and event is None and label != 0:
+        wrong = f"an alert at {alert:g} s without an event"
+    if not wrong and row.get("group") is not None and not isinstance(row["group"], str):
+        wrong = f"group is a {type(row['group']).__name__}, not a text"
+    return label, event, alert, wrong or None
 
 
 def _assign_splits(clips: list[Clip], fractions: Mapping[str, float], seed: int, by_group: bool) -> list[Clip]:

@@ -6,13 +6,18 @@ else (times, store, checksums) is the same as for a video.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from dashvlm.data.clip import FrameArray
 from dashvlm.errors import DataError, VideoError
@@ -32,7 +37,8 @@ def files_of(path: Path) -> list[Path]:
     if SEPARATOR in str(path):
         return [Path(p) for p in str(path).split(SEPARATOR)]
     if path.is_dir():
-        return sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
+        found = (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("._"))
+        return sorted(found, key=_natural)
     return [path]
 
 
@@ -44,29 +50,66 @@ def size_of(path: Path) -> int:
 
 
 def confined_files(root: Path, names: str | Sequence[str]) -> Path:
-    """Resolve the file name or names of a clip, refusing anything outside the dataset's folder.
+    """Find the file or files of a clip, refusing anything outside the dataset's folder.
+
+    Names that differ from a file's in the case of letters or in the form of accents only (NFC, NFD) mean it. The
+    dataset's folder may be a link, and a snapshot of the hub, whose files are links into the cache beside it.
 
     Raises:
         DataError: if a name leads out of ``root`` (absolute path, ``..``, symbolic link).
     """
     base = root.resolve()
-    resolved = []
+    allowed = [base, *_caches(root.absolute()), *_caches(base)]
+    found = []
     for name in [names] if isinstance(names, str) else names:
         if not name:
             raise DataError("a clip without a file name", do="name a video, a folder or pictures")
         odd = SEPARATOR in str(name) or "\x00" in str(name) or "://" in str(name) or len(str(name)) > 1000
-        path = base if odd else (base / str(name)).resolve()
-        inside = [p.resolve() for p in files_of(path)] if not odd and path.is_dir() else []
-        if odd or not all(p.is_relative_to(base) for p in (path, *inside)):
+        path = base if odd else stored_path(base, str(name))
+        inside = files_of(path) if not odd and path.is_dir() else []
+        if odd or not all(any(p.resolve().is_relative_to(a) for a in allowed) for p in (path, *inside)):
             raise DataError(
                 "a video path leads out of the data root",
                 got=f"{str(name)[:200]!r} under {root}",
                 do="keep videos below data.root and name them relative to it",
             )
-        resolved.append(str(path))
-    if not resolved:
+        found.append(os.path.normpath(path))
+    if not found:
         raise DataError("a clip without a file name", do="name a video, a folder or pictures")
-    return Path(SEPARATOR.join(resolved))
+    return Path(SEPARATOR.join(found))
+
+
+def _caches(root: Path) -> list[Path]:
+    """The blobs of the hub's cache that a folder is a snapshot of: ``.../blobs`` beside ``.../snapshots/REVISION``."""
+    return [
+        p.parent / "blobs" for p in (root, *root.parents) if p.name == "snapshots" and (p.parent / "blobs").is_dir()
+    ]
+
+
+@functools.lru_cache(maxsize=1024)
+def _entries(folder: Path, changed_ns: int) -> dict[str, str]:
+    """Names in a folder by their folded form, those that only one entry has."""
+    names: dict[str, list[str]] = {}
+    for entry in folder.iterdir():
+        names.setdefault(_folded(entry.name), []).append(entry.name)
+    return {key: found[0] for key, found in names.items() if len(found) == 1}
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def stored_path(base: Path, name: str) -> Path:
+    """The path of a name below a folder, spelled as on the disk: case and form of accents may differ."""
+    path = base / name
+    if path.exists() or ".." in Path(name).parts or Path(name).is_absolute():
+        return path
+    path = base
+    for part in Path(name).parts:
+        if not (path / part).exists() and path.is_dir():
+            part = _entries(path, path.stat().st_mtime_ns).get(_folded(part), part)
+        path = path / part
+    return path
 
 
 def picture_size(path: Path) -> tuple[int, int, int]:
@@ -105,9 +148,26 @@ def read_pictures(path: Path, wanted: NDArray[np.int64], size: tuple[int, int] |
 def _open(file: Path) -> Image.Image:
     try:
         with Image.open(file, formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _as_shown(ImageOps.exif_transpose(image))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
         raise VideoError(f"{file}: not a readable picture", got=str(error), do="replace or remove the file") from error
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    """RGB as a viewer shows it: 16 bits scaled to 8, transparent parts on white, printing colours by their profile."""
+    if image.mode.startswith("I"):
+        deep = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((deep + 128) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "CMYK" and image.info.get("icc_profile"):
+        with contextlib.suppress(ImageCms.PyCMSError):  # a broken profile: the plain formula
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
+            shown = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            if shown is not None:
+                return shown
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    return image.convert("RGB")
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:

@@ -90,8 +90,10 @@ def references_of(clips: Sequence[Clip], options: Options) -> dict[str, float]:
     """
     if options["reference"] == "clip_end":
         return {c.clip_id: _last_time(c) for c in clips}
-    events = {c.clip_id: (c.event_time_s, _last_time(c)) for c in clips}
-    return reference_times(events, int(options["sampling_seed"]), options["negative_reference"])
+    # A clip that was cut before its event, if there is one, ends at the anchor.
+    cut = {c.clip_id: _last_time(c) + float(options["horizon_s"]) for c in clips if c.extra.get("anchor") == "clip_end"}
+    events = {c.clip_id: (c.event_time_s, _last_time(c)) for c in clips if c.clip_id not in cut}
+    return reference_times(events, int(options["sampling_seed"]), options["negative_reference"]) | cut
 
 
 def sees_support(clip: Clip, options: Options) -> bool:

@@ -212,41 +212,71 @@ def reference_times(
     return out
 
 
-def nearest_frames(frame_times: Times, requested: Sequence[float] | Times) -> NDArray[np.int64]:
-    """Return the index of the frame nearest to each requested time.
+def nearest_frames(
+    frame_times: Times, requested: Sequence[float] | Times, damaged_after: Sequence[int] | NDArray[np.int64] = ()
+) -> NDArray[np.int64]:
+    """Return the number of the frame shown at each requested time.
+
+    That is the nearest frame if it is at most half a usual period later, else the last one before: a time that
+    falls into a gap never sees what comes after the gap.
+
+    Args:
+        frame_times: ascending, in seconds.
+        requested: times in seconds, in any order.
+        damaged_after: numbers of frames after which frames are missing because the file is damaged.
 
     Raises:
-        DataError: if the nearest frame is more than half a frame period away, which means that
-            the clip has no frame at that time.
+        DataError: if a time lies outside of the clip or where the file is damaged.
 
     Example:
-        >>> nearest_frames(np.array([0.0, 0.1, 0.2]), [0.04, 0.2]).tolist()
-        [0, 2]
+        >>> nearest_frames(np.array([0.0, 0.1, 0.2, 3.0]), [0.04, 0.06, 2.9]).tolist()
+        [0, 1, 2]
     """
     wanted = np.asarray(requested, dtype=np.float64)
-    right = np.searchsorted(frame_times, wanted).clip(1, max(len(frame_times) - 1, 1))
-    left = right - 1
-    right = right.clip(max=len(frame_times) - 1)
-    index = np.where(wanted - frame_times[left] <= frame_times[right] - wanted, left, right)
-    gap = np.abs(frame_times[index] - wanted)
-    allowed = local_period(frame_times)[index] / 2 + 1e-6
-    if (gap > allowed).any():
-        worst = int(np.argmax(gap - allowed))
+    half = usual_period(frame_times) / 2 + 1e-6
+    before = np.searchsorted(frame_times, wanted, "right") - 1
+    after = np.minimum(before + 1, len(frame_times) - 1)
+    before = before.clip(min=0)
+    late, early = frame_times[after] - wanted, wanted - frame_times[before]
+    index = np.where((late >= 0) & (late <= half) & (late < np.abs(early)), after, before).astype(np.int64)
+    outside = (wanted < frame_times[0] - half) | (wanted > frame_times[-1] + half)
+    if outside.any():
         raise DataError(
-            f"no frame within half a frame period of {wanted[worst]:.3f} s",
-            got=f"nearest is at {frame_times[index[worst]]:.3f} s; the clip's frames run from "
-            f"{frame_times[0]:.3f} to {frame_times[-1]:.3f} s",
+            f"no frame within half a frame period of {wanted[outside][0]:.3f} s",
+            got=f"the clip's frames run from {frame_times[0]:.3f} to {frame_times[-1]:.3f} s",
             do="choose times inside the clip",
         )
-    return index.astype(np.int64)
+    damaged = np.isin(index, np.asarray(damaged_after, np.int64)) & (wanted - frame_times[index] > half)
+    if damaged.any():
+        raise DataError(
+            f"the file is damaged at {wanted[damaged][0]:.3f} s",
+            got=f"the last sound frame before it is at {frame_times[index[damaged][0]]:.3f} s",
+            do="replace the file",
+        )
+    return index
 
 
-def local_period(frame_times: Times) -> Times:
-    """Return for each frame the longer of the gaps to its neighbours, in seconds."""
-    if len(frame_times) < 2:
-        return np.full(len(frame_times), 1.0)
-    gaps = np.diff(frame_times)
-    return np.maximum(np.append(gaps, gaps[-1]), np.insert(gaps, 0, gaps[0])).astype(np.float64)
+def staleness_s(shown: Sequence[float] | Times, requested: Sequence[float] | Times, period_s: float) -> float:
+    """Return how old the oldest-looking of a sample's frames is at the time it stands for, in seconds.
+
+    0 where every frame is within half a usual period of the time asked for; more where times fall into gaps.
+
+    Example:
+        >>> staleness_s([2.0, 2.9], [2.0, 5.0], 0.1), staleness_s([2.0], [2.04], 0.1)
+        (2.1, 0.0)
+    """
+    age = float(np.max(np.asarray(requested, np.float64) - np.asarray(shown, np.float64)))
+    return age if age > period_s / 2 + 1e-6 else 0.0
+
+
+def usual_period(frame_times: Times) -> float:
+    """Return the median distance of neighbouring frames in seconds; 1 for a single frame.
+
+    Example:
+        >>> usual_period(np.array([0.0, 0.1, 0.2, 3.0, 3.1])).__round__(6), usual_period(np.array([0.0]))
+        (0.1, 1.0)
+    """
+    return max(float(np.median(np.diff(frame_times))), 1e-6) if len(frame_times) > 1 else 1.0
 
 
 def stable_uniform(seed: int, *names: str) -> float:

@@ -1,20 +1,15 @@
-"""Frames of a video file at exact times, through PyAV, decord or torchcodec.
+"""Frames of a video file at exact times, from one index that all readers share.
 
-All readers get frame numbers from one index of presentation times that PyAV reads from the
-packets without decoding, so a reader cannot choose its own idea of "the frame at 3.2 s".
-Only local files of known container formats are opened: no network, no playlists.
+The index comes from the packets where these can be trusted (MP4 and Matroska with plain times), else from one
+pass that decodes everything (transport streams, AVI, edited and cut files, raw streams). Either way a frame is
+what a player shows at that time, or it is refused by name.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.metadata
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -23,28 +18,33 @@ from PIL import Image
 
 from dashvlm.data.clip import FrameArray
 from dashvlm.data.pictures import is_pictures, picture_size, read_pictures
-from dashvlm.errors import ConfigError, VideoError
+from dashvlm.data.sampling import Times, nearest_frames, usual_period
+from dashvlm.data.stream import RAW, open_video, shown_frames, stamps_of, upright, video_streams
+from dashvlm.errors import VideoError
 
-# Demuxers that read one self-contained file. Playlists (hls, concat, dash) are absent on purpose:
-# a text file renamed to .mp4 must not make the decoder open other files or sockets.
-FORMATS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc"
-MAX_PIXELS = 7680 * 4320  # a header that declares more is taken for damage
-# A missing FFmpeg message is not worth a line per frame; what matters is raised.
-av.logging.set_level(av.logging.ERROR)
-logging.getLogger("libav").setLevel(logging.CRITICAL)
+# Formats whose packets carry presentation times, and codecs of which one packet is one shown frame.
+PLAIN_FORMATS, PLAIN_CODECS = ("mov", "matroska"), ("h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9")
+MAX_JUMP_S = 10.0  # a transport stream whose clock jumps further ahead was joined from two (FFmpeg's own bound)
+_NO_NUMBERS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """Presentation times of all frames of a video, from its packets.
+    """Which frames a video shows when.
 
     Attributes:
         times_s: float64 [N], ascending, seconds from the first frame.
-        pts: int64 [N], the same times in the container's units.
-        keyframes: int64, presentation times of the frames that decoding can start at.
+        pts: int64 [N], what finds a frame again: presentation times in the stream's unit where ``seekable``,
+            else the frames' numbers.
+        keyframes: int64, presentation times of frames that decoding can start at; empty unless ``seekable``.
         width: display width in pixels, after rotation.
         height: display height in pixels, after rotation.
         codec: name of the codec.
+        stamps: ``packets`` where these can be trusted to find a frame; else the file is read from its start, and
+            frame times come from ``pts``, ``dts`` or ``count`` (:func:`dashvlm.data.stream.stamps_of`).
+        damaged_after: int64, numbers of frames after which frames are missing because the file is damaged.
+        gap: see :func:`dashvlm.data.stream.shown_frames`.
+        streams: number of video streams in the file, of which the default, largest one is read.
     """
 
     times_s: NDArray[np.float64]
@@ -53,63 +53,62 @@ class VideoIndex:
     width: int
     height: int
     codec: str
+    stamps: str = "packets"
+    damaged_after: NDArray[np.int64] = field(default_factory=lambda: _NO_NUMBERS)
+    gap: float = 0.0
+    streams: int = 1
+
+    @property
+    def seekable(self) -> bool:
+        """Whether a frame can be found without decoding the file from its start."""
+        return self.stamps == "packets"
+
+    @property
+    def period_s(self) -> float:
+        """The usual distance of two frames in seconds: the median, so that gaps do not count."""
+        return usual_period(self.times_s)
 
     @property
     def fps(self) -> float:
-        """Mean frames per second."""
-        if len(self.times_s) < 2:
-            return 1.0
-        return float((len(self.times_s) - 1) / (self.times_s[-1] - self.times_s[0]))
+        """Frames per second outside of gaps."""
+        return 1.0 / self.period_s
 
     @property
     def duration_s(self) -> float:
-        """Display time of the last frame plus one mean frame period, in seconds."""
-        return float(self.times_s[-1] + 1.0 / self.fps)
+        """Display time of the last frame plus one usual frame period, in seconds."""
+        return float(self.times_s[-1]) + self.period_s
+
+    def frames_at(self, times_s: Sequence[float] | Times) -> NDArray[np.int64]:
+        """Return the numbers of the frames shown at some times; see :func:`nearest_frames`."""
+        return nearest_frames(self.times_s, times_s, self.damaged_after)
 
 
 def index_video(path: Path) -> VideoIndex:
-    """Read the presentation times of all frames without decoding (the first frame excepted).
+    """Find out which frames a video shows when.
 
     Still pictures (see ``dashvlm.data.pictures``) are a second apart.
 
     Raises:
         VideoError: if the file is missing, empty, has no video stream or no frames, is of an
-            unknown format, or declares an absurd size.
+            unknown format, declares an absurd size, or has times that contradict each other.
     """
     if is_pictures(path):
         count, width, height = picture_size(path)
         numbers = np.arange(count, dtype=np.int64)
         return VideoIndex(numbers.astype(np.float64), numbers, numbers, width, height, "pictures")
-    with _open(path) as container:
-        if not container.streams.video:
-            raise VideoError(f"{path}: no video stream", do="remove the file or replace it")
-        stream = container.streams.video[0]
-        try:
-            packets = [
-                (p.pts, p.is_keyframe)
-                for p in container.demux(stream)
-                if p.pts is not None and p.size and not p.is_discard
-            ]
-        except av.FFmpegError as error:
-            raise VideoError(f"{path}: damaged container", got=str(error)) from error
-        if not packets:
-            raise VideoError(f"{path}: the video stream has no frames", do="replace the file")
-        width, height = stream.codec_context.width, stream.codec_context.height
-        if not 0 < width * height <= MAX_PIXELS:
-            raise VideoError(f"{path}: implausible frame size", got=f"{width}x{height}")
-        time_base = stream.time_base
-    packets.sort()
-    pts = np.unique(np.array([p for p, _ in packets], dtype=np.int64))
-    keys = np.array([p for p, key in packets if key], dtype=np.int64)
-    if not len(keys):
-        raise VideoError(f"{path}: no key frame, nothing can be decoded", do="replace the file")
-    pts = pts[pts >= keys[0]]
-    times = (pts - pts[0]) * float(time_base or 0)
-    with _open(path) as container:
-        rotation = _first_frame(path, container).rotation
-    if rotation % 180:
-        width, height = height, width
-    return VideoIndex(times, pts, keys, width, height, stream.codec_context.name)
+    with open_video(path) as container:
+        streams = video_streams(path, container)
+        stream, plain = streams[0], container.format.name.split(",")[0] in PLAIN_FORMATS
+        packets, whole = _packet_table(container, stream)
+        stamps = stamps_of(container, bool(len(packets)) and bool(np.isnan(packets["pts"]).any()))
+    if not len(packets):
+        raise VideoError(f"{path}: the video stream has no frames", do="replace the file")
+    gap = _gap(packets["dts"], stream.codec_context.name)
+    if plain and whole and stream.codec_context.name in PLAIN_CODECS and _trustworthy(packets):
+        found = _index_from_packets(path, packets, gap, len(streams))
+        if found is not None:
+            return found
+    return _index_by_decoding(path, packets, stamps, gap, len(streams))
 
 
 def decode(
@@ -125,7 +124,7 @@ def decode(
         path: the video.
         index: its index, from :func:`index_video`.
         frame_numbers: numbers into ``index.times_s``; repeats and any order are allowed.
-        reader: ``pyav``, ``decord`` or ``torchcodec``; their frames are bit-equal.
+        reader: ``pyav``, ``decord`` or ``torchcodec``; see :mod:`dashvlm.data.readers`.
         size: (height, width) to resize to, antialiased; None keeps the display size.
 
     Returns:
@@ -135,17 +134,15 @@ def decode(
         VideoError: if a frame cannot be decoded or comes out damaged.
         ConfigError: if the reader is unknown or not installed.
     """
-    if reader not in READERS:
-        raise ConfigError("unknown data.reader", got=reader, do=f"use one of {', '.join(READERS)}")
+    from dashvlm.data.readers import read  # the other readers check themselves against this file's
+
     wanted = np.unique(np.asarray(frame_numbers, dtype=np.int64))
     if wanted[0] < 0 or wanted[-1] >= len(index.pts):
         raise VideoError(
             f"{path}: frame number out of range",
             got=f"{wanted[0]}..{wanted[-1]} of {len(index.pts)}",
         )
-    frames = read_pictures(path, wanted, size) if is_pictures(path) else READERS[reader](path, index, wanted)
-    if size is not None:
-        frames = resize(frames, size)
+    frames = read_pictures(path, wanted, size) if is_pictures(path) else read(reader, path, index, wanted, size)
     place = np.searchsorted(wanted, frame_numbers)
     # Frames are large: do not copy them when they are in order already.
     return frames if len(place) == len(wanted) and (np.diff(place) == 1).all() else frames[place]
@@ -159,140 +156,226 @@ def resize(frames: FrameArray, size: tuple[int, int]) -> FrameArray:
     return np.stack([np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BILINEAR)) for f in frames])
 
 
-def _read_pyav(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> FrameArray:
-    """One forward pass that seeks only where a later key frame saves decoding.
+def read_pyav(
+    path: Path, index: VideoIndex, wanted: NDArray[np.int64], size: tuple[int, int] | None = None
+) -> FrameArray:
+    """Decode frames by ascending number: uint8 [len(wanted), H, W, 3], each resized as it comes.
 
-    Frames that no other frame refers to and nobody asked for are not decoded at all; this leaves
-    the decoded ones bit-equal.
+    Raises:
+        VideoError: if a frame cannot be decoded or comes out damaged.
     """
-    targets = [int(p) for p in index.pts[wanted]]
-    ahead = set(targets)
-    place = {target: i for i, target in enumerate(targets)}
-    frames: FrameArray | None = None
-    out: set[int] = set()
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        # Parallelism comes from decoding several clips at once; threads inside cost CPU.
-        stream.thread_type = "NONE"
-        codec = stream.codec_context
-        position = -1  # newest presentation time that was decoded past
-        try:
-            for target in targets:
-                if target in out:
-                    continue
-                key = int(index.keyframes[np.searchsorted(index.keyframes, target, "right") - 1])
-                if position < 0 or key > position:
-                    container.seek(key, stream=stream, backward=True)
-                    packets = container.demux(stream)
-                for packet in packets:
-                    keep = packet.pts is None or packet.pts in ahead
-                    codec.skip_frame = "DEFAULT" if keep else "NONREF"
-                    for frame in codec.decode(packet):
-                        if frame.pts is None:
-                            continue
-                        position = max(position, frame.pts)
-                        if frame.pts in ahead and frame.pts not in out:
-                            if frame.is_corrupt:
-                                raise VideoError(f"{path}: damaged frame", got=_at(index, target))
-                            picture = _to_rgb(frame)
-                            if frames is None:
-                                frames = np.empty((len(targets), *picture.shape), np.uint8)
-                            frames[place[frame.pts]] = picture
-                            out.add(frame.pts)
-                    if target in out or (packet.pts is None and not packet.size):
-                        break
-                if target not in out:
-                    raise VideoError(f"{path}: frame cannot be decoded", got=_at(index, target))
-        except av.FFmpegError as error:
-            raise VideoError(f"{path}: damaged video data", got=str(error)) from error
-    assert frames is not None  # at least one target, and all of them were found
-    return frames
+    frames = _Frames(len(wanted), size)
+    if not index.seekable:
+        _read_forward(path, index, wanted, frames)
+    else:
+        with open_video(path) as container:
+            stream = video_streams(path, container)[0]
+            groups = np.searchsorted(index.keyframes, index.pts[wanted], "right") - 1
+            for group in np.unique(groups):
+                numbers, done = wanted[groups == group], frames.count
+                try:
+                    _read_group(path, container, stream, index, int(index.keyframes[group]), numbers, frames)
+                except VideoError:
+                    if not group:
+                        raise
+                    # A key frame may be a point from which a picture builds up: begin at the first one.
+                    frames.count = done
+                    _read_group(path, container, stream, index, int(index.keyframes[0]), numbers, frames)
+    assert frames.array is not None  # at least one was wanted, and a missing one is an error
+    return frames.array
 
 
-def _read_decord(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> FrameArray:
-    decord = _optional("decord", "pip install decord (x86-64 only)")
+class _Frames:
+    """Frames as they arrive, in one array: a long list would need its memory twice."""
+
+    def __init__(self, number: int, size: tuple[int, int] | None) -> None:
+        self.number, self.size, self.count = number, size, 0
+        self.array: FrameArray | None = None
+
+    def append(self, frame: av.VideoFrame) -> None:
+        picture = upright(frame)
+        if self.size is not None:
+            picture = resize(picture[None], self.size)[0]
+        if self.array is None:
+            self.array = np.empty((self.number, *picture.shape), np.uint8)
+        if picture.shape != self.array.shape[1:]:
+            raise VideoError("the size of the picture changes", got=f"{picture.shape} after {self.array.shape[1:]}")
+        self.array[self.count] = picture
+        self.count += 1
+
+
+def _read_group(
+    path: Path,
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    index: VideoIndex,
+    key: int,
+    numbers: NDArray[np.int64],
+    frames: _Frames,
+) -> None:
+    """Seek to a key frame and append the frames of these numbers."""
+    targets = [int(p) for p in index.pts[numbers]]
     try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        _check_count(path, len(reader), index)
-        return np.asarray(reader.get_batch(wanted.tolist()).asnumpy())
-    except decord.DECORDError as error:
-        raise VideoError(f"{path}: decord cannot read it", got=str(error)[:200]) from error
-
-
-def _read_torchcodec(path: Path, index: VideoIndex, wanted: NDArray[np.int64]) -> FrameArray:
-    decoders = _optional("torchcodec.decoders", "pip install 'dashvlm[torchcodec]' and FFmpeg")
-    try:
-        decoder = decoders.VideoDecoder(str(path), dimension_order="NHWC", num_ffmpeg_threads=1)
-        _check_count(path, decoder.metadata.num_frames, index)
-        return np.asarray(decoder.get_frames_at(wanted.tolist()).data.numpy())
-    except (RuntimeError, ValueError, IndexError) as error:
-        raise VideoError(f"{path}: torchcodec cannot read it", got=str(error)[:200]) from error
-
-
-READERS: dict[str, Callable[[Path, VideoIndex, NDArray[np.int64]], FrameArray]] = {
-    "pyav": _read_pyav,
-    "decord": _read_decord,
-    "torchcodec": _read_torchcodec,
-}
-
-
-@functools.cache
-def reader_version(reader: str) -> str:
-    """Name and version of a reader; part of the frame store's key, since decoders differ."""
-    package = {"pyav": "av"}.get(reader, reader)
-    try:
-        return f"{reader}-{importlib.metadata.version(package)}"
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"data.reader={reader} is not installed", do="use data.reader=pyav") from None
-
-
-def _open(path: Path) -> av.container.InputContainer:
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: empty file", do="copy the video again")
-    options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
-    try:
-        return av.open(f"file:{path}", options=options)
-    except (av.FFmpegError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video", got=str(error), do="replace or remove the file") from error
-
-
-def _first_frame(path: Path, container: av.container.InputContainer) -> av.VideoFrame:
-    try:
-        for frame in container.decode(container.streams.video[0]):
-            return frame
+        container.seek(key, stream=stream, backward=True)
     except av.FFmpegError as error:
-        raise VideoError(f"{path}: the first frame cannot be decoded", got=str(error)) from error
-    raise VideoError(f"{path}: no frame can be decoded", do="replace the file")
+        raise VideoError(f"{path}: cannot be positioned", got=str(error)) from error
+    ahead = set(targets)
+    for shown in shown_frames(container, stream, "pts", index.gap, key, ahead):
+        if shown is None:
+            raise _damaged(path, index, targets[0])
+        if shown.stamp == targets[0]:
+            frames.append(shown.frame)
+            targets.pop(0)
+            if not targets:
+                return
+        elif shown.stamp > targets[0]:
+            break
+    raise _damaged(path, index, targets[0])
 
 
-def _to_rgb(frame: av.VideoFrame) -> FrameArray:
-    array = np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
-    turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
+def _read_forward(path: Path, index: VideoIndex, wanted: NDArray[np.int64], frames: _Frames) -> None:
+    """Read from the start and append the frames of these numbers."""
+    with open_video(path) as container:
+        stream = video_streams(path, container)[0]
+        number = 0
+        for shown in shown_frames(container, stream, index.stamps, index.gap):
+            if shown is None:
+                continue
+            if number == wanted[frames.count]:
+                frames.append(shown.frame)
+                if frames.count == len(wanted):
+                    return
+            number += 1
+    raise VideoError(f"{path}: has fewer frames than when it was indexed", do="keep data files unchanged during a run")
 
 
-def _at(index: VideoIndex, pts: int) -> str:
-    return f"time {index.times_s[np.searchsorted(index.pts, pts)]:.3f} s"
+def _damaged(path: Path, index: VideoIndex, pts: int) -> VideoError:
+    time = index.times_s[min(int(np.searchsorted(index.pts, pts)), len(index.times_s) - 1)]
+    return VideoError(f"{path}: the frame at {time:.3f} s is damaged or cannot be decoded", do="replace the file")
 
 
-def _check_count(path: Path, count: int, index: VideoIndex) -> None:
-    if count != len(index.pts):
-        raise VideoError(
-            f"{path}: the reader disagrees with the container about the number of frames",
-            got=f"{count}, expected {len(index.pts)}",
-            do="use data.reader=pyav, or re-encode the file",
-        )
+_TABLE = np.dtype([("pts", "f8"), ("dts", "f8"), ("key", "?"), ("plain", "?")])
 
 
-@functools.cache
-def _optional(module: str, install: str) -> Any:
+def _packet_table(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[NDArray[np.void], bool]:
+    """Return the packets that hold data, and whether the file could be read to its end."""
+    rows, whole = [], True
     try:
-        return importlib.import_module(module)
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ConfigError(
-            f"data.reader={module.split('.')[0]} cannot be loaded",
-            got=str(error).splitlines()[0],
-            do=f"{install}, or use data.reader=pyav",
-        ) from None
+        for p in container.demux(stream):
+            if p.size:
+                nan = float("nan")
+                rows.append((nan if p.pts is None else p.pts, nan if p.dts is None else p.dts, p.is_keyframe,
+                             not (p.is_discard or p.is_corrupt)))  # fmt: skip
+    except av.FFmpegError:
+        whole = False
+    return np.array(rows, _TABLE), whole
+
+
+def _gap(dts: NDArray[np.float64], codec: str) -> float:
+    """Distance of packets above which one may be missing; 0 if none is, or the rate varies too much to tell."""
+    steps = np.diff(dts[~np.isnan(dts)])
+    steps = steps[steps > 0]
+    usual = float(np.median(steps)) if len(steps) else 0.0
+    # H.264 numbers its pictures, so its decoder can tell at any rate.
+    regular = codec == "h264" or not len(steps) or float((np.abs(steps - usual) <= 0.2 * usual).mean()) >= 0.9
+    return 1.5 * usual if regular and (steps > 1.5 * usual).any() else 0.0
+
+
+def _trustworthy(packets: NDArray[np.void]) -> bool:
+    """Whether the packets' times are the times of the shown frames: all there, distinct, from a key frame on."""
+    pts, dts = packets["pts"], packets["dts"]
+    return bool(
+        packets["plain"].all()
+        and not np.isnan(pts).any()
+        and not np.isnan(dts).any()
+        and packets["key"][0]
+        and pts[0] == pts.min()
+        and len(np.unique(pts)) == len(pts)
+        and (np.diff(dts) > 0).all()
+    )
+
+
+def _index_from_packets(path: Path, packets: NDArray[np.void], gap: float, streams: int) -> VideoIndex | None:
+    """The index as the packets tell it, or None if the first frames come out in another order."""
+    pts = np.sort(packets["pts"]).astype(np.int64)
+    keys = np.sort(packets["pts"][packets["key"]]).astype(np.int64)
+    with open_video(path) as container:
+        stream = video_streams(path, container)[0]
+        codec = stream.codec_context.name
+        # Reordering shows within a few frames; a container without composition times has none to tell.
+        reordered = bool((np.diff(packets["pts"][: 4 * 16]) < 0).any()) or not stream.codec_context.has_b_frames
+        depth = min(2 if reordered else 16, len(pts))
+        first: tuple[int, int] | None = None
+        for number, shown in enumerate(shown_frames(container, stream, "pts", gap)):
+            if shown is None or shown.stamp != pts[number]:
+                return None
+            if first is None:
+                first = upright(shown.frame).shape[1], upright(shown.frame).shape[0]
+            if number + 1 >= depth:
+                break
+        if first is None:
+            return None
+        times = (pts - pts[0]) * float(stream.time_base or 0)
+    return VideoIndex(times, pts, keys, *first, codec, gap=gap, streams=streams)
+
+
+def _index_by_decoding(path: Path, packets: NDArray[np.void], stamps: str, gap: float, streams: int) -> VideoIndex:
+    """The index from decoding the whole file once, for every case in which packets do not tell."""
+    found: list[int] = []
+    breaks: list[int] = []
+    size: tuple[int, int] | None = None
+    with open_video(path) as container:
+        stream = video_streams(path, container)[0]
+        name = container.format.name.split(",")[0]
+        codec = stream.codec_context.name
+        unit = float(stream.time_base or 0)
+        if name in RAW:
+            rate = stream.codec_context.framerate
+            if not rate:
+                raise VideoError(
+                    f"{path}: a raw stream carries no times, and this one states no frame rate",
+                    do="put it into a container: ffmpeg -r RATE -i FILE -c copy FILE.mp4",
+                )
+            unit = float(1 / rate)
+        for shown in shown_frames(container, stream, stamps, gap):
+            if shown is None:
+                breaks.append(len(found) - 1)
+                continue
+            found.append(shown.stamp)
+            if size is None:
+                height, width = upright(shown.frame).shape[:2]
+                size = width, height
+    if size is None:
+        raise VideoError(f"{path}: no frame can be decoded", do="replace the file")
+    origin = None
+    if -1 in breaks:  # what the file began with is damaged: time 0 is where it would have been
+        known = packets["pts" if stamps == "pts" else "dts"][packets["plain"]]
+        origin = 0 if stamps == "count" else int(np.nanmin(known)) if len(known) else None
+    times = _continued(path, np.array(found, np.float64) * unit, name in ("mpegts", "mpeg"))
+    if origin is not None:
+        times += max(found[0] * unit - origin * unit, 0.0)
+    numbers = np.arange(len(found), dtype=np.int64)
+    holes = np.array(sorted({b for b in breaks if b >= 0}), np.int64)
+    return VideoIndex(times, numbers, _NO_NUMBERS, *size, codec, stamps, holes, gap, streams)
+
+
+def _continued(path: Path, times: NDArray[np.float64], joined: bool) -> NDArray[np.float64]:
+    """Times from 0, going on at the usual period where a joined stream starts its clock again.
+
+    Raises:
+        VideoError: if times repeat or run backwards otherwise.
+    """
+    steps = np.diff(times)
+    usual = float(np.median(steps[steps > 0])) if (steps > 0).any() else 1.0
+    restarts = steps < -1.0
+    if joined:
+        restarts |= steps > MAX_JUMP_S
+    steps = np.where(restarts, usual, steps)
+    if (steps <= 0).any():
+        place = int(np.argmax(steps <= 0))
+        raise VideoError(
+            f"{path}: time stamps repeat or run backwards",
+            got=f"frame {place + 1} is at {times[place + 1]:.3f} s, the one before it at {times[place]:.3f} s",
+            do="write it anew: ffmpeg -i FILE -fps_mode cfr FILE.mp4",
+        )
+    return np.concatenate([[0.0], np.cumsum(steps)])

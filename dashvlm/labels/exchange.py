@@ -101,7 +101,7 @@ def sum_of(ledger: Path | None) -> float:
     """What a ledger adds up to; a torn last line is left out."""
     total = 0.0
     if ledger is not None and ledger.is_file():
-        for line in ledger.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in ledger.read_text(encoding="utf-8", errors="replace").split("\n"):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 total += float(json.loads(line)["usd"])
     return total

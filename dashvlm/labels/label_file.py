@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.data.manifest import Row, parse_label
+from dashvlm.data.textfiles import strict_json
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.tasks.parsing import parse_yes_no
 from dashvlm.tasks.reasoning import split
@@ -176,11 +177,11 @@ def _unusable(label: Label, truth: int | None, drop_stating: bool) -> str | None
 
 
 def _from_lines(path: Path, dropped: Counter[str]) -> Iterator[Label]:
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         if not line.strip():
             continue
         try:
-            item = json.loads(line)
+            item = strict_json(line)
             known = {k: v for k, v in item.items() if k in Label.__dataclass_fields__}
             label = Label(**known)
         except (ValueError, TypeError, AttributeError, RecursionError):
@@ -199,7 +200,7 @@ def _from_csv(path: Path, dropped: Counter[str]) -> Iterator[Label]:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = raw.decode("cp1252", errors="replace")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     missing = {"id", "label", "response"} - set(reader.fieldnames or [])
     if missing:
         raise DataError(

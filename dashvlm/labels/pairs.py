@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dashvlm.data.manifest import Row
+from dashvlm.data.textfiles import json_lines
 from dashvlm.errors import DataError
 
 
@@ -42,11 +42,10 @@ def read_pairs(path: Path) -> dict[str, tuple[str, str]]:
             do="make it with `python -m dashvlm.label teacher=own teacher.run=runs/RUN`",
         )
     pairs: dict[str, tuple[str, str]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, item, wrong in json_lines(path):
         try:
-            item = json.loads(line)
+            if wrong:
+                raise ValueError(wrong)
             chosen, rejected = item["chosen"], item["rejected"]
             if not isinstance(chosen, str) or not isinstance(rejected, str) or chosen == rejected:
                 raise ValueError("chosen and rejected must be two different texts")

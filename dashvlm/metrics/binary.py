@@ -54,8 +54,26 @@ def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "unlabelled_rows": int(table["target"].isna().sum()),
             "padded_rows": int((main["num_padded"] > 0).sum()) if "num_padded" in main else 0,
         },
+        "slices": slices(main, seed),
         "alarms": alarms(main, metrics, baselines),
     }
+
+
+def slices(main: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
+    """The primary metric on parts of the rows, one for each value of each ``slice_...`` column.
+
+    Returns:
+        ``slice, value, rows, positives, roc_auc``; the last undefined where a part has one class.
+    """
+    found = []
+    for column in [c for c in main if c.startswith("slice_")]:
+        for value, part in main.groupby(column):
+            target, score = _columns(part)
+            weights = group_weights(part["group"].tolist(), RESAMPLES, seed)
+            auc = vars(_estimate(F.METRICS["roc_auc"], target, score, weights))
+            found.append({"slice": column.removeprefix("slice_"), "value": str(value), "rows": len(part),
+                          "positives": int((target == 1).sum()), "roc_auc": auc})  # fmt: skip
+    return found
 
 
 def monitor_binary(target: F.Array, scores: F.Array) -> dict[str, float]:

@@ -87,7 +87,7 @@ def _items(path: Path) -> list[dict[str, Any]]:
         return [{str(k): v for k, v in row.items()} for row in found]
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     try:
-        lines = [line for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.split("\n") if line.strip()]
         found = [json.loads(x) for x in lines] if path.suffix == ".jsonl" else json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON", got=str(error), do="name a .json list or .jsonl file") from error

@@ -92,7 +92,7 @@ def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]
     """Form, folder and overrides of each finished run that a sweep of the study asked for."""
     found: dict[tuple[str, str], tuple[str, Path, dict[str, str]]] = {}
     for path in sorted(output.glob("sweeps/*/jobs.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
             job = json.loads(line)
             said = dict(o.split("=", 1) for o in job["overrides"] if "=" in o)
             name, _, form = said.get("study", "").partition("/")

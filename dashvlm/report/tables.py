@@ -224,6 +224,11 @@ def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[lis
         said = list(next(iter(result["confusion"].values())))
         rows = [[true, *(str(row[s]) for s in said)] for true, row in result["confusion"].items()]
         made.append(("right letter (rows) and said letter", ["right", *said], rows))
+    if result.get("slices"):
+        rows = [
+            [r["slice"], r["value"], str(r["rows"]), str(r["positives"]), _text(r["roc_auc"])] for r in result["slices"]
+        ]
+        made.append(("by slice", ["slice", "value", "clips", "positives", "ROC AUC"], rows))
     if result.get("objects"):
         rows = [
             [r["object"], r["scope"], str(r["there"]), f"{r['tp']} / {r['fn']} / {r['fp']}", f"{r['recall']:.3f}",

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, final
+
+import pandas as pd
 
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_yes_no
 from dashvlm.tasks.reasoning import LEAD, lead_after, wrap
 
+FALLBACK = 0.5
+"""Score in a submission of a clip that could not be scored."""
 QUESTION = "Is a vehicle collision likely to happen within 1 to 2 seconds?"
 
 
@@ -70,6 +75,24 @@ class CrashTask(Task):
         if self.reasoning and clip.label is not None and not clip.extra.get("rationale"):
             return str(clip.extra.get("rationale_problem") or "data.labels has no rationale for it")
         return None
+
+    def columns(self, sample: Sample) -> dict[str, Any]:
+        """The name that a submission gives a clip, where the dataset has one."""
+        name = sample.clip.extra.get("submission_id")
+        return {} if name is None else {"submission_id": str(name)}
+
+    def write(self, rows: pd.DataFrame, folder: Path) -> list[str]:
+        """Write ``submission.csv`` (``id,score``) for clips of a challenge's test set, fallbacks counted."""
+        if "submission_id" not in rows:
+            return []
+        asked = rows[rows["primary"] & rows["submission_id"].notna()]
+        missing = asked["score"].isna()
+        table = pd.DataFrame({"id": asked["submission_id"], "score": asked["score"].fillna(FALLBACK)})
+        table.to_csv(folder / "submission.csv", index=False)
+        if not missing.any():
+            return []
+        names = ", ".join(asked.loc[missing, "clip_id"].astype(str).head(3))
+        return [f"submission.csv: {int(missing.sum())} of {len(asked)} rows had no score and say {FALLBACK}: {names}"]
 
     def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
         """Rationales a split, where there are any."""

@@ -248,7 +248,7 @@ def sample_row(sample: Sample) -> Row:
         "requested_times_s": list(sample.times_s),
         "num_padded": sample.num_padded,
         "problem": str(sample.clip.extra["failed"]) if "failed" in sample.clip.extra else None,
-    }
+    } | {f"slice_{k}": str(v) for k, v in (sample.clip.extra.get("slices") or {}).items()}
 
 
 def _gather(rows: list[Any]) -> list[Any]:

@@ -7,14 +7,14 @@ eight characters of their name, so that is the group.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dashvlm.data.manifest import Row
-from dashvlm.data.pictures import SUFFIXES
+from dashvlm.data.pictures import SUFFIXES, stored_path
+from dashvlm.data.textfiles import json_file, json_lines
 from dashvlm.errors import DataError
 
 VIDEOS = (".mov", ".mp4", ".avi", ".mkv", ".webm")
@@ -33,16 +33,12 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         DataError: if no file, or more than one, could be meant, or it is not in a known layout.
     """
     path = _annotations(root, options.get("file"))
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    if path.suffix == ".jsonl":
-        for number, line in enumerate(text.splitlines(), start=1):
-            if line.strip():
-                yield _completion(line, f"{path.name}:{number}")
+    if path.suffix.lower() == ".jsonl":
+        for number, item, wrong in json_lines(path, options.get("encoding")):
+            place = f"{path.name}:{number}"
+            yield {"clip_id": place, "problem": wrong} if wrong else _completion(item, place)
         return
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", got=str(error), do="mend or download it again") from error
+    items = json_file(path, options.get("encoding"))
     if not isinstance(items, list):
         raise DataError(f"{path} is not a list of rows", got=type(items).__name__, do="name another data.options.file")
     for number, item in enumerate(items):
@@ -55,7 +51,7 @@ def _annotations(root: Path, wanted: Any) -> Path:
         if not path.is_file():
             raise DataError(f"data.options.file={wanted} is not in {root}", do="name a .json or .jsonl file")
         return path
-    found = sorted(p for p in (*root.glob("*.json"), *root.glob("*.jsonl")))
+    found = sorted(p for p in (*root.glob("*.json"), *root.glob("*.jsonl")) if not p.name.startswith("._"))
     main = [p for p in found if "main" in p.stem] if len(found) > 1 else found
     if len(main) != 1:
         raise DataError(
@@ -79,19 +75,17 @@ def _row(item: Any, place: str, root: Path) -> Row:
 
 
 def _find(root: Path, name: str, stem: str) -> str:
-    for folder in ("", "videos/", "frames/", "images/"):
+    """The video's or frames' name below the root: BDD100K's own layout has ``videos/train/*.mov``."""
+    parts = ("", "train/", "val/", "test/")
+    for folder in ("", *(f"{f}/{part}" for f in ("videos", "frames", "images") for part in parts)):
         for candidate in (name, *(f"{stem}{s}" for s in VIDEOS), stem):
-            if len(candidate) < 200 and (root / folder / candidate).exists():
+            if len(candidate) < 200 and ".." not in candidate and stored_path(root, f"{folder}{candidate}").exists():
                 return f"{folder}{candidate}"
     return name
 
 
-def _completion(line: str, place: str) -> Row:
+def _completion(item: Any, place: str) -> Row:
     """Read ``{"images": [...], "prompt": ..., "completion": ...}``; texts or chats."""
-    try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return {"clip_id": place, "problem": f"not JSON: {error}"}
     if not isinstance(item, Mapping):
         return {"clip_id": place, "problem": "not an object"}
     images = item.get("images") or item.get("image")

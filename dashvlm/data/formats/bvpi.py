@@ -7,8 +7,6 @@ built by the published rules.
 
 from __future__ import annotations
 
-import csv
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 from dashvlm.data.formats.bvpi_build import SPLITS, csv_files, joined, sidewalk_side
 from dashvlm.data.manifest import Row
 from dashvlm.data.sampling import stable_uniform
+from dashvlm.data.textfiles import csv_rows, json_file, json_lines
 from dashvlm.errors import DataError
 from dashvlm.tasks.caption import CAPTION_PROMPT, json_annotation
 from dashvlm.tasks.navigation_text import (
@@ -50,7 +49,7 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         DataError: if files or columns are missing.
     """
     clip_scores = _clip_scores(root, options)
-    for row in _readable(_rows(root, options), root):
+    for row in _rows(root, options):
         truth, extra = row.pop("truth", None), row.setdefault("extra", {})
         name = Path(row["video"] or row["clip_id"]).name if isinstance(row.get("video"), str) else row["clip_id"]
         row["group"] = Path(name).stem
@@ -78,16 +77,6 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         yield row
 
 
-def _readable(found: Iterator[Row], root: Path) -> Iterator[Row]:
-    """Turn what the CSV reader cannot take into an error that names the folder."""
-    try:
-        yield from found
-    except csv.Error as error:
-        raise DataError(
-            f"a CSV in {root} cannot be read", got=str(error), do="mend it: one row a line, quoted texts"
-        ) from error
-
-
 def _mix(row: Row, truth: Truth | None, options: Mapping[str, Any]) -> None:
     """Let a share of the training rows teach the free caption, or bring the annotation in the prompt."""
     extra, name = row["extra"], str(row["clip_id"])
@@ -102,12 +91,12 @@ def _mix(row: Row, truth: Truth | None, options: Mapping[str, Any]) -> None:
 def _rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     file = options.get("file")
     if file and str(file).endswith(".jsonl"):
-        yield from _from_lines(_existing(root / str(file)))
+        yield from _from_lines(_existing(root / str(file)), options.get("encoding"))
     elif file:
-        yield from _from_form(_existing(root / str(file)))
+        yield from _from_form(_existing(root / str(file)), options.get("encoding"))
     else:
         captions, annotations = csv_files(root)
-        for item in joined(captions, annotations):
+        for item in joined(captions, annotations, options.get("encoding")):
             yield _caption_row(item)
 
 
@@ -124,6 +113,8 @@ def block_of(name: str, size: int) -> str:
 
 def _caption_row(item: Mapping[str, Any]) -> Row:
     row: Row = {"clip_id": str(item["image"]), "video": str(item["image"]), "split": item["split"]}
+    if item.get("problem"):
+        return {"clip_id": str(item["image"]), "problem": item["problem"]}
     if not item["target"]:
         return {**row, "problem": "no caption"}
     extra = {"caption": item["target"]}
@@ -132,17 +123,13 @@ def _caption_row(item: Mapping[str, Any]) -> Row:
     return {**row, "truth": item["truth"], "extra": extra}
 
 
-def _from_lines(path: Path) -> Iterator[Row]:
+def _from_lines(path: Path, encoding: str | None) -> Iterator[Row]:
     """Rows ``image, prompt, response`` or ``image, prompt, chosen, rejected``; the split is in the file's name."""
     split = next((SPLITS[w] for w in reversed(re.split(r"[_\W]+", path.stem)) if w in SPLITS), None)
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, item, wrong in json_lines(path, encoding):
         row: Row = {"clip_id": f"{path.name}:{number}", "video": "", **({"split": split} if split else {})}
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield {**row, "problem": f"not JSON: {error}"}
+        if wrong:
+            yield {**row, "problem": wrong}
             continue
         text = item.get("response") or item.get("chosen") if isinstance(item, Mapping) else None
         if not isinstance(text, str) or not isinstance(item.get("image"), str):
@@ -168,14 +155,9 @@ def truth_of_text(text: str) -> Truth | None:
                  {k: v for k, v in far.items() if v})  # fmt: skip
 
 
-def _from_form(path: Path) -> Iterator[Row]:
+def _from_form(path: Path, encoding: str | None) -> Iterator[Row]:
     """The annotation form's JSON: a list of objects with ``image``, positions and objects on and beside the way."""
-    try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{path} is not JSON", got=str(error), do="mend it, or name another data.options.file"
-        ) from error
+    items = json_file(path, encoding)
     for number, item in enumerate(items if isinstance(items, list) else [items]):
         row: Row = {"clip_id": f"{path.name}[{number}]", "video": ""}
         if not isinstance(item, Mapping) or not isinstance(item.get("image"), str):
@@ -213,14 +195,18 @@ def _objects(node: Any) -> dict[str, tuple[str, ...]]:
 def _clip_scores(root: Path, options: Mapping[str, Any]) -> dict[str, float] | None:
     if not options.get("clip_scores"):
         return None
-    with _existing(root / str(options["clip_scores"])).open(encoding="utf-8-sig", newline="") as file:
+    path, found = _existing(root / str(options["clip_scores"])), dict[str, float]()
+    for line, cells in csv_rows(path, ("image", "score"), lambda c: "." in c["image"]):
         try:
-            return {Path(line["image"]).name: float(line["score"]) for line in csv.DictReader(file)}
-        except (KeyError, TypeError, ValueError, csv.Error) as error:
+            if isinstance(cells, str):
+                raise ValueError(cells)
+            found[Path(cells["image"]).name] = float(cells["score"])
+        except ValueError as error:
             raise DataError(
-                "data.options.clip_scores is not a table of scores", got=f"{type(error).__name__}: {error}",
+                "data.options.clip_scores is not a table of scores", got=f"line {line}: {error}",
                 do="write the columns image,score",
             ) from error  # fmt: skip
+    return found
 
 
 def _existing(path: Path) -> Path:

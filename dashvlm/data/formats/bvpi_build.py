@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.data.textfiles import csv_rows
 from dashvlm.errors import DataError
 from dashvlm.tasks.navigation_text import PROMPT, Truth, position, response, sides_of
 
@@ -24,7 +25,7 @@ def csv_files(root: Path) -> tuple[Path, Path | None]:
     Raises:
         DataError: if there is no captions CSV.
     """
-    found = sorted(root.glob("*.csv")) + sorted(root.glob("data/*.csv"))
+    found = [p for p in (*sorted(root.glob("*.csv")), *sorted(root.glob("data/*.csv"))) if p.name[:2] != "._"]
     captions = [p for p in found if "caption" in p.stem.lower() and _names(p, "image_path")]
     annotations = [p for p in found if "annotation" in p.stem.lower() and _names(p, "image")]
     if not captions:
@@ -38,11 +39,14 @@ def csv_files(root: Path) -> tuple[Path, Path | None]:
 
 def _names(path: Path, column: str) -> bool:
     """Whether a CSV's header names a column; tables of reports may lie beside the data."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return column in file.readline(10_000).strip().split(",")
+    with path.open("rb") as file:
+        head = file.read(20_000).replace(b"\x00", b"")  # UTF-16 too
+    return column in re.split(
+        r"[,;\t|\"\s]+", head.decode("latin-1").split("\n")[0].strip("\ufeff\xff\xfe\xef\xbb\xbf")
+    )
 
 
-def read_annotations(path: Path) -> tuple[dict[str, Truth], list[str]]:
+def read_annotations(path: Path, encoding: str | None = None) -> tuple[dict[str, Truth], list[str]]:
     """Read the annotation CSV.
 
     A repeated picture counts once, the first time. A row whose status is not ``done`` is shifted or
@@ -56,49 +60,47 @@ def read_annotations(path: Path) -> tuple[dict[str, Truth], list[str]]:
     """
     found: dict[str, Truth] = {}
     notes: list[str] = []
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        needed = ["image", "sidewalk_pos", "road_pos", *NEAR.values(), *(f"{c}_outside" for c in NEAR.values())]
-        lacking = [c for c in needed if c not in (reader.fieldnames or [])]
-        if lacking:
-            raise DataError(
-                f"{path}: columns are missing: {', '.join(lacking)}", do="use the annotation CSV as published"
+    needed = ["image", "sidewalk_pos", "road_pos", *NEAR.values(), *(f"{c}_outside" for c in NEAR.values())]
+    for number, line in csv_rows(path, needed, lambda c: "." in c["image"] and len(c["image"]) < 200, encoding):
+        if isinstance(line, str):
+            notes.append(f"line {number}: {line}, the row is shifted or unfinished")
+            continue
+        name = Path(line["image"]).name
+        if "status" in line and line["status"].strip().lower() != STATUS:
+            notes.append(f"line {number} ({name}): status is {line['status']!r}, the row is shifted or unfinished")
+        elif name in found:
+            notes.append(f"line {number}: {name} is annotated twice, the first counts")
+        else:
+            found[name] = Truth(
+                sidewalk_side(line["sidewalk_pos"]),
+                position(line["road_pos"]),
+                {k: s for k, c in NEAR.items() if (s := sides_of(line[c]))},
+                {k: s for k, c in NEAR.items() if (s := sides_of(line[f"{c}_outside"]))},
             )
-        for number, line in enumerate(reader, start=2):
-            name = Path(str(line["image"] or "")).name
-            if "status" in line and str(line["status"]).strip().lower() != STATUS:
-                notes.append(f"line {number} ({name}): status is {line['status']!r}, the row is shifted or unfinished")
-            elif name in found:
-                notes.append(f"line {number}: {name} is annotated twice, the first counts")
-            else:
-                found[name] = Truth(
-                    sidewalk_side(line["sidewalk_pos"]),
-                    position(line["road_pos"]),
-                    {k: s for k, c in NEAR.items() if (s := sides_of(line[c]))},
-                    {k: s for k, c in NEAR.items() if (s := sides_of(line[f"{c}_outside"]))},
-                )
     return found, notes
 
 
-def joined(captions: Path, annotations: Path | None) -> Iterator[dict[str, Any]]:
+def joined(captions: Path, annotations: Path | None, encoding: str | None = None) -> Iterator[dict[str, Any]]:
     """Yield ``image, target, split, truth`` for each caption, joined to its annotation by file name.
+
+    A row that is none has ``problem`` and, as ``image``, its place.
 
     Raises:
         DataError: if columns are missing.
     """
-    truths = read_annotations(annotations)[0] if annotations else {}
-    with captions.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        lacking = [c for c in ("image_path", "target", "split") if c not in (reader.fieldnames or [])]
-        if lacking:
-            raise DataError(f"{captions}: columns are missing: {', '.join(lacking)}", do="image_path,target,split")
-        for line in reader:
-            yield {
-                "image": line["image_path"],
-                "target": str(line["target"] or "").strip(),
-                "split": SPLITS.get(str(line["split"]).strip().lower(), str(line["split"])),
-                "truth": truths.get(Path(str(line["image_path"])).name),
-            }
+    truths = read_annotations(annotations, encoding)[0] if annotations else {}
+    for number, line in csv_rows(
+        captions, ("image_path", "target", "split"), lambda c: c["split"].strip().lower() in SPLITS, encoding
+    ):
+        if isinstance(line, str):
+            yield {"image": f"{captions.name}:{number}", "problem": line}
+            continue
+        yield {
+            "image": line["image_path"],
+            "target": line["target"].strip(),
+            "split": SPLITS.get(line["split"].strip().lower(), line["split"]),
+            "truth": truths.get(Path(line["image_path"]).name),
+        }
 
 
 def sft_row(item: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,6 +125,8 @@ def write_rows(root: Path, target: Path) -> dict[str, int]:
     target.mkdir(parents=True, exist_ok=True)
     made: dict[str, list[str]] = {}
     for item in joined(*csv_files(root)):
+        if "problem" in item:
+            continue
         made.setdefault(f"bvpi_sft_{item['split']}.jsonl", []).append(json.dumps(sft_row(item), ensure_ascii=False))
         if item["split"] != "test":
             made.setdefault(f"bvpi_dpo_{item['split']}.jsonl", []).append(json.dumps(dpo_row(item), ensure_ascii=False))

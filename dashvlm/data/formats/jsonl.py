@@ -14,6 +14,7 @@ from typing import Any
 
 from dashvlm.data.clip import SPLITS
 from dashvlm.data.manifest import Row, group_of
+from dashvlm.data.textfiles import json_lines, text_problem
 from dashvlm.errors import DataError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".ts")
@@ -24,10 +25,12 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
     Args:
         root: folder with ``train.jsonl, val.jsonl, test.jsonl`` (at least one).
-        options: ``group_regex``, whose first group names the recording in a video's name.
+        options: ``group_regex``, whose first group names the recording in a video's name; ``encoding`` of the
+            files where it is not UTF-8; ``event_time``: ``use`` or ``ignore``; ``reference``: what anchors are counted
+            from, since event times would be lost on ``clip_end``.
 
     Raises:
-        DataError: if no split file exists.
+        DataError: if no split file exists, or lines have event times that would not be used.
     """
     files = [(split, root / f"{split}.jsonl") for split in SPLITS]
     if not any(path.is_file() for _, path in files):
@@ -42,31 +45,42 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _split_rows(path: Path, split: str, options: Mapping[str, Any]) -> Iterator[Row]:
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
+    pattern = options.get("group_regex")
+    for number, item, wrong in json_lines(path, options.get("encoding")):
+        row: Row = {"clip_id": f"{path.name}:{number}", "split": split}
+        if wrong:
+            yield {**row, "problem": wrong}
             continue
-        place = f"{path.name}:{number}"
-        try:
-            item = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield {"clip_id": place, "split": split, "problem": f"not JSON: {error}"}
+        if not isinstance(item, dict) or not isinstance(item.get("video"), str) or not item["video"].strip():
+            yield {**row, "problem": 'no "video" in the line'}
             continue
-        if not isinstance(item, dict) or not isinstance(item.get("video"), str):
-            yield {"clip_id": place, "split": split, "problem": 'no "video" in the line'}
+        wrong = text_problem(item, "text", "group")
+        if item.get("id") is not None and not isinstance(item["id"], str | int | float):
+            wrong = f"id is a {type(item['id']).__name__}"
+        if wrong:
+            yield {**row, "problem": wrong}
             continue
         video = item["video"] if "/" in item["video"] else f"{split}/{item['video']}"
-        yield {
-            "clip_id": str(item.get("id") or video.rsplit(".", 1)[0]),
+        if options.get("event_time") == "ignore":
+            item = {k: v for k, v in item.items() if k not in ("event_time", "alert_time")}
+        elif item.get("event_time") not in (None, "") and options.get("reference") == "clip_end":
+            raise DataError(
+                f"{path.name} line {number} has an event_time, which data.reference=clip_end would not use",
+                got=str(item["event_time"]),
+                do="set data.reference=event and data.horizon_s, or data.options.event_time=ignore",
+            )
+        row |= {
+            "clip_id": str(item["id"] if item.get("id") not in (None, "") else video.rsplit(".", 1)[0]),
             "video": video,
-            "split": split,
             "label": item.get("label"),
             "question": item.get("text"),
             "event_time_s": item.get("event_time"),
             "alert_time_s": item.get("alert_time"),
-            "group": item.get("group")
-            or f"{group_of(video, options.get('group_regex'))}" + ("" if options.get("group_regex") else f"@{split}"),
+            "group": item.get("group") or group_of(video, pattern) + ("" if pattern else f"@{split}"),
         }
+        if split == "train" and item.get("label") in (None, ""):
+            row["problem"] = "no label"
+        yield row
 
 
 def write_from_folders(root: Path, question: str) -> dict[str, int]:
@@ -97,7 +111,7 @@ def write_from_folders(root: Path, question: str) -> dict[str, int]:
             for d in sorted((root / split).glob("*/"))
             if d.name in labels
             for video in sorted(d.iterdir())
-            if video.suffix.lower() in VIDEO_SUFFIXES
+            if video.suffix.lower() in VIDEO_SUFFIXES and not video.name.startswith("._")
         ]
         if not lines:
             continue

@@ -7,18 +7,23 @@ support frames. Videos lie where ``video_path`` says, below the root or the file
 
 from __future__ import annotations
 
-import json
+import html
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dashvlm.data.manifest import Row
+from dashvlm.data.manifest import Row, parse_seconds
+from dashvlm.data.textfiles import json_file
 from dashvlm.errors import DataError
 
 MAX_CHOICES = 4  # the submission knows A to D
-_OPTION = re.compile(r"^\s*([A-Z])\s*[.):]\s*(.*)$", re.DOTALL)
+LETTERS = "ABCDEFGH"
+# "A. x", "(a) x", "A) x", "1: x", in full-width characters too; "1.5 m" has no letter.
+_OPTION = re.compile(r"^[(\[]?([A-H]|[1-8])\s*(?:[.):\]]|\s-\s)\s*(?!\d)(.*)$", re.DOTALL | re.IGNORECASE)
+_LETTER = re.compile(r"^[(\[]?([A-H])[.):\]]*$", re.IGNORECASE)
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 # "<id>_<recording>_clip_<number>_<start>_<end>_<Y|N>.mp4": clips of one recording look alike.
 SOURCE = r"^[^_]+_([^_]+)_"
 
@@ -44,10 +49,7 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             f"data=roadbuddy: {name}.json is missing", got=f"looked for {places[0]} and {places[1]}",
             do="unpack the challenge's archive and set data.root=FOLDER; or try data=synthetic",
         )  # fmt: skip
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", got=str(error), do="download it again") from error
+    content = json_file(path, options.get("encoding"))
     items = content.get("data") if isinstance(content, Mapping) else content
     if not isinstance(items, list):
         raise DataError(f'{path} has no list "data"', got=type(content).__name__, do="download it again")
@@ -72,28 +74,30 @@ def _row(item: Any, number: int, name: str, path: Path, root: Path, group_by: st
     row |= {"video": _beside(video, path, root), "group": _group(video, group_by)}
     if not isinstance(question, str) or not question.strip():
         return {**row, wrong: "no question"}
+    if isinstance(choices, Mapping):  # {"A": "...", "B": "..."}
+        choices = [f"{k}. {v}" if isinstance(v, str) else v for k, v in choices.items()]
     if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
         return {**row, wrong: "choices are not a list of texts"}
     if not 2 <= len(choices) <= MAX_CHOICES:
         return {**row, wrong: f"{len(choices)} choices, 2 to {MAX_CHOICES} can be answered"}
-    texts, letters = zip(*(_option(c) for c in choices), strict=True)
+    texts, letters = _options(choices)
     if not all(texts):
         return {**row, wrong: "an option without text"}
     irregular = []
-    if list(letters) != [chr(ord("A") + i) for i in range(len(letters))]:
+    # Without any letters the places count, which is nothing to report.
+    if any(letters) and letters != list(LETTERS[: len(letters)]):
         unique = len({*letters}) == len(letters) and {*letters} <= set("ABCD")
         told = "shown by place, submitted as written" if unique else "numbered by place instead"
         irregular.append(f"letters {','.join(x or '–' for x in letters)}, {told}")
-    extra: dict[str, Any] = {"letters": list(letters)} if irregular and unique else {}
+    extra: dict[str, Any] = {"letters": letters} if irregular and unique else {}
     if not test:
         answer = item.get("answer")
-        if not isinstance(answer, str) or not answer.strip():
+        answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+        if answer in (None, ""):
             return {**row, "problem": "no answer"}
-        same = [i for i, choice in enumerate(choices) if _plain(choice) == _plain(answer)]
-        if not same:
-            same = [i for i, text in enumerate(texts) if _plain(text) == _plain(answer)]
-        if not same:  # some releases give the letter alone
-            same = [i for i, letter in enumerate(letters) if letter and letter == _plain(answer).rstrip(".")]
+        if not isinstance(answer, str):
+            return {**row, "problem": f"the answer is a {type(answer).__name__}, not a text"}
+        same = _choice_of(answer, texts, letters)
         if len(same) != 1:
             found = "is none of the choices" if not same else f"fits {len(same)} choices"
             return {**row, "problem": f"the answer {answer!r} {found}"}
@@ -120,17 +124,51 @@ def _group(video: str, group_by: str) -> str:
     return found.group(1) if found and group_by == "source" else Path(name).stem
 
 
-def _option(text: str) -> tuple[str, str | None]:
-    found = _OPTION.match(text)
-    return (_clean(found.group(2)), found.group(1)) if found else (_clean(text), None)
+def _options(choices: list[str]) -> tuple[list[str], list[str | None]]:
+    """Split the letters off the choices' texts, where they are letters: ``U. turn`` and ``T. junction`` are texts.
+
+    Example:
+        >>> _options(["(a) Đỏ", "(b) Xanh"]), _options(["1.5 m", "2.5 m"])
+        ((['Đỏ', 'Xanh'], ['A', 'B']), (['1.5 m', '2.5 m'], [None, None]))
+    """
+    plain = [_clean(c) for c in choices]
+    parts = [_OPTION.match(unicodedata.normalize("NFKC", p)) for p in plain]
+    marks = [p.group(1).upper() if p else None for p in parts]
+    if None not in marks and marks == [str(i + 1) for i in range(len(marks))]:
+        return [_clean(p.group(2)) for p in parts if p], list(LETTERS[: len(marks)])
+    lettered = sum(m is not None and m in LETTERS for m in marks)
+    if 2 * lettered <= len(marks):
+        return plain, [None] * len(marks)
+    return (
+        [_clean(p.group(2)) if p and m and m in LETTERS else t for p, m, t in zip(parts, marks, plain, strict=True)],
+        [m if m and m in LETTERS else None for m in marks],
+    )
+
+
+def _choice_of(answer: str, texts: list[str], letters: list[str | None]) -> list[int]:
+    """Numbers of the choices that an answer can mean: a text, a letter, or both if they agree."""
+    said = _clean(answer)
+    same = [i for i, text in enumerate(texts) if _plain(text) == _plain(said)]
+    if same:
+        return same
+    names = letters if any(letters) else list(LETTERS[: len(texts)])  # a letter may mean the place
+    wide = unicodedata.normalize("NFKC", said)
+    if found := _LETTER.match(wide):
+        return [i for i, letter in enumerate(names) if letter == found.group(1).upper()]
+    if found := _OPTION.match(wide):
+        mark, text = found.group(1).upper(), _plain(found.group(2))
+        mark = LETTERS[int(mark) - 1] if mark.isdigit() else mark
+        return [i for i, letter in enumerate(names) if letter == mark and _plain(texts[i]) == text]
+    return []
 
 
 def _moments(value: Any) -> tuple[list[float], str]:
-    """Read support times in seconds: (ascending, what was irregular)."""
+    """Read support times in seconds, numbers or texts of numbers: (ascending, what was irregular)."""
     if value is None or value == []:
         return [], ""
     numbers = value if isinstance(value, list) else [value]
-    good = [float(v) for v in numbers if isinstance(v, int | float) and 0 <= v < 1e6]
+    read = [parse_seconds(v)[0] for v in numbers if isinstance(v, int | float | str) and not isinstance(v, bool)]
+    good = [v for v in read if v is not None and v < 1e6]
     notes = []
     if len(good) < len(numbers):
         notes.append(f"{len(numbers) - len(good)} support times are no times")
@@ -140,8 +178,10 @@ def _moments(value: Any) -> tuple[list[float], str]:
 
 
 def _clean(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """One line without entities of HTML and invisible characters."""
+    return " ".join(unicodedata.normalize("NFC", html.unescape(text).translate(_INVISIBLE)).split())
 
 
 def _plain(text: str) -> str:
-    return _clean(text).lower() if len(text) > 2 else _clean(text)
+    """For comparing: without case and a full stop at the end."""
+    return _clean(text).rstrip(".。 ").casefold()

@@ -1,0 +1,88 @@
+"""What the bytes of a video file say about its being whole, where demuxers and decoders do not look."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import av
+
+_EMULATION = re.compile(rb"\x00\x00[\x00\x01\x02]")
+"""Three bytes that cannot occur inside a NAL unit (ISO/IEC 14496-10, 7.4.1): zeros written over it do."""
+_ZERO_RUN = re.compile(rb"\x00\x00\x00+[^\x00\x01]")
+"""The same between start codes, where zeros may only stand before the next one."""
+START_CODES = ("h264", "hevc", "mpeg2video", "mpeg1video", "mpeg4")
+
+
+def overwritten(packet: av.Packet[Any], codec: av.VideoCodecContext) -> bool:
+    """Whether a packet holds bytes that its codec cannot produce, such as zeros written over its middle."""
+    if codec.name not in START_CODES:
+        return False
+    data = bytes(packet)
+    extra = codec.extradata
+    if codec.name not in ("h264", "hevc") or not extra or extra[0] != 1:
+        return bool(_ZERO_RUN.search(data))
+    width = (extra[4] if codec.name == "h264" else extra[21] if len(extra) > 21 else 3) % 4 + 1
+    place = 0
+    while place + width <= len(data):  # units behind their lengths
+        size = int.from_bytes(data[place : place + width], "big")
+        place += width
+        if not 0 < size <= len(data) - place:
+            return True
+        found = _EMULATION.search(data, place, place + size)
+        # A unit ends in a byte that is not zero; some writers leave a few zeros behind it.
+        if found and (data[found.start() : place + size].strip(b"\x00") or place + size - found.start() > 4):
+            return True
+        place += size
+    return False
+
+
+def was_cut(container: av.container.InputContainer) -> bool:
+    """Whether a transport stream ends within one of its packets."""
+    if container.format.name != "mpegts":
+        return False
+    size = Path(container.name.removeprefix("file:")).stat().st_size
+    return 0 not in (size % 188, size % 192, size % 204)
+
+
+def end_of_chunks(path: Path) -> int | None:
+    """Walk through an AVI's chunks (RIFF: four letters, size, data padded to even) to the first that is none."""
+    with path.open("rb") as file:
+        place, size = 0, path.stat().st_size
+        while place + 8 <= size:
+            file.seek(place)
+            head = file.read(12)
+            name, length = head[:4], int.from_bytes(head[4:8], "little")
+            if not re.fullmatch(rb"RIFF|LIST|JUNK|idx1|strn|(ix|\d\d)\w\w|[a-zA-Z]{3}[ \w]", name):
+                return place
+            whole = place + 8 + length
+            if name in (b"RIFF", b"LIST") and head[8:12] in (b"AVI ", b"AVIX", b"movi", b"rec "):
+                place += 12
+            elif whole > size:
+                return place
+            else:
+                place = whole + length % 2
+    return None
+
+
+def end_of_packs(path: Path) -> int | None:
+    """Walk through a program stream's packets (ISO/IEC 13818-1, 2.5.3); the offset of the first that is none."""
+    with path.open("rb") as file:
+        place, size = 0, path.stat().st_size
+        while place + 6 <= size:
+            file.seek(place)
+            head = file.read(14)
+            if head[:3] != b"\x00\x00\x01":
+                file.seek(place)
+                return place if file.read(1 << 16).strip(b"\x00") else None  # zeros may fill the end
+            kind, length = head[3], int.from_bytes(head[4:6], "big")
+            if kind == 0xB9:
+                place += 4
+            elif kind == 0xBA and len(head) == 14:
+                place += 14 + (head[13] & 7) if head[4] >> 6 == 1 else 12
+            elif kind >= 0xBB:
+                place += 6 + length
+            else:
+                return place
+    return None

@@ -1,0 +1,585 @@
+"""Videos that others made: right frames at right times with every reader, or a refusal by name."""
+
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.guard import Limits
+from dashvlm.data.readers import READERS
+from dashvlm.data.sampling import nearest_frames, staleness_s
+from dashvlm.data.synthetic.encode import read_counter, set_rotation
+from dashvlm.data.video import decode, index_video
+from dashvlm.errors import DashVLMError, DataError, VideoError
+
+from .conftest import ROOT
+from .foreign_videos import CONTAINERS, FRAMES, SECOND, Kind, encode, matrix, moving_texture, write
+
+CASES = ROOT.parent / "shared" / "cases"
+PLAIN = [round(i * SECOND / 30) for i in range(FRAMES)]
+
+
+def readers():
+    """Those that are installed; torchcodec also needs FFmpeg's libraries."""
+    try:
+        import torchcodec.decoders  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return [r for r in READERS if r != "torchcodec"]
+    return list(READERS)
+
+
+def shown(path, reader="pyav"):
+    index = index_video(path)
+    return [read_counter(f) for f in decode(path, index, range(len(index.times_s)), reader)]
+
+
+def check(folder, kind):
+    """(frames that show another number, whether the file was refused) for every frame and reader."""
+    path, numbers, times = write(folder, kind)
+    try:
+        index = index_video(path)
+        if len(index.times_s) != len(numbers) or np.abs(index.times_s - times).max() > 0.0021:
+            return len(numbers), False
+        wrong = 0
+        for reader in readers():
+            frames = decode(path, index, range(len(numbers)), reader)
+            wrong += sum(read_counter(f) != n for f, n in zip(frames, numbers, strict=True))
+            back = numbers[::-7]  # any order, one by one
+            one = [read_counter(decode(path, index, [n - numbers[0]], reader)[0]) for n in back[:3]]
+            wrong += sum(a != b for a, b in zip(one, back, strict=False))
+        return wrong, False
+    except VideoError as error:
+        assert str(path) in str(error)
+        return 0, True
+    finally:
+        path.unlink()
+
+
+def run_matrix(folder, kinds):
+    results = {kind: check(folder, kind) for kind in kinds}
+    assert {kind: wrong for kind, (wrong, _) in results.items() if wrong} == {}
+    assert [kind for kind, (_, refused) in results.items() if refused] == []
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_third_file_of_the_matrix_shows_its_frames(container, tmp_path):
+    assert len(matrix()) >= 200
+    run_matrix(tmp_path, [kind for kind in matrix()[::3] if kind.container == container])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_file_of_the_matrix_shows_its_frames(container, tmp_path):
+    run_matrix(tmp_path, [kind for kind in matrix() if kind.container == container])
+
+
+# -- the kinds of the cases, made here; where the case's own file is present it is read too ------------
+
+
+def case(name):
+    path = CASES / name
+    if not path.exists():
+        pytest.skip("the case files are not part of the project")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "count", "seconds"),
+    [
+        ("cutbase.mp4", 99, 201, 6.7),
+        ("cutlong.mp4", 99, 201, 6.7),
+        ("bframes_h264.avi", 0, 300, 10.0),
+        ("no_bframes.avi", 0, 300, 10.0),
+        ("bframes_h264.ts", 0, 300, 10.0),
+        ("mpeg2.mpg", 0, 300, 10.0),
+        ("concatenated.ts", 0, 300, 10.0),
+        ("twocam.mp4", 0, 300, 10.0),
+        ("raw.h264", 0, 300, 10.0),
+        ("power_cut.mp4", 0, 160, 160 / 30),
+    ],
+)
+def test_the_cases_show_their_frames_with_every_reader(name, first, count, seconds):
+    path = case(name)
+    index = index_video(path)
+    assert index.duration_s == pytest.approx(seconds, abs=1e-3)
+    assert np.abs(index.times_s - np.arange(count) / 30).max() < 1e-3
+    for reader in readers():
+        assert shown(path, reader) == list(range(first, first + count))
+
+
+def test_a_short_cut_begins_at_its_first_shown_frame():
+    numbers = shown(case("cutshort.mp4"))
+    assert numbers[0] == 99
+    assert len(numbers) == 32
+
+
+def test_two_streams_are_counted_and_the_default_one_is_read(tmp_path):
+    path, numbers, _ = write(tmp_path, Kind("mp4", "h264", 2, "30", "two streams"))
+    index = index_video(path)
+    assert (index.streams, index.width, index.height) == (2, 160, 96)
+    assert shown(path) == numbers
+
+
+def test_a_joined_transport_stream_goes_on_where_its_clock_starts_again(tmp_path):
+    path, _, _ = write(tmp_path, Kind("ts", "h264", 0, "30", "plain"))
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(path.read_bytes() * 2)
+    index = index_video(joined)
+    assert np.abs(index.times_s - np.arange(2 * FRAMES) / 30).max() < 1e-3
+    assert shown(joined) == [*range(FRAMES), *range(FRAMES)]
+
+
+def test_repeated_time_stamps_are_refused(tmp_path):
+    with pytest.raises(VideoError, match="time stamps repeat or run backwards"):
+        from dashvlm.data.video import _continued
+
+        _continued(tmp_path / "x.ts", np.array([0.0, 0.1, 0.1, 0.2]), True)
+
+
+def raw_stream(tmp_path, timing):
+    path = tmp_path / f"raw{timing}.h264"
+    content = moving_texture(96, 160)
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=25, options={"bf": "2", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for number in range(30):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(content(number), format="rgb24")))
+        container.mux(stream.encode())
+    if not timing:
+        data = subprocess.run(
+            ["ffmpeg", "-v", "error", "-i", str(path), "-c", "copy", "-bsf:v", "filter_units=remove_types=7", "-f", "h264", "-"],
+            capture_output=True, check=False,
+        )  # fmt: skip
+        path.write_bytes(data.stdout)
+    return path
+
+
+def test_a_raw_stream_has_the_rate_that_it_states(tmp_path):
+    index = index_video(raw_stream(tmp_path, True))
+    assert len(index.times_s) == 30
+    assert index.fps == pytest.approx(25)
+
+
+@pytest.mark.parametrize(("share", "suffix"), [(0.6, "mp4"), (0.35, "mp4"), (0.6, "mkv"), (0.6, "ts"), (0.6, "avi")])
+def test_a_file_cut_in_the_middle_is_usable_up_to_its_last_whole_frame(share, suffix, tmp_path):
+    path = tmp_path / f"whole.{suffix}"
+    kind = Kind(suffix, "h264", 0, "30", "plain")
+    encode(path, kind, PLAIN)
+    if suffix == "mp4":  # the index in front, as for streaming
+        fast = tmp_path / "fast.mp4"
+        with av.open(str(path)) as old, av.open(str(fast), "w", options={"movflags": "faststart"}) as new:
+            copy = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.size:
+                    packet.stream = copy
+                    new.mux(packet)
+        path = fast
+    raw = path.read_bytes()
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(raw[: int(share * len(raw))])
+    numbers = shown(cut)
+    assert numbers == list(range(len(numbers)))
+    assert 0.8 * share * FRAMES - 3 < len(numbers) < FRAMES
+
+
+def test_mirrored_pictures_are_mirrored(tmp_path):
+    path, numbers, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    upright = decode(path, index_video(path), [5])[0]
+    one = 0x10000
+    for name, (a, b, c, d), expected in (
+        ("left and right", (-1, 0, 0, 1), upright[:, ::-1]),
+        ("top and bottom", (1, 0, 0, -1), upright[::-1]),
+        ("half a turn", (-1, 0, 0, -1), upright[::-1, ::-1]),
+        ("a quarter clockwise", (0, 1, -1, 0), np.rot90(upright, -1)),
+        ("a quarter back", (0, -1, 1, 0), np.rot90(upright)),
+        ("the diagonal", (0, 1, 1, 0), upright.transpose(1, 0, 2)),
+        ("the other diagonal", (0, -1, -1, 0), upright[::-1, ::-1].transpose(1, 0, 2)),
+    ):
+        data = bytearray(path.read_bytes())
+        start = data.index(b"tkhd") + 4 + 40
+        data[start : start + 36] = struct.pack(">9i", a * one, b * one, 0, c * one, d * one, 0, 0, 0, 0x40000000)
+        turned = tmp_path / f"{name.replace(' ', '_')}.mp4"
+        turned.write_bytes(data)
+        index = index_video(turned)
+        for reader in readers():
+            frame = decode(turned, index, [5], reader)[0]
+            assert (frame == expected).all(), (name, reader)
+        assert (index.height, index.width) == expected.shape[:2]
+
+
+def test_the_mirrored_case_is_mirrored():
+    frame = decode(case("mirror.mp4"), index_video(case("mirror.mp4")), [7])[0]
+    assert read_counter(np.ascontiguousarray(frame[:, ::-1])) == 7
+
+
+def test_an_odd_angle_is_refused(tmp_path):
+    path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    set_rotation(path, 0)
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 4 + 40
+    data[start : start + 36] = struct.pack(">9i", 46341, 46341, 0, -46341, 46341, 0, 0, 0, 0x40000000)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="other than right angles"):
+        index_video(path)
+
+
+# -- gaps: never the future -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gap(tmp_path):
+    """Frames 0 to 29 in the first second, then nothing until second 3."""
+    path = tmp_path / "gap.mp4"
+    stamps = [round((i if i < 30 else i + 60) * SECOND / 30) for i in range(FRAMES)]
+    encode(path, Kind("mp4", "h264", 2, "30", "plain"), stamps)
+    return path
+
+
+@pytest.mark.parametrize("reader", readers())
+def test_a_time_in_a_gap_sees_the_last_frame_before_it(gap, reader, tmp_path):
+    store = FrameStore(tmp_path / "store", reader)
+    frames, times = store.frames(gap, [0.9, 1.5, 2.9, 2.98, 2.99, 3.0])
+    assert [read_counter(f) for f in frames] == [27, 29, 29, 29, 30, 30]
+    assert times[1] == pytest.approx(29 / 30, abs=1e-4)
+    assert store.index(gap).fps == pytest.approx(30)
+    assert staleness_s(times, [0.9, 1.5, 2.9, 2.98, 2.99, 3.0], 1 / 30) == pytest.approx(2.98 - 29 / 30, abs=1e-4)
+
+
+def test_the_case_with_a_gap_shows_nothing_of_the_future():
+    path = case("gap_3s_to_6s.mp4")
+    index = index_video(path)
+    assert index.times_s[index.frames_at([5.0])][0] == pytest.approx(2.967, abs=1e-3)
+    assert index.times_s[index.frames_at([6.0])][0] == pytest.approx(6.0, abs=1e-3)
+
+
+def test_nearest_frames_are_never_later_than_half_a_usual_period():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        steps = rng.choice([0.1, 0.1, 0.1, 2.0, 0.05], 30)
+        times = np.concatenate([[0.0], np.cumsum(steps)])
+        wanted = rng.uniform(0, times[-1], 20)
+        got = times[nearest_frames(times, wanted)]
+        half = np.median(np.diff(times)) / 2 + 1e-6
+        assert (got - wanted <= half).all()
+        # Nothing that is allowed is nearer.
+        allowed = np.where(times[None] - wanted[:, None] <= half, np.abs(times[None] - wanted[:, None]), np.inf)
+        assert np.allclose(np.abs(got - wanted), allowed.min(1))
+    with pytest.raises(DataError, match="no frame within half a frame period"):
+        nearest_frames(np.array([0.0, 0.1, 0.2]), [0.26])
+    assert nearest_frames(np.array([0.0, 0.1, 0.2]), [0.249]).tolist() == [2]
+
+
+# -- pictures ----------------------------------------------------------------------------------------
+
+
+def picture(path):
+    return decode(path, index_video(path), [0])[0]
+
+
+def test_pictures_are_shown_as_a_viewer_shows_them(tmp_path):
+    ramp = np.linspace(3000, 60000, 320).astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (8, 1))).save(tmp_path / "deep.png")
+    grey = picture(tmp_path / "deep.png")
+    assert (grey[0, 0, 0], grey[0, -1, 0]) == (12, 234)
+    assert (np.diff(grey[0, :, 0].astype(int)) >= 0).all()
+    Image.fromarray(np.full((8, 8, 3), (200, 40, 90), np.uint8)).quantize(4).save(tmp_path / "palette.png")
+    assert np.abs(picture(tmp_path / "palette.png")[0, 0].astype(int) - (200, 40, 90)).max() <= 2
+    clear = np.zeros((8, 8, 4), np.uint8)
+    Image.fromarray(clear, "RGBA").save(tmp_path / "clear.png")
+    assert (picture(tmp_path / "clear.png") == 255).all()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "ink.jpg")
+    assert np.abs(picture(tmp_path / "ink.jpg")[0, 0].astype(int) - (255, 0, 0)).max() <= 3
+    tall = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8)[:, None, None] * 10, (1, 8, 3)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    tall.save(tmp_path / "turned.png", exif=exif)
+    assert picture(tmp_path / "turned.png").shape == (8, 16, 3)
+    assert picture(tmp_path / "turned.png")[0, 0, 0] == 150
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(tmp_path / "odd.jpg", icc_profile=profile)  # not for inks
+    assert picture(tmp_path / "odd.jpg").shape == (8, 8, 3)
+
+
+def test_the_deep_case_is_a_ramp():
+    grey = picture(case("gray16.png"))
+    assert (grey.min(), grey.max()) == (12, 234)
+
+
+def test_files_of_the_finder_are_nobodys_frames(tmp_path):
+    for name in ("1.png", "2.png", "._1.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+        (tmp_path / "plain.png").replace(tmp_path / name)
+    assert len(index_video(tmp_path).times_s) == 2
+
+
+@pytest.mark.parametrize(
+    ("matrix_name", "codec", "pixels"), [(1, "h264", "yuv420p"), (5, "h264", "yuv420p"), (1, "hevc", "yuv420p10le")]
+)
+def test_colours_are_converted_by_the_matrix_that_the_stream_names(matrix_name, codec, pixels, tmp_path):
+    colour = np.full((96, 160, 3), (200, 40, 90), np.uint8)
+    path = tmp_path / "colour.mp4"
+    options = {"x265-params": "log-level=none"} if codec == "hevc" else {}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx265" if codec == "hevc" else "libx264", rate=10, options=options)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, pixels
+        stream.codec_context.colorspace, stream.codec_context.color_range = matrix_name, 1
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(colour, format="rgb24")
+            frame = frame.reformat(format=pixels, dst_colorspace=matrix_name, dst_color_range=1)
+            frame.pts = None
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    index = index_video(path)
+    for reader in readers():
+        assert np.abs(decode(path, index, [1], reader)[0, 50, 80].astype(int) - (200, 40, 90)).max() <= 4
+
+
+# -- damage ------------------------------------------------------------------------------------------
+
+# What can be told by the decoder: with FFmpeg single wrong bits inside compressed pictures often cannot, see
+# docs/videos.md, where the shares are; these kinds of damage always can.
+TOLD = {
+    ("mp4", "h264"): ("zeros", "packets", "truncated", "big hole"),
+    ("mkv", "h264"): ("zeros", "packets", "truncated"),
+    ("ts", "h264"): ("zeros", "packets", "truncated", "big hole"),
+    ("avi", "h264"): ("zeros", "packets", "truncated", "big hole"),
+    ("mp4", "hevc"): ("zeros", "packets", "truncated"),
+    ("ts", "hevc"): ("zeros", "packets", "truncated"),
+    ("mp4", "av1"): ("zeros", "truncated", "big hole", "bit", "bytes"),
+    ("webm", "av1"): ("zeros", "bit", "bytes"),
+    ("ts", "mpeg2"): ("zeros", "packets", "truncated", "big hole"),
+    ("mpg", "mpeg2"): ("big hole",),
+    ("mp4", "mpeg4"): ("zeros", "packets", "truncated", "big hole"),
+    ("avi", "mpeg4"): ("zeros", "packets", "truncated", "big hole"),
+}
+DAMAGED_FRAMES = 60
+
+
+def damage(path, how, seed, target):
+    """Write a damaged copy."""
+    raw, rng = bytearray(path.read_bytes()), np.random.default_rng(seed)
+    place = int(rng.integers(int(0.05 * len(raw)), int(0.93 * len(raw))))
+    if how == "bit":
+        raw[place] ^= 1 << int(rng.integers(8))
+    elif how == "bytes":
+        raw[place : place + 64] = rng.bytes(64)
+    elif how == "zeros":
+        raw[place : place + 200] = bytes(len(raw[place : place + 200]))
+    elif how == "big hole":
+        raw[place : place + 4096] = bytes(len(raw[place : place + 4096]))
+    elif how == "truncated":
+        raw = raw[:place]
+    elif path.suffix == ".ts":  # lost packets of the transport
+        place = place // 188 * 188
+        del raw[place : place + 188 * int(rng.integers(1, 20))]
+    else:  # lost pictures
+        with av.open(str(path)) as old, av.open(str(target), "w") as new:
+            copy = new.add_stream_from_template(old.streams.video[0])
+            packets = [p for p in old.demux(video=0) if p.size]
+            first = int(rng.integers(3, len(packets) - 5))
+            for packet in packets[:first] + packets[first + int(rng.integers(1, 4)) :]:
+                packet.stream = copy
+                new.mux(packet)
+        return
+    target.write_bytes(bytes(raw))
+
+
+def accepted(path):
+    """Frame number by time -> picture, of all frames that are not refused; None for a file that is."""
+    try:
+        index = index_video(path)
+    except VideoError:
+        return None
+    numbers = {round(t * 30): n for n, t in enumerate(index.times_s.tolist())}
+    try:
+        return dict(zip(numbers, decode(path, index, list(numbers.values())), strict=True))
+    except VideoError:
+        found = {}
+        for when, number in numbers.items():
+            try:
+                found[when] = decode(path, index, [number])[0]
+            except VideoError:
+                continue
+        return found
+
+
+def wrong_frames(folder, container, codec, hows, seeds):
+    path = folder / f"sound.{container}"
+    kind = Kind(container, codec, 0 if codec in ("av1",) or container == "avi" else 2, "30", "plain")
+    encode(path, kind, PLAIN[:DAMAGED_FRAMES], (320, 192), moving_texture())
+    sound = accepted(path)
+    assert sorted(sound) == list(range(DAMAGED_FRAMES))
+    wrong, kept, files = {}, 0, 0
+    for how in hows:
+        for seed in range(seeds):
+            copy = folder / f"damaged.{container}"
+            damage(path, how, seed, copy)
+            found = accepted(copy) or {}
+            files, kept = files + 1, kept + len(found)
+            bad = [n for n, frame in found.items() if n not in sound or (frame != sound[n]).any()]
+            if bad:
+                wrong[how, seed] = bad
+    return wrong, kept, files
+
+
+@pytest.mark.parametrize(("container", "codec"), TOLD)
+def test_frames_that_damage_touched_are_refused(container, codec, tmp_path):
+    wrong, kept, files = wrong_frames(tmp_path, container, codec, TOLD[container, codec], 5)
+    assert wrong == {}
+    assert kept > 0 or container == "mpg"  # refusing everything would pass too
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("container", "codec"), TOLD)
+def test_frames_that_damage_touched_are_refused_many_times(container, codec, tmp_path):
+    wrong, _, files = wrong_frames(tmp_path, container, codec, TOLD[container, codec], 12)
+    assert wrong == {}
+    assert files >= 12
+
+
+def test_the_damaged_case_gives_no_frame_that_differs():
+    sound, damaged = case("damaged_h264_original.mp4"), case("damaged_h264.mp4")
+    index, other = index_video(sound), index_video(damaged)
+    refused = 0
+    for number in range(len(other.times_s)):
+        try:
+            frame = decode(damaged, other, [number])[0]
+        except VideoError:
+            refused += 1
+            continue
+        assert (frame == decode(sound, index, [number])[0]).all()
+    assert 0 < refused < 60
+
+
+def test_damage_is_named_where_a_whole_file_is_read_in_order(tmp_path):
+    path = tmp_path / "sound.ts"
+    encode(path, Kind("ts", "h264", 2, "30", "plain"), PLAIN, (320, 192), moving_texture())
+    raw = path.read_bytes()
+    path.write_bytes(raw[: len(raw) // 188 // 2 * 188] + raw[(len(raw) // 188 // 2 + 20) * 188 :])
+    index = index_video(path)
+    assert len(index.damaged_after)
+    hole = index.times_s[index.damaged_after[0]]
+    with pytest.raises(DataError, match="the file is damaged at"):
+        index.frames_at([hole + 0.1])
+    assert index.frames_at([hole]).tolist() == [index.damaged_after[0]]
+
+
+# -- files that would stop a run ----------------------------------------------------------------------
+
+
+SLEEPER = """
+import time
+class DECORDError(Exception): pass
+class VideoReader:
+    def __init__(self, *a, **k): time.sleep(600)
+"""
+
+
+def test_pipes_sparse_files_and_sleeping_readers_end_within_the_limit(tmp_path, monkeypatch):
+    path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "link.mp4").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.mp4").open("wb") as file:
+        file.write(path.read_bytes()[:40])
+        file.truncate(10_000_000_000)
+    store = FrameStore(tmp_path / "store", limits=Limits(5.0, 2.0))
+    started = time.monotonic()
+    for name in ("pipe.mp4", "link.mp4", "sparse.mp4"):
+        with pytest.raises(VideoError):
+            store.index(tmp_path / name)
+    assert time.monotonic() - started < 15
+    shim = tmp_path / "shim"
+    shim.mkdir()
+    (shim / "decord.py").write_text(SLEEPER)
+    monkeypatch.setenv("PYTHONPATH", str(shim))
+    monkeypatch.setattr("dashvlm.data.guard._take", __import__("dashvlm.data.guard", fromlist=["x"])._Process)
+    slow = FrameStore(tmp_path / "store", "decord", limits=Limits(2.0, 2.0))
+    started = time.monotonic()
+    with pytest.raises(VideoError, match="took longer than data.decode_timeout_s=2"):
+        slow.fill(path, [0.0])
+    assert time.monotonic() - started < 6
+    assert read_counter(store.frames(path, [0.1])[0][0]) == 3
+
+
+def test_a_decoder_that_needs_too_much_memory_or_dies_is_an_error_of_the_clip(tmp_path):
+    path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    store = FrameStore(tmp_path / "store", size=(8000, 8000), limits=Limits(20.0, 0.5))
+    with pytest.raises(VideoError, match="needs more memory than data.decode_memory_gb"):
+        store.fill(path, [0.0, 0.5, 1.0])
+    from dashvlm.data.guard import guarded
+
+    with pytest.raises(VideoError, match="decoder's process died"):
+        guarded(Limits(5.0), path, "data.guard", "os._exit", 3)
+
+
+def test_nothing_of_the_decoder_outlives_its_parent(tmp_path):
+    script = (
+        "from dashvlm.data.guard import *; from pathlib import Path; import os\n"
+        "guarded(Limits(), Path('x'), 'data.pictures', 'stored_path', Path('/'), 'tmp')\n"
+        "from dashvlm.data import guard; print(guard._idle.queue[0].process.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
+    helper = int(done.stdout)
+    for _ in range(50):
+        if not Path(f"/proc/{helper}").exists() or "Z" in Path(f"/proc/{helper}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"process {helper} is still there")
+
+
+# -- the store ----------------------------------------------------------------------------------------
+
+
+def test_entries_of_the_store_are_bound_to_their_clip(tmp_path):
+    one, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    two, _, _ = write(tmp_path, Kind("mov", "h264", 0, "25", "cut"))
+    store = FrameStore(tmp_path / "store")
+    good = store.frames(one, [0.5])[0], store.frames(two, [0.5])[0]
+    entries = [store._path(store._key(p)) for p in (one, two)]
+    held = [e.read_bytes() for e in entries]
+    entries[0].write_bytes(held[1])  # swapped
+    assert (store.frames(one, [0.5])[0] == good[0]).all()
+    changed = bytearray(held[1])
+    place = changed.index(b'"times_s": [0.0, ') + 17
+    changed[place : place + 4] = b"9999"  # edited
+    entries[1].write_bytes(changed)
+    assert (store.frames(two, [0.5])[0] == good[1]).all()
+    secret = tmp_path / "secret"
+    secret.write_bytes(held[0])
+    entries[0].unlink()
+    entries[0].symlink_to(secret)  # a link
+    entries[1].unlink()
+    os.mkfifo(entries[1])  # a pipe
+    entries[1].with_suffix(".lock").unlink()
+    os.mkfifo(entries[1].with_suffix(".lock"))
+    assert (store.frames(one, [0.5])[0] == good[0]).all()
+    assert (store.frames(two, [0.5])[0] == good[1]).all()
+    assert secret.read_bytes() == held[0]
+    assert not entries[0].is_symlink()
+
+
+def test_a_video_replaced_by_one_of_equal_size_and_time_is_read_anew(tmp_path):
+    path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    store = FrameStore(tmp_path / "store")
+    stat = path.stat()
+    before = store._key(path)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    (tmp_path / "new.mp4").write_bytes(raw)
+    (tmp_path / "new.mp4").replace(path)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert store._key(path) != before
+
+
+def test_refusals_name_what_got_and_do(tmp_path):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(DashVLMError, match="no regular file"):
+        index_video(tmp_path / "pipe.mp4")
