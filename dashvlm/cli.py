@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from hydra import main as hydra_main
 from omegaconf import DictConfig
 
-from dashvlm.config import CONF, check_overrides, flags_first, plain
+from dashvlm.config import CONF, check_overrides, check_words, flags_first, plain, with_quotes
 from dashvlm.errors import DashVLMError
 
 # Hydra answers these itself; nothing is run, so nothing needs checking.
@@ -61,7 +61,7 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
     Returns:
         The exit code: 0, or 2 for an error that the user can mend (printed without traceback).
     """
-    argv = flags_first(argv)
+    argv = with_quotes(flags_first(argv))
     asks = any(a.split("=")[0] in HYDRA_FLAGS for a in argv)
     failure: list[DashVLMError] = []
 
@@ -74,6 +74,7 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
 
     try:
         if not asks:
+            check_words(overrides_of(argv))
             with composing():
                 check_overrides(name, overrides_of(argv))
         sys.argv = [f"dashvlm.{name}", *argv]

@@ -5,7 +5,9 @@ Together with the verbs and ``sweep`` the only place that imports Hydra. Loads n
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,12 @@ from dashvlm.rules import flatten, near
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FLAGS = ("-m", "--multirun")
+_PATH_KEY = re.compile(
+    r"(^|\.)(root|file|video|run|labels|pairs|checkpoint|start_from|output|predictions|captions|annotations|images"
+    r"|clip_scores|base|output_dir|cache_dir|data_dir)$"
+)
+_PLAIN = re.compile(r"[\w./:+~@%-]*", re.ASCII)
+_GRAMMAR = re.compile(r"""['"\[{]|\$\{|(glob|choice|range|interval|shuffle|sort|tag|str|int|float|bool)\(""")
 
 
 def flags_first(argv: Sequence[str]) -> list[str]:
@@ -27,6 +35,54 @@ def flags_first(argv: Sequence[str]) -> list[str]:
         ['-m', 'model=a', 'data.num_frames=5,10']
     """
     return [a for a in argv if a in FLAGS] + [a for a in argv if a not in FLAGS]
+
+
+def with_quotes(argv: Sequence[str]) -> list[str]:
+    """Quote names of files and folders for Hydra, whose grammar gives ``( ) = , #`` and blanks a meaning.
+
+    With ``-m`` a comma separates values unless a file of the whole name exists.
+
+    Example:
+        >>> with_quotes(["data.root=My clips (1)", "data.num_frames=5", "-m", "data.root=a,b"])
+        ["data.root='My clips (1)'", 'data.num_frames=5', '-m', 'data.root=a,b']
+    """
+    return [_quoted(word, any(f in argv for f in FLAGS)) for word in argv]
+
+
+def _quoted(word: str, sweeps: bool) -> str:
+    key, equals, value = word.partition("=")
+    if not equals or not _PATH_KEY.search(key) or _PLAIN.fullmatch(value):
+        return word
+    with contextlib.suppress(OSError, ValueError):  # a name may be too long, or hold a zero byte
+        if Path(value).expanduser().exists():
+            return f"{key}={hydra_quotes(value)}"
+    return word if _GRAMMAR.match(value) or (sweeps and "," in value) else f"{key}={hydra_quotes(value)}"
+
+
+def hydra_quotes(value: str) -> str:
+    """A text as Hydra's grammar quotes it."""
+    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Refuse words that Hydra's grammar cannot read, showing the quoting that works.
+
+    Raises:
+        ConfigError: for the first such word.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for word in words:
+        try:
+            parser.parse_override(word)
+        except HydraException as error:
+            key, _, value = word.partition("=")
+            raise ConfigError(
+                f"the word {word!r} cannot be read", got=str(error).strip().splitlines()[0],
+                do=f"quote the value twice, for the shell and for Hydra: {shlex.quote(f'{key}={hydra_quotes(value)}')}",
+            ) from None  # fmt: skip
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -182,7 +182,7 @@ def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
     scored = sizes["test"] or sizes["val"]  # results come from the test split, or from val where there is none
     shuffled = sorted(manifest.clips, key=lambda c: stable_uniform(seed, "row split", c.clip_id))
     first = shuffled[: sizes["train"]]
-    train, videos = {c.group for c in first}, {c.path for c in first if c.path}
+    train, videos = {c.group for c in first}, {c.path for c in first if c.path and "failed" not in c.extra}
     test = shuffled[len(shuffled) - scored :] if first else []
     return {
         "clips": sizes,

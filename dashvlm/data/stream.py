@@ -19,7 +19,7 @@ import av
 import numpy as np
 
 from dashvlm.data.clip import FrameArray
-from dashvlm.data.structure import end_of_chunks, end_of_packs, overwritten, was_cut
+from dashvlm.data.structure import PacketCheck, end_of_chunks, end_of_packs, was_cut
 from dashvlm.errors import VideoError
 
 # Demuxers that read one self-contained file. Playlists (hls, concat, dash) are absent on purpose:
@@ -136,9 +136,9 @@ def shown_frames(
         raise VideoError(f"{path}: damaged program stream", got=f"no packet at byte {place}", do="replace the file")
     # AVI counts frames: behind a damaged chunk header nobody knows how many are missing.
     end = end_of_chunks(path) if name == "avi" else None
-    decoder = _Decoder(stream, stamps, gap)
-    numbered = decoder.codec.name in ("h264", "hevc")  # elsewhere a gap may be a lost picture that others refer to
-    started, lost, before, first_key, leaves_leading = key is not None, False, None, key, key is not None
+    decoder, check = _Decoder(stream, stamps), PacketCheck(stream.codec_context, stamps == "pts")
+    started, lost, marked, before = key is not None, False, False, None
+    first_key, leaves_leading = key, key is not None
     for number, (packet, joined) in enumerate(_packets(container, stream)):
         if packet is not None and not packet.size:
             if packet.dts is not None:  # AVI: the picture before it stays
@@ -157,8 +157,12 @@ def shown_frames(
         step = 0 if before is None or packet.dts is None else packet.dts - before
         before = before if packet.dts is None else packet.dts
         ended = end is not None and packet.pos is not None and packet.pos + packet.size + 9 >= end
-        broken = ended or (packet.is_corrupt and not joined) or overwritten(packet, decoder.codec)
-        if not lost and (broken or (gap and step > gap and not numbered)):
+        # The mark of a lost transport packet may stand one picture before the one that lacks it.
+        marked, beside = packet.is_corrupt and not joined, marked
+        broken = ended or marked or beside or check.is_broken(packet)
+        # Only H.264 and HEVC number their pictures; elsewhere a gap may be a lost picture that others refer to.
+        missing = check.misses_reference(packet) or bool(gap and step > gap and not check.numbered)
+        if not lost and (broken or missing):
             yield from decoder.drained()
             yield None
             lost = True
@@ -168,8 +172,9 @@ def shown_frames(
             if broken or not packet.is_keyframe:
                 continue
             decoder.restart()
+            check.restart(packet)
             lost, first_key, leaves_leading = False, packet.pts, True
-        if step < 0:  # times start again
+        if step < 0:  # times start again, and so may everything else
             first_key = None
         leading = first_key is not None and packet.pts is not None and packet.pts < first_key
         if leading and leaves_leading:
@@ -192,17 +197,14 @@ class _Decoder:
     Args:
         stream: what is decoded.
         stamps: see :func:`shown_frames`.
-        gap: see :func:`shown_frames`.
     """
 
-    def __init__(self, stream: av.VideoStream, stamps: str, gap: float) -> None:
+    def __init__(self, stream: av.VideoStream, stamps: str) -> None:
         self.codec, self.stamps = stream.codec_context, stamps
         if not self.codec.is_open:
             # Parallelism comes from decoding several clips at once; threads inside cost CPU and blur what failed.
             stream.thread_type = "NONE"
             self.codec.options = STRICT | ({"strict": "strict"} if self.codec.name in ("av1", "libdav1d") else {})
-        # Lost pictures of H.264 are told at debug level only.
-        self.watches = stamps == "count" or (gap > 0 and self.codec.name == "h264")
         # Times of the latest packets that decoded without a sign of damage.
         self.sound: collections.deque[int | None] = collections.deque(maxlen=64)
         self.queue: collections.deque[int] = collections.deque()  # stamps of packets whose frames are still to come
@@ -212,17 +214,14 @@ class _Decoder:
     ) -> tuple[list[Shown], bool]:
         """Decode a packet: frames that came out, and whether there was a sign of damage."""
         if needed is not None:
-            wanted = self.watches or packet.pts is None or packet.pts in needed
+            wanted = packet.pts is None or packet.pts in needed or self.codec.name not in ("h264", "hevc")
             self.codec.skip_frame = "DEFAULT" if wanted else "NONREF"
-        av.logging.set_level(av.logging.DEBUG if self.watches else av.logging.INFO)
         try:
             with av.logging.Capture() as messages:
                 frames = self.codec.decode(packet)
             failed = any(_DAMAGE.search(text) for _, _, text in messages)
         except (av.FFmpegError, ValueError):
             frames, failed = [], True
-        finally:
-            av.logging.set_level(av.logging.INFO)
         if packet.size and not failed:
             self.sound.append(packet.pts)
             self.queue.append({"count": number, "dts": packet.dts}.get(self.stamps, 0) or 0)
@@ -249,7 +248,7 @@ class _Decoder:
             if frame.is_corrupt:
                 break
             if self.stamps == "pts":
-                if frame.pts in self.sound:
+                if frame.pts in self.sound or None in self.sound:  # a packet may hold several pictures
                     shown.append(Shown(frame, int(frame.pts or 0)))
             elif self.queue:  # a frame without a packet is the decoder's guess
                 shown.append(Shown(frame, self.queue.popleft()))

@@ -8,6 +8,8 @@ from typing import Any
 
 import av
 
+from dashvlm.data.h264 import PictureNumbers
+
 _EMULATION = re.compile(rb"\x00\x00[\x00\x01\x02]")
 """Three bytes that cannot occur inside a NAL unit (ISO/IEC 14496-10, 7.4.1): zeros written over it do."""
 _ZERO_RUN = re.compile(rb"\x00\x00\x00+[^\x00\x01]")
@@ -15,27 +17,59 @@ _ZERO_RUN = re.compile(rb"\x00\x00\x00+[^\x00\x01]")
 START_CODES = ("h264", "hevc", "mpeg2video", "mpeg1video", "mpeg4")
 
 
-def overwritten(packet: av.Packet[Any], codec: av.VideoCodecContext) -> bool:
-    """Whether a packet holds bytes that its codec cannot produce, such as zeros written over its middle."""
-    if codec.name not in START_CODES:
+class PacketCheck:
+    """What a packet's bytes tell of damage before it is decoded.
+
+    Args:
+        codec: of the stream.
+        timed: whether every picture should have a presentation time.
+    """
+
+    def __init__(self, codec: av.VideoCodecContext, timed: bool) -> None:
+        self.codec, self.timed = codec, timed
+        self.numbered = codec.name in ("h264", "hevc")
+        extra = codec.extradata
+        self.width = 0  # of the lengths before units; 0 where start codes separate them
+        if self.numbered and extra and extra[0] == 1:
+            self.width = (extra[4] if codec.name == "h264" else extra[21] if len(extra) > 21 else 3) % 4 + 1
+        self.numbers = PictureNumbers(extra) if codec.name == "h264" else None
+        self.usual_zeros: int | None = None  # that the file's writer leaves behind a unit
+
+    def is_broken(self, packet: av.Packet[Any]) -> bool:
+        """Whether a packet holds bytes that its codec cannot produce, such as zeros written over a part of it."""
+        if self.codec.name not in START_CODES:
+            return False
+        if self.timed and self.numbered and packet.pts is None:
+            return True  # the header that held its time is lost
+        data = bytes(packet)
+        zeros = len(data) - len(data.rstrip(b"\x00"))
+        if self.usual_zeros is None:
+            self.usual_zeros = zeros
+        if self.numbered and zeros > self.usual_zeros:  # a unit ends in a byte that is not zero
+            return True
+        if not self.width:
+            return bool(_ZERO_RUN.search(data))
+        place = 0
+        while place + self.width <= len(data):
+            size = int.from_bytes(data[place : place + self.width], "big")
+            place += self.width
+            if not 0 < size <= len(data) - place:
+                return True
+            found = _EMULATION.search(data, place, place + size)
+            if found and data[found.start() : place + size].strip(b"\x00"):
+                return True
+            place += size
         return False
-    data = bytes(packet)
-    extra = codec.extradata
-    if codec.name not in ("h264", "hevc") or not extra or extra[0] != 1:
-        return bool(_ZERO_RUN.search(data))
-    width = (extra[4] if codec.name == "h264" else extra[21] if len(extra) > 21 else 3) % 4 + 1
-    place = 0
-    while place + width <= len(data):  # units behind their lengths
-        size = int.from_bytes(data[place : place + width], "big")
-        place += width
-        if not 0 < size <= len(data) - place:
-            return True
-        found = _EMULATION.search(data, place, place + size)
-        # A unit ends in a byte that is not zero; some writers leave a few zeros behind it.
-        if found and (data[found.start() : place + size].strip(b"\x00") or place + size - found.start() > 4):
-            return True
-        place += size
-    return False
+
+    def misses_reference(self, packet: av.Packet[Any]) -> bool:
+        """Whether a picture that this one may refer to is missing (H.264)."""
+        return self.numbers is not None and self.numbers.misses(bytes(packet))
+
+    def restart(self, packet: av.Packet[Any]) -> None:
+        """Decoding starts anew with this packet."""
+        if self.numbers is not None:
+            self.numbers.restart()
+            self.numbers.misses(bytes(packet))
 
 
 def was_cut(container: av.container.InputContainer) -> bool:
@@ -59,8 +93,8 @@ def end_of_chunks(path: Path) -> int | None:
             whole = place + 8 + length
             if name in (b"RIFF", b"LIST") and head[8:12] in (b"AVI ", b"AVIX", b"movi", b"rec "):
                 place += 12
-            elif whole > size:
-                return place
+            elif whole > size:  # cut off within this chunk; the one before it is whole
+                return place + 10
             else:
                 place = whole + length % 2
     return None

@@ -103,7 +103,7 @@ def index_video(path: Path) -> VideoIndex:
         stamps = stamps_of(container, bool(len(packets)) and bool(np.isnan(packets["pts"]).any()))
     if not len(packets):
         raise VideoError(f"{path}: the video stream has no frames", do="replace the file")
-    gap = _gap(packets["dts"], stream.codec_context.name)
+    gap = _gap(packets["dts"])
     if plain and whole and stream.codec_context.name in PLAIN_CODECS and _trustworthy(packets):
         found = _index_from_packets(path, packets, gap, len(streams))
         if found is not None:
@@ -271,13 +271,12 @@ def _packet_table(container: av.container.InputContainer, stream: av.VideoStream
     return np.array(rows, _TABLE), whole
 
 
-def _gap(dts: NDArray[np.float64], codec: str) -> float:
+def _gap(dts: NDArray[np.float64]) -> float:
     """Distance of packets above which one may be missing; 0 if none is, or the rate varies too much to tell."""
     steps = np.diff(dts[~np.isnan(dts)])
     steps = steps[steps > 0]
     usual = float(np.median(steps)) if len(steps) else 0.0
-    # H.264 numbers its pictures, so its decoder can tell at any rate.
-    regular = codec == "h264" or not len(steps) or float((np.abs(steps - usual) <= 0.2 * usual).mean()) >= 0.9
+    regular = not len(steps) or float((np.abs(steps - usual) <= 0.2 * usual).mean()) >= 0.9
     return 1.5 * usual if regular and (steps > 1.5 * usual).any() else 0.0
 
 
