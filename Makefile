@@ -51,8 +51,8 @@ study: .venv/installed ## print how to run a study (NAME=..., SMOKE=1), or run i
 docs: .venv/installed ## make the pages of the config groups again
 	$(BIN)/python -m tests.config_pages
 
-bench: .venv/installed ## speed and memory as ratios against named alternatives, measured side by side
-	$(BIN)/python -m tests.bench
+bench: .venv/installed ## speed and memory as ratios against named alternatives (BEFORE=another checkout)
+	$(BIN)/python -m tests.bench $(BEFORE)
 
 spice: .venv/installed ## fetch the jars that SPICE needs, from Maven Central or JARS=FOLDER
 	$(BIN)/python -m dashvlm.metrics.fetch_spice $(if $(JARS),--source $(JARS))

@@ -6,7 +6,9 @@ CPU seconds of the whole process, so that other work on the machine does not dec
 
 import json
 import logging
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -134,6 +136,72 @@ def bench_decode(folder):
             }
         )
         print_row("decode, 12-point sweep x 3 epochs", rows[-1])
+    return rows
+
+
+ONE = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from dashvlm.data.card import GRID
+from dashvlm.data.sampling import anchored_times, nearest_frames
+from dashvlm.data.video import decode, index_video
+times = np.unique(np.concatenate([anchored_times(38.0, n, dt) for n, dt in GRID]))
+path, spent = Path(sys.argv[1]), []
+for _ in range(5):
+    start = time.process_time()
+    index = index_video(path)
+    decode(path, index, nearest_frames(index.times_s, times), size=(480, 854))
+    spent.append(time.process_time() - start)
+print(sorted(spent)[2])
+"""
+
+
+def bench_before(folder, before, repeats=6):
+    """Indexing and decoding of an MP4 against another checkout of dashvlm (``make bench BEFORE=FOLDER``)."""
+    rows = []
+    for gop, b_frames in ((30, 0), (250, 2)):
+        path = folder / f"gop{gop}.mp4"
+        if not path.exists():
+            textured_clip(path, gop, b_frames)
+
+        def spent(checkout, path=path):
+            done = subprocess.run(
+                [sys.executable, "-c", ONE, str(path)], cwd=checkout, env={**os.environ, "PYTHONPATH": str(checkout)},
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            return float(done.stdout)
+
+        pairs = [(spent(Path.cwd()), spent(before)) for _ in range(repeats)]
+        rows.append(
+            {
+                "clip": f"1280x720, 40 s, GOP {gop}",
+                "cpu_s": round(statistics.median(a for a, _ in pairs), 2),
+                "before_cpu_s": round(statistics.median(b for _, b in pairs), 2),
+                "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+                "ratio_range": [round(min(a / b for a, b in pairs), 3), round(max(a / b for a, b in pairs), 3)],
+            }
+        )
+        print_row("decoding against the other checkout", rows[-1])
+    return rows
+
+
+def bench_damage(folder, files=40):
+    """Share of damaged copies of which a frame that differs is accepted: what each codec's decoder cannot tell."""
+    from tests.test_foreign_videos import wrong_frames
+
+    rows = []
+    for container, codec in (("mp4", "h264"), ("ts", "h264"), ("mp4", "hevc"), ("mp4", "av1"), ("ts", "mpeg2"),
+                             ("mp4", "mpeg4"), ("webm", "vp9"), ("avi", "mjpeg")):  # fmt: skip
+        row = {"file": f"{codec} in {container}, {files} copies each"}
+        for how in ("bit", "bytes", "zeros", "big hole", "packets", "truncated"):
+            if how == "packets" and codec in ("av1", "mjpeg"):
+                continue  # PyAV copies no AV1; every picture of MJPEG stands alone
+            place = folder / f"{container}_{codec}_{how}"
+            place.mkdir()
+            row[how] = len(wrong_frames(place, container, codec, (how,), files)[0]) / files
+        rows.append(row)
+        print_row("damaged copies with a wrong frame accepted", row)
     return rows
 
 
@@ -334,7 +402,9 @@ def main():
         place = Path(folder)
         found = {"step": bench_step(place), "letters": bench_letters(place),
                  "prefix": bench_prefix(place), "captions": bench_captions(),
-                 "decode": bench_decode(place)}  # fmt: skip
+                 "decode": bench_decode(place), "damage": bench_damage(place)}  # fmt: skip
+        if len(sys.argv) > 1:
+            found["before"] = bench_before(place, Path(sys.argv[1]).resolve())
     out = Path("bench_out")
     out.mkdir(exist_ok=True)
     (out / "bench.json").write_text(json.dumps(found, indent=2) + "\n")

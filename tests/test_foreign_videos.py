@@ -1,7 +1,10 @@
 """Videos that others made: right frames at right times with every reader, or a refusal by name."""
 
+import csv
+import json
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image, ImageCms
 
@@ -618,3 +622,69 @@ def test_a_video_replaced_by_one_of_equal_size_and_time_is_read_anew(tmp_path):
     (tmp_path / "new.mp4").replace(path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert store._key(path) != before
+
+
+# -- a whole run ------------------------------------------------------------------------------------------
+
+PARTLY = """
+import time
+class DECORDError(Exception): pass
+class VideoReader:
+    def __init__(self, path, **k):
+        if "slow" in path:
+            time.sleep(600)
+        raise DECORDError("not here")
+"""
+
+
+def test_bad_files_end_in_the_ledger_while_the_rest_trains(fresh_dashvlm, tmp_path):
+    root = tmp_path / "clips"
+    for split in ("train", "val", "test"):
+        (root / split).mkdir(parents=True)
+    stamps = [round((i if i < 30 else i + 60) * SECOND / 30) for i in range(FRAMES)]  # a gap from 1 s to 3 s
+    lines = {split: [] for split in ("train", "val", "test")}
+    for number in range(10):
+        split = "train" if number < 6 else "val" if number < 8 else "test"
+        path = root / split / f"c{number}.mp4"
+        encode(path, Kind("mp4", "h264", 2, "30", "plain"), stamps if number == 9 else PLAIN, content=_shifted(number))
+        lines[split].append({"video": path.name, "label": number % 2})
+    shutil.copy(root / "train" / "c0.mp4", root / "train" / "slow.mp4")
+    os.mkfifo(root / "train" / "pipe.mp4")
+    with (root / "train" / "sparse.mp4").open("wb") as file:
+        file.write((root / "train" / "c0.mp4").read_bytes()[:40])
+        file.truncate(10_000_000_000)
+    lines["train"] += [{"video": f"{name}.mp4", "label": 0} for name in ("pipe", "sparse", "slow")]
+    lines["test"].append({"video": "absent.mp4", "label": 1})
+    for split, found in lines.items():
+        (root / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
+    (tmp_path / "shim").mkdir()
+    (tmp_path / "shim" / "decord.py").write_text(PARTLY)
+    started = time.monotonic()
+    done = fresh_dashvlm(
+        "train", "model=smolvlm2", "model.checkpoint=tiny", "task=crash", "data=jsonl", f"data.root={root}",
+        "data.num_frames=3", "data.frame_interval_s=0.8", "data.frame_size=[64,64]", "data.batch_size=2",
+        "trainer.max_steps=2", "trainer.accelerator=cpu", "data.max_bad_fraction=0.5", "data.decode_timeout_s=4",
+        "data.reader=decord", "data.num_workers=0", env={"PYTHONPATH": str(tmp_path / "shim")},
+    )  # fmt: skip
+    assert time.monotonic() - started < 90
+    run = next((tmp_path / "runs").glob("crash-*"))
+    ledger = {row["clip_id"]: row["reason"] for row in csv.DictReader((run / "quarantine.csv").read_text().split("\n"))}
+    assert sorted(ledger) == ["train/pipe", "train/slow", "train/sparse"]
+    assert "no regular file" in ledger["train/pipe"]
+    assert "not a readable video" in ledger["train/sparse"]
+    assert "took longer than data.decode_timeout_s=4" in ledger["train/slow"]
+    rows = pd.read_parquet(run / "predictions.parquet").set_index("clip_id")
+    assert rows.loc["test/absent", "problem"]
+    # The oldest of three times, 0.8 s apart and ending at the last frame, falls into the gap.
+    assert rows.loc["test/c9", "stale_s"] == pytest.approx(125 / 30 - 1.6 - 29 / 30, abs=1e-3)
+    assert rows.loc["test/c8", "stale_s"] == 0
+    result = json.loads((run / "result.json").read_text())
+    assert result["stale"] == 1
+    assert any("1 of 3 samples show frames older than asked, up to 1.6 s" in alarm for alarm in result["alarms"])
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def _shifted(number):
+    """Pictures of one clip's own."""
+    content = moving_texture(96, 160)
+    return lambda i: content(i + 100 * number)

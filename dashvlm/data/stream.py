@@ -264,7 +264,7 @@ def _packets(
     """
     second = float(1 / stream.time_base) if stream.time_base else 0.0
     ahead: collections.deque[av.Packet[Any] | None] = collections.deque()
-    packets = iter(container.demux(stream))
+    packets, depth = iter(container.demux(stream)), 2 if container.format.name == "mpegts" else 0
     while True:
         try:
             packet = next(packets)
@@ -279,7 +279,7 @@ def _packets(
             while ahead and (ahead[-1] is None or not ahead[-1].size):
                 ahead.pop()
             ahead.extend([None] if ahead and ahead.pop() else [])
-        while ahead and (ended or len(ahead) > 2):
+        while ahead and (ended or len(ahead) > depth):
             now = ahead.popleft()
             later = [p.dts for p in ahead if p is not None and p.dts is not None]
             yield now, now is not None and now.dts is not None and any(now.dts - dts > second for dts in later)

@@ -179,29 +179,54 @@ def read_pyav(
                     if not group:
                         raise
                     # A key frame may be a point from which a picture builds up: begin at the first one.
-                    frames.count = done
+                    frames.back_to(done)
                     _read_group(path, container, stream, index, int(index.keyframes[0]), numbers, frames)
-    assert frames.array is not None  # at least one was wanted, and a missing one is an error
-    return frames.array
+    return frames.all()
 
 
 class _Frames:
-    """Frames as they arrive, in one array: a long list would need its memory twice."""
+    """Frames as they arrive, in one array: a long list would need its memory twice.
+
+    Resizing waits for a batch of frames, since alternating it with decoding costs page faults.
+    """
+
+    BATCH = 32
 
     def __init__(self, number: int, size: tuple[int, int] | None) -> None:
-        self.number, self.size, self.count = number, size, 0
+        self.number, self.size, self.count, self.resized = number, size, 0, 0
         self.array: FrameArray | None = None
+        self.waiting: FrameArray | None = None
 
     def append(self, frame: av.VideoFrame) -> None:
         picture = upright(frame)
-        if self.size is not None:
-            picture = resize(picture[None], self.size)[0]
-        if self.array is None:
-            self.array = np.empty((self.number, *picture.shape), np.uint8)
-        if picture.shape != self.array.shape[1:]:
-            raise VideoError("the size of the picture changes", got=f"{picture.shape} after {self.array.shape[1:]}")
-        self.array[self.count] = picture
+        if self.waiting is None:
+            batch = min(self.BATCH, self.number) if self.size is not None else self.number
+            self.waiting = np.empty((batch, *picture.shape), np.uint8)
+        if picture.shape != self.waiting.shape[1:]:
+            raise VideoError("the size of the picture changes", got=f"{picture.shape} after {self.waiting.shape[1:]}")
+        self.waiting[self.count - self.resized] = picture
         self.count += 1
+        if self.size is not None and self.count - self.resized in (len(self.waiting), self.number - self.resized):
+            self._resize()
+
+    def _resize(self) -> None:
+        assert self.waiting is not None
+        assert self.size is not None
+        small = resize(self.waiting[: self.count - self.resized], self.size)
+        if self.array is None:
+            self.array = np.empty((self.number, *small.shape[1:]), np.uint8)
+        self.array[self.resized : self.count] = small
+        self.resized = self.count
+
+    def back_to(self, count: int) -> None:
+        """Forget frames from a number on."""
+        self.count = count
+        self.resized = min(self.resized, count)
+
+    def all(self) -> FrameArray:
+        found = self.waiting if self.size is None else self.array
+        assert found is not None  # at least one was wanted, and a missing one is an error
+        return found
 
 
 def _read_group(
