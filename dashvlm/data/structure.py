@@ -14,6 +14,8 @@ _EMULATION = re.compile(rb"\x00\x00[\x00\x01\x02]")
 """Three bytes that cannot occur inside a NAL unit (ISO/IEC 14496-10, 7.4.1): zeros written over it do."""
 _ZERO_RUN = re.compile(rb"\x00\x00\x00+[^\x00\x01]")
 """The same between start codes, where zeros may only stand before the next one."""
+_LONG_ZEROS = re.compile(rb"\x00{24}")
+"""More zeros in a row than an arithmetic coder puts out."""
 START_CODES = ("h264", "hevc", "mpeg2video", "mpeg1video", "mpeg4")
 
 
@@ -37,6 +39,8 @@ class PacketCheck:
 
     def is_broken(self, packet: av.Packet[Any]) -> bool:
         """Whether a packet holds bytes that its codec cannot produce, such as zeros written over a part of it."""
+        if self.codec.name in ("vp8", "vp9", "libvpx", "libvpx-vp9"):
+            return _LONG_ZEROS.search(bytes(packet)) is not None
         if self.codec.name not in START_CODES:
             return False
         if self.timed and self.numbered and packet.pts is None:
@@ -44,7 +48,7 @@ class PacketCheck:
         data = bytes(packet)
         zeros = len(data) - len(data.rstrip(b"\x00"))
         if self.usual_zeros is None:
-            self.usual_zeros = zeros
+            self.usual_zeros = min(zeros, 3)
         if self.numbered and zeros > self.usual_zeros:  # a unit ends in a byte that is not zero
             return True
         if not self.width:
