@@ -20,6 +20,7 @@ def evaluate(cfg: DictConfig) -> None:
     from dashvlm.build import build_module, load_run, prepare_data, read_config
     from dashvlm.cli import log_to_terminal
     from dashvlm.config import plain, refuse
+    from dashvlm.content import checkpoint_fingerprint
     from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.manifest import fingerprint
     from dashvlm.identity import run_id
@@ -42,6 +43,7 @@ def evaluate(cfg: DictConfig) -> None:
     refuse(check(config))
     # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
+    config["model"] |= checkpoint_fingerprint(config["model"])
     module = load_run(Path(source))[1] if source else build_module(config, for_training=False)
     module.eval()
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")

@@ -111,7 +111,7 @@ def _ends_better(
         return False  # validated at its last step, or stopped early by a validation
     trainer.validate(module, dataloaders=loaders.val_dataloader(), verbose=False)
     value = trainer.callback_metrics.get(cfg["callbacks"]["checkpoint"]["monitor"])
-    if value is None or point.best is None or point.sign * float(value) <= point.best:
+    if value is None or point.best is None or not point.sign * float(value) > point.best:
         return False
     point.best, point.best_step = point.sign * float(value), trainer.global_step
     return True
@@ -126,6 +126,23 @@ def best_validation(trainer: pl.Trainer, cfg: Mapping[str, Any]) -> dict[str, An
         "best": best,
         "step": point.best_step if point else 0,
     }
+
+
+def validation_alarms(trainer: pl.Trainer, cfg: Mapping[str, Any]) -> list[str]:
+    """Say where validation could not choose a checkpoint, or was asked for and did not happen."""
+    point = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
+    if point is None or not trainer.global_step:
+        return []
+    found = []
+    if point.undefined:
+        kept = "the last weights are kept" if point.best is None else "these validations chose nothing"
+        found.append(f"{point.monitor} was undefined in {point.undefined} validations (one class only?): {kept}")
+    if (cfg["callbacks"].get("early_stopping") or None) and not point.val_every:
+        found.append("callbacks.early_stopping had nothing to look at: there is no validation split")
+    warmup = float(cfg["optim"]["warmup"])
+    if warmup >= 1 and warmup >= trainer.global_step:
+        found.append(f"optim.warmup={warmup:g} is not shorter than the run's {trainer.global_step} steps")
+    return found
 
 
 def _progress(cfg: Mapping[str, Any]) -> bool:

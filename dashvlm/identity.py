@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 # Where things are read and written, how they are shown and how fast they are computed do not decide
-# a result. Everything else does, so a key that is new is part of the identity by default. What lies
-# in data.root and data.labels counts through data.fingerprint, which a job fills in from the manifest.
+# a result, nor does where in the package something is written. Everything else does, so a key that is new is part
+# of the identity by default. What lies in data.root and data.labels counts through data.fingerprint, and weights in
+# a folder through model.fingerprint, which a job fills in.
 EXCLUDED = (
     "paths",
     "model.published",
@@ -24,6 +25,7 @@ EXCLUDED = (
     "study",
     "hydra",
     "data.root",
+    "data.importer",
     "data.labels",
     "data.pairs",
     "data.tasks",
@@ -50,21 +52,30 @@ def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
 
     def walk(node: Any, path: str) -> None:
-        if any(path == key or path.startswith(key + ".") for key in EXCLUDED):
+        if any(path == key or path.startswith(key + ".") for key in EXCLUDED) or path.endswith("._target_"):
             return
         if isinstance(node, Mapping) and node:
             for key, value in node.items():
                 walk(value, f"{path}.{key}" if path else str(key))
         else:
-            flat[path] = node
+            flat[path] = _number(node)
 
     walk(cfg, "")
+    if flat.get("model.checkpoint") != "tiny":  # the twin is not used
+        flat = {k: v for k, v in flat.items() if not k.startswith("model.twin.")}
     if flat.get("start_from"):  # a run's name says what decided it; where it lies does not
         name = str(flat["start_from"]).rstrip("/").rsplit("/", 1)[-1]
         flat["start_from"] = name if re.search(r"-[0-9a-f]{8}$", name) else flat["start_from"]
     elif "start_from" in flat:
         del flat["start_from"]
     return flat
+
+
+def _number(value: Any) -> Any:
+    """A number by its value: 1 and 1.0 are one setting."""
+    if isinstance(value, list | tuple):
+        return [_number(v) for v in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def run_id(cfg: Mapping[str, Any]) -> str:
@@ -81,8 +92,8 @@ def run_id(cfg: Mapping[str, Any]) -> str:
         >>> b = {"seed": 1, "paths": {"output_dir": "y"}, "task": {"name": "crash"}}
         >>> run_id(a) == run_id(b)
         True
-        >>> run_id(a) == run_id({**a, "seed": 2})
-        False
+        >>> run_id(a) == run_id({**a, "seed": 1.0}), run_id(a) == run_id({**a, "seed": 2})
+        (True, False)
     """
     text = json.dumps(identity_of(cfg), sort_keys=True, default=str)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,11 @@ from dashvlm.build import Data, build_module, prepare_data, read_config
 from dashvlm.data.audit import audit, class_of
 from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
-from dashvlm.fit import best_validation, fit
+from dashvlm.fit import best_validation, fit, validation_alarms
 from dashvlm.report.html import gallery
 from dashvlm.report.plots import plot_curves, plot_run
 from dashvlm.scoring import score, score_start, write_json, write_results
+from dashvlm.training.callbacks import earlier_seconds
 from dashvlm.training.loggers import build_loggers, finish
 from dashvlm.training.memory import explained, is_out_of_memory
 from dashvlm.training.module import VLMModule
@@ -78,27 +79,49 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             _export(module, folder)
             results = write_results(cfg, data, rows, folder, module)
+            results["alarms"] += validation_alarms(trainer, cfg)
             readers = audit(data.samples, class_of(module.task), data.store, int(cfg["seed"]))
             results["alarms"] += [f"a reader of {r.name} alone reaches ROC AUC {r.auc}" for r in readers if r.fails]
             results |= {
                 "leakage": report,
                 "audit": [{"reader": r.name, **vars(r.auc), "fails": r.fails} for r in readers],
                 "validation": best_validation(trainer, cfg),
-                "seconds": {"data": decode_s, "fit": fit_s, "all": time.perf_counter() - started},
+                "seconds": _all_sessions(
+                    trainer, {"data": decode_s, "fit": fit_s, "all": time.perf_counter() - started}
+                ),
                 "steps": int(trainer.global_step),
                 "peak_memory_gb": _peak_memory_gb(),
                 "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
                 "devices": int(trainer.world_size),
             }
-            images = plot_run(rows, results, folder / "plots", data.store)
-            images |= plot_curves(folder / "metrics" / "metrics.csv", folder / "plots")
+            # Before anything is drawn or sent: what fails there must not cost the numbers.
             write_json(folder / "result.json", results)
+            notes: list[str] = []
+            with _noted("the plots", notes):
+                images = plot_run(rows, results, folder / "plots", data.store)
+            with _noted("the curves", notes):
+                images |= plot_curves(folder / "metrics" / "metrics.csv", folder / "plots")
+            if notes:
+                write_json(folder / "result.json", results | {"notes": notes})
     finally:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             shown = cfg["logger"]["name"] == "wandb" and results is not None
-            samples = gallery(folder, Path(cfg["paths"]["cache_dir"])) if shown else []
-            finish(loggers, results, rows, images, folder, samples)
+            samples: list[dict[str, Any]] = []
+            with _noted("samples for W&B", []):
+                samples = gallery(folder, Path(cfg["paths"]["cache_dir"])) if shown else []
+            with _noted(f"logger={cfg['logger']['name']}", []) if results is not None else contextlib.nullcontext():
+                finish(loggers, results, rows, images, folder, samples)
     return results or {}
+
+
+@contextlib.contextmanager
+def _noted(what: str, notes: list[str]) -> Iterator[None]:
+    """Turn an error of something that only shows results into a note."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s failed, the results stand: %s: %s", what, type(error).__name__, error, exc_info=True)
+        notes.append(f"{what} failed: {type(error).__name__}: {str(error)[:200]}")
 
 
 def _start_measured(cfg: Mapping[str, Any], data: Data, module: VLMModule, folder: Path) -> pd.DataFrame | None:
@@ -145,6 +168,12 @@ def _ledgers(cfg: Mapping[str, Any], data: Data, folder: Path) -> dict[str, Any]
             "a split by row would share groups with %.0f%% of the test clips", 100 * report["row_split_would_share"]
         )
     return report
+
+
+def _all_sessions(trainer: pl.Trainer, spent: dict[str, float]) -> dict[str, float]:
+    """Seconds of this session and of those that were interrupted, which each checkpoint noted."""
+    earlier = earlier_seconds(trainer)
+    return {"data": spent["data"], "fit": spent["fit"] + earlier, "all": spent["all"] + earlier}
 
 
 def _memory_there_is() -> float | None:

@@ -23,7 +23,8 @@ import yaml
 from omegaconf import DictConfig
 
 from dashvlm.cli import compose_train, composing, explain, overrides_of
-from dashvlm.config import check_overrides, flags_first, plain, refuse
+from dashvlm.config import check_overrides, check_words, flags_first, plain, refuse, with_quotes
+from dashvlm.content import checkpoint_fingerprint
 from dashvlm.data.manifest import Manifest, fingerprint
 from dashvlm.errors import ConfigError, DashVLMError
 from dashvlm.identity import run_id
@@ -103,11 +104,12 @@ def launch(argv: list[str]) -> int:
     """
     from dashvlm.cli import HYDRA_FLAGS, start
 
-    argv = flags_first(argv)
+    argv = with_quotes(flags_first(argv))
     multi = any(a in ("-m", "--multirun") for a in argv)
     if any(a.split("=")[0] in HYDRA_FLAGS for a in argv):
         return start("train", lambda cfg: None, argv)
     try:
+        check_words(overrides_of(argv))
         plan = make_plan(overrides_of(argv))
         if multi:
             plan.folder.mkdir(parents=True, exist_ok=True)
@@ -124,6 +126,8 @@ def launch(argv: list[str]) -> int:
         better = "maximize" if mode["callbacks"]["checkpoint"]["mode"] == "max" else "minimize"
         argv = [*argv, f"hydra.sweeper.direction={better}"]
     code = start("train", job, argv)
+    if multi and (plan.configs[0] if plan.configs else plan.base)["trainer"]["data_only"]:
+        return code  # the data were looked at; there is no run to put into a table
     return code or (summarise(plan) if multi else _SINGLE.get("code", 0))
 
 
@@ -185,6 +189,7 @@ def job(cfg: DictConfig) -> float:
 def _folder_of(config: dict[str, Any]) -> tuple[str, Path]:
     """Name a job by what decides its result, and make its folder."""
     config["data"]["fingerprint"] = fingerprint(_manifest(config))
+    config["model"] |= checkpoint_fingerprint(config["model"])
     name = run_id(config)
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import hashlib
 import io
 import json
@@ -26,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from dashvlm.content import content_of
 from dashvlm.data.clip import FrameArray
 from dashvlm.data.guard import Limits, guarded
 from dashvlm.data.pictures import files_of
@@ -37,7 +37,6 @@ log = logging.getLogger(__name__)
 MAGIC = b"dashvlmF"
 FORMAT = 2
 MAX_HEADER = 1 << 28  # bytes; a day of video has a tenth of it
-PROBE = 1 << 16  # bytes at either end of a video that its entry is bound to
 _NONE = np.zeros((0, 1, 1, 3), np.uint8)  # an entry may record the times only
 _verified: dict[tuple[Path, int], set[int]] = {}
 """(file, modification time) -> frames whose checksum this process has seen hold."""
@@ -188,27 +187,6 @@ def decode_for(
 ) -> tuple[FrameArray, Times]:
     """:meth:`FrameStore.decoded`, for the process that can be killed."""
     return store.decoded(video, times_s, index)
-
-
-def content_of(file: Path) -> tuple[int, int, str]:
-    """Size, modification time, and a hash of a file's head and tail; nothing of what is no regular file."""
-    try:
-        found = file.stat()
-    except OSError:
-        return 0, 0, ""
-    if not stat.S_ISREG(found.st_mode):
-        return 0, 0, ""
-    return found.st_size, found.st_mtime_ns, _ends(file, found.st_size, found.st_mtime_ns, found.st_ino)
-
-
-@functools.lru_cache(maxsize=100_000)
-def _ends(file: Path, size: int, changed_ns: int, inode: int) -> str:
-    with file.open("rb") as opened:
-        data = opened.read(PROBE)
-        if size > 2 * PROBE:
-            opened.seek(-PROBE, os.SEEK_END)
-            data += opened.read(PROBE)
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _header(key: str, index: VideoIndex, numbers: list[int], frames: FrameArray) -> dict[str, Any]:

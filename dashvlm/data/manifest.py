@@ -20,9 +20,10 @@ from typing import Any
 import pandas as pd
 import pandera.pandas as pa
 
+from dashvlm.content import content_of
 from dashvlm.data.clip import SPLITS, Clip, Split
-from dashvlm.data.frames import FrameStore, content_of
-from dashvlm.data.pictures import confined_files, size_of
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.pictures import confined_files, files_of
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError, DataError
 
@@ -161,9 +162,18 @@ def build_manifest(
 
 
 def fingerprint(manifest: Manifest) -> str:
-    """Hash what a result depends on: ids, groups, splits, labels, times, texts and file sizes."""
+    """Hash what a result depends on: ids, groups, splits, labels, times, texts and the files' content."""
     rows = [
-        [c.clip_id, c.group, c.split, c.label, c.event_time_s, c.alert_time_s, c.extra, size_of(Path(c.path))]
+        [
+            c.clip_id,
+            c.group,
+            c.split,
+            c.label,
+            c.event_time_s,
+            c.alert_time_s,
+            c.extra,
+            [content_of(f)[2] for f in files_of(Path(c.path))] if c.path else [],
+        ]
         for c in sorted(manifest.clips, key=lambda c: c.clip_id)
     ]
     return hashlib.sha256(json.dumps(rows, sort_keys=True, default=str).encode()).hexdigest()[:16]

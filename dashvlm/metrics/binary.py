@@ -79,9 +79,8 @@ def slices(main: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
 def monitor_binary(target: F.Array, scores: F.Array) -> dict[str, float]:
     """Validation metrics of scores [N, 2]; the first is shown while training."""
     ones = np.ones(len(target))
-    found = {n: float(F.METRICS[n](target, scores[:, -1], ones)) for n in ("roc_auc", "ap", "accuracy", "brier")}
-    # An undefined metric (one class) must not make early stopping believe in progress.
-    return {name: value if np.isfinite(value) else 0.0 for name, value in found.items()}
+    # Undefined where a split has one class; such a value chooses no checkpoint.
+    return {n: float(F.METRICS[n](target, scores[:, -1], ones)) for n in ("roc_auc", "ap", "accuracy", "brier")}
 
 
 def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str, Estimate]) -> list[str]:

@@ -186,6 +186,8 @@ def _worst(main: pd.DataFrame, store: FrameStore, count: int = 6) -> Any:
     """Filmstrips of the errors with the most confident score."""
     gap = (main["score"] - main["target"].astype(float)).abs()
     worst = main[gap >= 0.5].assign(_gap=gap).sort_values("_gap", ascending=False).head(count)
+    if worst.empty:
+        return None
     kinds = ["missed" if t == 1 else "false alarm" for t in worst["target"]]
     captions = [f"{k}: {i}, score {s:.2f}" for k, i, s in zip(kinds, worst["clip_id"], worst["score"], strict=True)]
     return filmstrips(worst, captions, store)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +50,9 @@ class Checkpoint(pl.Callback):
         self.val_every, self.accumulate = val_every, accumulate
         self.best: float | None = None
         self.best_step = 0
+        self.undefined = 0  # validations whose metric is undefined, for example ROC AUC of one class
+        self.session = f"{os.getpid()}-{time.time_ns()}"
+        self.started = time.perf_counter()
 
     def on_train_batch_end(
         self,
@@ -66,7 +73,9 @@ class Checkpoint(pl.Callback):
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         value = trainer.callback_metrics.get(self.monitor)
-        if value is not None:
+        if value is not None and not math.isfinite(float(value)):
+            self.undefined += 1
+        elif value is not None:
             now = self.sign * float(value)
             if self.best is None or now > self.best:
                 self.best, self.best_step = now, trainer.global_step
@@ -75,14 +84,45 @@ class Checkpoint(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
-        return {"best": self.best, "best_step": self.best_step}
+        return {"best": self.best, "best_step": self.best_step, "undefined": self.undefined}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take it up again."""
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
+        self.undefined = state_dict.get("undefined", 0)
 
     def _save(self, trainer: pl.Trainer, name: str) -> None:
         trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only=name == "best")
+        if trainer.is_global_zero:
+            path = self.folder / SESSIONS / f"{self.session}.txt"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{time.perf_counter() - self.started:.3f}\n", encoding="utf-8")
+
+
+SESSIONS = "sessions"
+"""Beside the checkpoints: a file for each session with the seconds it had trained for at its last checkpoint."""
+
+
+def earlier_seconds(trainer: pl.Trainer) -> float:
+    """Seconds that interrupted sessions of a run trained for, up to their last checkpoint."""
+    point = next((c for c in trainer.callbacks if isinstance(c, Checkpoint)), None)  # type: ignore[attr-defined]
+    if point is None:
+        return 0.0
+    spent = 0.0
+    for path in (point.folder / SESSIONS).glob("*.txt"):
+        if path.stem != point.session:
+            with contextlib.suppress(OSError, ValueError):
+                spent += float(path.read_text(encoding="utf-8"))
+    return spent
+
+
+class PatientStopping(EarlyStopping):
+    """Early stopping that passes over validations whose metric is undefined."""
+
+    def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None or math.isfinite(float(value)):
+            super()._run_early_stopping_check(trainer)
 
 
 def resume_point(path: Path) -> int | None:
@@ -128,7 +168,7 @@ def build_callbacks(
     stop = options.get("early_stopping")
     if stop and val_every:
         made.append(
-            EarlyStopping(
+            PatientStopping(
                 stop["monitor"], mode=stop["mode"], patience=int(stop["patience"]),
                 min_delta=float(stop["min_delta"]), check_on_train_epoch_end=False,
             )
