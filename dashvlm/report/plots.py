@@ -185,9 +185,8 @@ def _confusion(axes: Any, counts: Mapping[str, float]) -> None:
 def _worst(main: pd.DataFrame, store: FrameStore, count: int = 6) -> Any:
     """Filmstrips of the errors with the most confident score."""
     gap = (main["score"] - main["target"].astype(float)).abs()
-    worst = main[gap >= 0.5].assign(_gap=gap).sort_values("_gap", ascending=False).head(count)
-    if worst.empty:
-        return None
+    measured = main.assign(_gap=gap)  # before choosing: a column assigned to no rows would make new ones
+    worst = measured[gap >= 0.5].sort_values("_gap", ascending=False).head(count)
     kinds = ["missed" if t == 1 else "false alarm" for t in worst["target"]]
     captions = [f"{k}: {i}, score {s:.2f}" for k, i, s in zip(kinds, worst["clip_id"], worst["score"], strict=True)]
     return filmstrips(worst, captions, store)
