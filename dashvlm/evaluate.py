@@ -108,6 +108,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     from dashvlm.rules import flatten
 
     said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
+    changed = _words_of_the_run(trained, asked, said)
     data = dict(trained["data"])
     if "data" in said:
         kept = ["num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "frame_size", "short_history"]
@@ -125,8 +126,50 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
             data[top] = {**data[top], rest: value}
         elif f"data.{key}" in said or f"data.{top}" in said:
             data[top] = asked["data"][top]
-    return {**trained, "data": data, "paths": asked["paths"], "trainer": asked["trainer"],
+    trainer = dict(asked["trainer"])
+    if "trainer.precision" not in said:  # what was trained in 16 bit is scored in 16 bit
+        trainer["precision"] = trained["trainer"]["precision"]
+    return {**trained, **changed, "data": data, "paths": asked["paths"], "trainer": trainer,
             "logger": asked["logger"], "sweep": asked["sweep"]}  # fmt: skip
+
+
+FREE = ("run", "data", "paths", "trainer", "logger", "hydra", "seed", "task", "sweep", "local", "debug")
+"""Top-level words of a command line that act on an evaluation of a run."""
+GENERATION = ("objective.generate", "objective.constrained", "objective.max_new_tokens", "objective.generation")
+"""Those of the objective that do: how texts are written, not what was learned."""
+
+
+def _words_of_the_run(trained: dict[str, Any], asked: dict[str, Any], said: list[str]) -> dict[str, Any]:
+    """The run's own groups with the words that may change them.
+
+    Raises:
+        ConfigError: for words that would change what was trained; nothing is ignored.
+    """
+    from dashvlm.errors import ConfigError
+    from dashvlm.rules import flatten
+
+    refused = [
+        key
+        for key in said
+        if key.split(".")[0].split("/")[0].split("@")[0] not in FREE and not key.startswith(GENERATION)
+    ]
+    if "task" in said and asked["task"]["name"] != trained["task"]["name"]:
+        refused.append(f"task={asked['task']['name']}")
+    if refused:
+        raise ConfigError(
+            f"{', '.join(dict.fromkeys(refused))}: belongs to what was trained",
+            got=f"a run of task={trained['task']['name']}, model={trained['model']['name']}",
+            do="leave it out; train another run with it, or evaluate a backbone as it is (without run=)",
+        )  # fmt: skip
+    changed: dict[str, Any] = {"seed": asked["seed"]} if "seed" in said else {}
+    for group in ("task", "objective"):
+        node = dict(trained[group])
+        for key, value in flatten(asked[group]).items():
+            if any(f"{group}.{key}" == word or f"{group}.{key}".startswith(f"{word}.") for word in said):
+                top, _, rest = key.partition(".")
+                node[top] = {**(node.get(top) or {}), rest: value} if rest else value
+        changed[group] = node
+    return changed
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def fit(
         log.info("nothing to train (peft.method=frozen, or no steps): the model is evaluated as it is")
         return trainer, 0.0
     loaders = ClipDataModule(
-        taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.repeats,
+        taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.repeats, accumulate,
     )  # fmt: skip
     last = checkpoints / "last.ckpt"
     done = resume_point(last)

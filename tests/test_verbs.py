@@ -76,6 +76,52 @@ def test_evaluate_scores_a_run_on_other_data_and_a_bare_backbone(run, dashvlm, t
     assert "ROC AUC" in done.stdout or "roc_auc" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "words",
+    [["model=qwen3_vl"], ["model.checkpoint=500M"], ["peft=full"], ["objective=pooled"], ["objective.loss=x"], ["task=mcq"],
+     ["optim.lr=1"], ["start_from=x"], ["experiment=mcq_demo"], ["callbacks=early_stopping"]],
+    ids=lambda w: w[0],
+)  # fmt: skip
+def test_words_that_would_change_what_was_trained_are_refused(run, words, dashvlm):
+    done = dashvlm("evaluate", f"run={run}", *words, check=False)
+    assert done.returncode == 2
+    assert "belongs to what was trained" in done.stderr or "there is no key" in done.stderr or "data=" in done.stderr
+
+
+def test_words_that_can_act_on_an_evaluation_do(run, dashvlm, tmp_path):
+    out = tmp_path / "asked"
+    dashvlm("evaluate", f"run={run}", "task.question=What now?", "seed=7", "objective.generate=true", output=out)
+    folder = next(out.glob("eval-*"))
+    cfg = yaml.safe_load((folder / "config.yaml").read_text())
+    trained = yaml.safe_load((run / "config.yaml").read_text())
+    assert (cfg["seed"], cfg["task"]["question"], cfg["objective"]["generate"]) == (7, "What now?", True)
+    assert "What now?" in pd.read_parquet(folder / "predictions.parquet")["prompt"].iloc[0]
+    assert cfg["trainer"]["precision"] == trained["trainer"]["precision"]
+    assert cfg["model"] == trained["model"]
+    assert cfg["task"]["prompt"] == trained["task"]["prompt"]
+
+
+def test_precision_is_the_runs_unless_asked():
+    from unittest.mock import patch
+
+    from dashvlm.evaluate import _merged
+
+    trained = {"data": {"name": "x", "options": {}, "root": "r"}, "trainer": {"precision": "bf16-mixed"}, "task": {"name": "crash"},
+               "objective": {}, "model": {"name": "m"}}  # fmt: skip
+    asked = {
+        **trained,
+        "trainer": {"precision": "32-true", "devices": 1},
+        "paths": {},
+        "logger": {},
+        "sweep": {},
+        "seed": 1,
+    }
+    for said, precision in (([], "bf16-mixed"), (["trainer.precision=32-true"], "32-true")):
+        with patch("hydra.core.hydra_config.HydraConfig.get") as known:
+            known.return_value.overrides.task = said
+            assert _merged(trained, asked)["trainer"] == {"precision": precision, "devices": 1}
+
+
 def test_evaluate_on_the_same_data_gives_the_runs_own_scores(run, dashvlm, tmp_path):
     dashvlm("evaluate", f"run={run}", *SMALL[3:-1])
     folder = next((tmp_path / "runs").glob("eval-*"))

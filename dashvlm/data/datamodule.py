@@ -8,6 +8,7 @@ what one would have seen.
 from __future__ import annotations
 
 import concurrent.futures
+import itertools
 import logging
 import multiprocessing
 import os
@@ -160,6 +161,28 @@ class ShardSampler(Sampler[int]):
         return iter(self.indices)
 
 
+class WholeSteps:
+    """Batches of a loader, each with the taught tokens of its whole optimiser step (``step_tokens``).
+
+    Answers differ in length: the mean of the batches' means is not the mean over the tokens of the step, which
+    one large batch would give.
+    """
+
+    def __init__(self, loader: DataLoader[Item], accumulate: int) -> None:
+        self.loader, self.accumulate = loader, accumulate
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        stream = iter(self.loader)
+        while batches := list(itertools.islice(stream, self.accumulate)):
+            if all("tokens" in batch for batch in batches):
+                total = torch.stack([batch["tokens"] for batch in batches]).sum(0)
+                batches = [{**batch, "step_tokens": total} for batch in batches]
+            yield from batches
+
+
 class ClipDataModule(pl.LightningDataModule):
     """Loaders for the three splits.
 
@@ -172,6 +195,7 @@ class ClipDataModule(pl.LightningDataModule):
         seed: of the training order.
         num_batches: training batches of the whole run.
         repeats: steps that are made on one batch.
+        accumulate: batches of one optimiser step.
     """
 
     def __init__(
@@ -183,14 +207,15 @@ class ClipDataModule(pl.LightningDataModule):
         seed: int,
         num_batches: int = 0,
         repeats: int = 1,
+        accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
         self.collate = collate
-        self.num_batches, self.repeats = num_batches, repeats
+        self.num_batches, self.repeats, self.accumulate = num_batches, repeats, accumulate
         self.start = 0  # first batch of the training loader; a resumed run sets it
 
-    def train_dataloader(self) -> DataLoader[Item]:
+    def train_dataloader(self) -> DataLoader[Item] | WholeSteps:
         """Batches of the training stream."""
         sampler = StreamSampler(
             len(self.samples["train"]),
@@ -202,7 +227,8 @@ class ClipDataModule(pl.LightningDataModule):
             self.repeats,
         )
         dataset = SampleDataset(self.samples["train"], self.store, self._blank(), self.options.get("augmentation"))
-        return DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate("train"), **self._workers())
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate("train"), **self._workers())
+        return loader if self.accumulate == 1 else WholeSteps(loader, self.accumulate)
 
     def val_dataloader(self) -> DataLoader[Item]:
         """The validation split in order."""

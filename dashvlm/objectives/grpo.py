@@ -94,6 +94,7 @@ class GRPOModule(TextModule):
         self.weights = weights_of(task, options["rewards"] or {})
         self.repeats = int(options["iterations"])
         self._rollout: Rollout | None = None
+        self._drawn: list[Tensor] = []  # tokens of the batches of the step in work (bnpo)
 
     def on_start(self) -> None:
         """Keep the reference."""
@@ -116,7 +117,30 @@ class GRPOModule(TextModule):
         self._rollout = rollout
         loss, curves = grpo_loss(logprobs, rollout, options)
         self._curves(curves, len(batch["index"]))
+        if options["loss"] == "bnpo" and self._trainer is not None:
+            # How many tokens a step draws is known when all its batches were drawn: see on_before_optimizer_step.
+            tokens = rollout.mask.sum().double()
+            self._drawn.append(tokens)
+            return loss * (tokens / self._places(rollout)).to(loss.dtype)
         return loss
+
+    def _places(self, rollout: Rollout) -> int:
+        """Tokens that the completions of a batch could have, the same for every batch."""
+        return len(rollout.mask) * self.room
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Normalise ``bnpo`` by the tokens of the whole step, over all its batches and processes."""
+        if not self._drawn:
+            return
+        assert self._rollout is not None
+        parts, places = len(self._drawn) * self.trainer.world_size, self._places(self._rollout)
+        total = torch.stack(self._drawn).sum()
+        self._drawn = []
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_((parts * places / total).to(parameter.grad.dtype))
 
     def roll_out(self, batch: dict[str, Any]) -> Rollout:
         """Draw ``num_generations`` completions a prompt, reward them, and look them up in the reference."""

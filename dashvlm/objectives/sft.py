@@ -21,7 +21,9 @@ class SFTModule(TextModule):
         With ``gate_penalty`` each raw attention gate above 0.5 adds its excess, as the BVPI project
         does for OpenFlamingo.
         """
-        loss = self._reasoned(batch) if "answer_at" in batch else self.backbone.loss(batch["inputs"])
+        loss = (
+            self._reasoned(batch) if "answer_at" in batch else self.backbone.loss(batch["inputs"]) * self.share(batch)
+        )
         penalty = float(self.options.get("gate_penalty") or 0.0)
         if penalty:
             gates = [p for n, p in self.backbone.named_parameters() if n.endswith("attn_gate.weight")]
@@ -46,6 +48,7 @@ class SFTModule(TextModule):
         weight = torch.where(answer, float(self.options["answer_weight"]), float(self.options["reasoning_weight"]))
         weight = weight * found.mask
         loss = -(found.logprobs * weight).sum() / weight.sum()
+        loss = loss * self.share(batch, float(self.options["reasoning_weight"]), float(self.options["answer_weight"]))
         chance = found.choices.exp().gather(1, right[:, None]).mean()
         alpha = float(self.options["accuracy_penalty"])
         self._report(batch, chance, found.likeliest, found.mask, alpha or 3.0)

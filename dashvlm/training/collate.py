@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dashvlm.backbones.base import Encoder
+from dashvlm.backbones.base import IGNORED, Encoder
 from dashvlm.data.clip import FrameArray, Messages, Observation
 from dashvlm.data.datamodule import Item
 from dashvlm.data.video import resize
@@ -48,8 +48,8 @@ class Collate:
             questions with their options in other orders), ``options`` (each option's text as an answer),
             ``index`` [B], ``seen``, ``frame_times_s`` and ``clip_ids``; and ``failed``: indices of the others.
             In training and validation ``targets``; where answers are reasoned, ``answer_at`` [B] and
-            ``answer_tokens`` [B, C] say where and with which tokens the choices part. A batch of pairs has
-            2 B inputs, better answers first.
+            ``answer_tokens`` [B, C] say where and with which tokens the choices part. In training ``tokens`` [2]
+            counts the taught tokens of reasoning and answer. A batch of pairs has 2 B inputs, better answers first.
         """
         good, seen, frames = [], [], []
         for item in items:
@@ -87,6 +87,10 @@ class Collate:
             return {**batch, "pairs": True}
         if self.taught == "answer" and self.task.answer_lead and good:
             batch |= self._where_choices_part(good)
+        if self.taught == "answer" and self.stage == "train" and good:
+            length = (batch["inputs"]["labels"][:, 1:] != IGNORED).sum(1)
+            before = batch.get("answer_at", torch.zeros_like(length)).clamp(max=length)
+            batch["tokens"] = torch.stack([before.sum(), (length - before).sum()]).double()
         if self.task.choices and self.stage != "train":
             batch["choice_mask"] = torch.stack([self._mask(s) for s in seen]) if good else torch.ones(0, 0)
             batch["reordered"] = self._reordered(seen, frames, before)

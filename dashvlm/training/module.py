@@ -119,6 +119,26 @@ class VLMModule(pl.LightningModule, ABC):
         """Texts that are drawn, not searched for, are the same each time."""
         torch.manual_seed((self.seed * 1_000_003 + batch_idx) * 4099 + 1 + self.global_rank)
 
+    def share(self, batch: dict[str, Any], reasoning: float = 1.0, answer: float = 1.0) -> Tensor | float:
+        """The factor that makes a batch's mean over tokens its part of the mean over the whole optimiser step.
+
+        Lightning divides by the number of accumulated batches, and ddp by the number of processes.
+
+        Args:
+            batch: with ``tokens``, and ``step_tokens`` where several batches make a step.
+            reasoning: weight of tokens before the answer.
+            answer: weight of the answer's tokens.
+        """
+        if self._trainer is None or "tokens" not in batch:
+            return 1.0
+        weights = torch.tensor([reasoning, answer], dtype=torch.float64, device=batch["tokens"].device)
+        mine = batch["tokens"] @ weights
+        step = batch.get("step_tokens", batch["tokens"]) @ weights
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(step)
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return (parts * mine / step).float()
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step; stops with the clips' names if the loss is not finite."""
         self.longest = int(batch["inputs"]["input_ids"].shape[1])
