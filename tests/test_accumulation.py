@@ -14,9 +14,11 @@ TINY = [
 ]  # fmt: skip
 KINDS = {
     "sft": ["task=caption", "objective=sft"],
-    "reasoned": ["task=crash", "task.reasoning=true", "objective=sft", "objective.reasoning_weight=0.3", "objective.accuracy_penalty=2"],
+    "reasoned": ["task=crash", "task.reasoning=true", "objective=sft", "objective.reasoning_weight=0.3",
+                 "objective.accuracy_penalty=2"],
     "dpo": ["task=caption", "task.pairs=wrong_positions", "objective=dpo"],
-    "dpo, normalised": ["task=caption", "task.pairs=wrong_positions", "objective=dpo", "objective.variant=length_normalised"],
+    "dpo, normalised": ["task=caption", "task.pairs=wrong_positions", "objective=dpo",
+                        "objective.variant=length_normalised"],
     **{f"grpo, {loss}": ["task=crash", "task.reasoning=true", "objective=grpo", f"objective.loss={loss}"]
        for loss in ("grpo", "bnpo", "dr_grpo")},
 }  # fmt: skip
@@ -54,9 +56,8 @@ def gradients(cfg, accumulate):
         module.roll_out = lambda batch: drawn(module, batch)
     made = Recorder([p for p in module.parameters() if p.requires_grad], lr=0.0)
     module.configure_optimizers = lambda: made
-    loaders = ClipDataModule(
-        {"train": module.usable(data.samples["train"])}, data.store, module.collate, cfg["data"], 0, accumulate, 1, accumulate
-    )  # fmt: skip
+    samples = {"train": module.usable(data.samples["train"])}
+    loaders = ClipDataModule(samples, data.store, module.collate, cfg["data"], 0, accumulate, 1, accumulate)
     pl.Trainer(
         max_steps=1, accumulate_grad_batches=accumulate, accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,

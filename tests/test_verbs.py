@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from .conftest import REAL, ROOT, SMALL, in_this_process
 
@@ -78,8 +79,8 @@ def test_evaluate_scores_a_run_on_other_data_and_a_bare_backbone(run, dashvlm, t
 
 @pytest.mark.parametrize(
     "words",
-    [["model=qwen3_vl"], ["model.checkpoint=500M"], ["peft=full"], ["objective=pooled"], ["objective.loss=x"], ["task=mcq"],
-     ["optim.lr=1"], ["start_from=x"], ["experiment=mcq_demo"], ["callbacks=early_stopping"]],
+    [["model=qwen3_vl"], ["model.checkpoint=500M"], ["peft=full"], ["objective=pooled"], ["objective.loss=x"],
+     ["task=mcq"], ["optim.lr=1"], ["start_from=x"], ["experiment=mcq_demo"], ["callbacks=early_stopping"]],
     ids=lambda w: w[0],
 )  # fmt: skip
 def test_words_that_would_change_what_was_trained_are_refused(run, words, dashvlm):
@@ -106,16 +107,10 @@ def test_precision_is_the_runs_unless_asked():
 
     from dashvlm.evaluate import _merged
 
-    trained = {"data": {"name": "x", "options": {}, "root": "r"}, "trainer": {"precision": "bf16-mixed"}, "task": {"name": "crash"},
-               "objective": {}, "model": {"name": "m"}}  # fmt: skip
-    asked = {
-        **trained,
-        "trainer": {"precision": "32-true", "devices": 1},
-        "paths": {},
-        "logger": {},
-        "sweep": {},
-        "seed": 1,
-    }
+    data, given = {"name": "x", "options": {}, "root": "r"}, {"paths": {}, "logger": {}, "sweep": {}, "seed": 1}
+    trained = {"data": data, "trainer": {"precision": "bf16-mixed"}, "task": {"name": "crash"}, "objective": {}}
+    trained |= {"model": {"name": "m"}}
+    asked = {**trained, **given, "trainer": {"precision": "32-true", "devices": 1}}
     for said, precision in (([], "bf16-mixed"), (["trainer.precision=32-true"], "32-true")):
         with patch("hydra.core.hydra_config.HydraConfig.get") as known:
             known.return_value.overrides.task = said
