@@ -246,14 +246,18 @@ def part_census(module: VLMModule) -> list[dict[str, Any]]:
     return census(module.backbone, own)
 
 
-def load_run(folder: Path) -> tuple[dict[str, Any], VLMModule]:
+def load_run(folder: Path, changed: Config | None = None) -> tuple[dict[str, Any], VLMModule]:
     """Load a finished run: its configuration and its module with the trained weights.
+
+    Args:
+        folder: the run's.
+        changed: its configuration with what an evaluation asks differently (task, generation).
 
     Raises:
         ConfigError: if the folder is not a run's.
         CheckpointError: if its weights are missing or do not fit.
     """
-    cfg = read_config(folder)
+    cfg = dict(changed or read_config(folder))
     module = build_module(cfg, for_training=False)
     path = folder / "trained.safetensors"
     if not path.exists():

@@ -44,7 +44,7 @@ def evaluate(cfg: DictConfig) -> None:
     # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
     config["model"] |= checkpoint_fingerprint(config["model"])
-    module = load_run(Path(source))[1] if source else build_module(config, for_training=False)
+    module = load_run(Path(source), config)[1] if source else build_module(config, for_training=False)
     module.eval()
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")
     folder = Path(config["paths"]["output_dir"]) / name

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from dashvlm.build import build_module
 from dashvlm.content import checkpoint_fingerprint, sampled_hash
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest, fingerprint
@@ -87,8 +89,6 @@ def test_undefined_validations_choose_nothing_and_are_said(config, tmp_path, mon
         "val/roc_auc was undefined in 4 validations" in a and "last weights are kept" in a for a in result["alarms"]
     )
     last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    from safetensors.torch import load_file
-
     kept = load_file(folder / "trained.safetensors")
     assert kept.keys() == last.keys()
     assert all(torch.equal(kept[name], last[name]) for name in kept)
@@ -229,3 +229,26 @@ def test_sampled_hashes_see_the_size_both_ends_and_blocks_between(tmp_path):
 def test_a_sweep_over_the_data_alone_ends_well(dashvlm):
     done = dashvlm("train", *SMALL, "debug=data", "-m", "data.num_frames=2,3")
     assert done.returncode == 0
+
+
+# -- precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_parts_trained_in_full_beside_adapters_move_in_16_bit_networks(precision, config, tmp_path):
+    cfg, folder = small(
+        config, tmp_path, "model.dtype=bfloat16", "peft.train_roles=[connector]", f"trainer.precision={precision}",
+        "optim.lr=1e-6", "optim.warmup=0",
+    )  # fmt: skip
+    before = {n: p.detach().clone() for n, p in build_module(cfg).named_parameters() if "modules_to_save" in n}
+    assert {p.dtype for p in before.values()} == {torch.float32}
+    run(cfg, folder)
+    after = load_file(folder / "trained.safetensors")
+    for name, value in before.items():
+        share = float((after[name] != value).float().mean())
+        assert share > 0.9, name  # in bfloat16 nearly all updates of this size round to nothing
+
+
+def test_a_part_in_32_bit_leaves_the_network_its_precision(config):
+    module = build_module(config(*SMALL, "model.dtype=bfloat16", "peft.train_roles=[connector]"))
+    assert {p.dtype for p in module.parameters() if not p.requires_grad} == {torch.bfloat16}

@@ -13,6 +13,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 
 from dashvlm.backbones.base import Backbone
@@ -100,11 +101,35 @@ def attach(backbone: Backbone, options: Mapping[str, Any]) -> None:
         if options.get("quantization"):
             backbone.net = peft.prepare_model_for_kbit_training(backbone.net, use_gradient_checkpointing=False)
         backbone.net = peft.get_peft_model(backbone.net, config)
+        for module in backbone.net.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                _in_32_bit(module.modules_to_save["default"])
     elif method == "full":
         for role in full or list(backbone.roles):
             _train_role(backbone, role)
     elif method != "frozen":
         raise ConfigError("unknown peft.method", got=str(method), do="use lora, full or frozen")
+
+
+def _in_32_bit(module: nn.Module) -> None:
+    """Keep a part that trains in full in 32 bit: small updates of 16-bit weights round to nothing.
+
+    The network around it goes on in its own precision.
+    """
+    if not any(p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()):
+        return
+    module.float()
+    given: list[torch.dtype] = []
+
+    def widened(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        given[:] = [a.dtype for a in args if torch.is_tensor(a) and a.is_floating_point()]
+        return tuple(a.float() if torch.is_tensor(a) and a.is_floating_point() else a for a in args)
+
+    def narrowed(module: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+        return out.to(given[0]) if given and torch.is_tensor(out) else out
+
+    module.register_forward_pre_hook(widened)
+    module.register_forward_hook(narrowed)
 
 
 def enable_gradient_checkpointing(backbone: Backbone) -> None:
