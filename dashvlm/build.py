@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 
 from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpointing, load_trained
 from dashvlm.backbones.base import Backbone
+from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.data.clip import SPLITS, Clip, Sample, Split
 from dashvlm.data.datamodule import SampleDataset, decode_once
@@ -194,6 +196,9 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
     dtype = str(model["dtype"])
     if dtype == "auto" and cfg["peft"]["method"] == "full" and cfg["trainer"]["precision"] != "bf16-true":
         dtype = "float32"  # small updates of 16-bit weights round to nothing; autocast still computes in 16 bit
+    kind = (model.get("twin") or {}).get("config", {}).get("class", "")
+    if str(model["checkpoint"]) != "tiny" and hasattr(transformers, kind):
+        check_family(checkpoint, getattr(transformers, kind).model_type)
     backbone: Backbone = resolve(model["_target_"])(
         checkpoint,
         image_kwargs=image_kwargs,

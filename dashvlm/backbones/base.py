@@ -136,6 +136,10 @@ class Backbone(nn.Module, ABC):
         found = self.answers(batch)
         return found.logprobs, found.mask
 
+    def end_tokens(self) -> list[int]:
+        """Ids of all tokens that end a text."""
+        return [self.encoder.end_token]
+
     def sample(
         self, batch: Batch, group: int, max_new_tokens: int, temperature: float = 1.0, top_p: float = 1.0
     ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ Shapes: B prompts, G completions a prompt, L prompt tokens, N completion tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,7 +120,14 @@ def token_logprobs(head: nn.Module, hidden: Tensor, ids: Tensor, temperature: fl
 
 @torch.no_grad()
 def sample(
-    base: Any, batch: Batch, group: int, max_new_tokens: int, temperature: float, top_p: float, end: int, fill: int
+    base: Any,
+    batch: Batch,
+    group: int,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    ends: Sequence[int],
+    fill: int,
 ) -> tuple[Tensor, Tensor]:
     """Draw completions.
 
@@ -130,7 +138,7 @@ def sample(
         max_new_tokens: length limit.
         temperature: of the draw.
         top_p: nucleus; 1 draws from the whole distribution.
-        end: token that ends a completion; it belongs to it.
+        ends: tokens that end a completion; the first drawn belongs to it.
         fill: token behind the end.
 
     Returns:
@@ -145,6 +153,7 @@ def sample(
     head, banned = base.get_output_embeddings(), getattr(base.config, "image_token_id", None)
     hidden, mask = prefix.last, prefix.mask
     alive = torch.ones(len(hidden), dtype=torch.bool, device=hidden.device)
+    stops = torch.tensor(list(ends), device=hidden.device)
     drawn, real = [], []
     for _ in range(max_new_tokens):
         logits = head(hidden).float()
@@ -156,7 +165,7 @@ def sample(
         drawn.append(token)
         real.append(alive)
         mask = torch.cat([mask, alive[:, None].to(mask.dtype)], 1)
-        alive = alive & (token != end)
+        alive = alive & ~torch.isin(token, stops)
         if not alive.any():
             break
         hidden = prefix.advance(base, token[:, None], mask)[:, -1]

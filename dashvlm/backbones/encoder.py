@@ -80,6 +80,7 @@ class HFEncoder(Encoder):
                 text=texts,
                 return_tensors="pt",
                 padding=True,
+                **self._special_tokens(texts),
                 padding_side="left" if answers is None else "right",
                 **({"images_kwargs": self.image_kwargs} if "images" in pictures else {}),
                 **pictures,
@@ -88,6 +89,18 @@ class HFEncoder(Encoder):
         if answers is not None:
             batch["labels"] = self._labels(batch["input_ids"], batch["attention_mask"], answers)
         return batch
+
+    def _special_tokens(self, texts: Sequence[str]) -> dict[str, bool]:
+        """Keep the tokenizer's post-processor from adding what the chat template has written.
+
+        As transformers does itself: a template that writes the begin token must not get a second one. A token
+        added at the end would stand behind the generation prompt, so that is never wanted.
+        """
+        added, plain = (list(self.tokenizer("a", add_special_tokens=s).input_ids) for s in (True, False))
+        begin = self.tokenizer.bos_token
+        twice = begin is not None and any(text.startswith(begin) for text in texts)
+        ends = added != plain and added[-len(plain) :] != plain
+        return {"add_special_tokens": False} if added != plain and (twice or ends) else {}
 
     def _video_budget(self, num_frames: int) -> dict[str, Any]:
         """The pixel budget of a frame, for the video processor; Qwen3-VL counts the whole clip's."""

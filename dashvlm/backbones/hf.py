@@ -111,8 +111,14 @@ class HFBackbone(Backbone):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Backbone.sample`."""
         assert isinstance(self.encoder, HFEncoder)
-        end, fill = self.encoder.end_token, self.encoder.tokenizer.pad_token_id
-        return sample(self.base(), batch, group, max_new_tokens, temperature, top_p, end, fill)
+        fill = self.encoder.tokenizer.pad_token_id
+        return sample(self.base(), batch, group, max_new_tokens, temperature, top_p, self.end_tokens(), fill)
+
+    def end_tokens(self) -> list[int]:
+        """Every token that ends a text: the tokenizer's, and those of the checkpoint's generation settings."""
+        listed = self.base().generation_config.eos_token_id
+        more = listed if isinstance(listed, list | tuple) else [] if listed is None else [listed]
+        return list(dict.fromkeys([self.encoder.end_token, *map(int, more)]))
 
     def completion_logprobs(
         self, batch: Batch, ids: Tensor, mask: Tensor, temperature: float = 1.0, shared: bool = True
@@ -156,7 +162,10 @@ class HFBackbone(Backbone):
         schema: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """See :meth:`Backbone.generate`."""
-        kwargs: dict[str, Any] = {"do_sample": False, **(options or {})}
+        # Greedy whatever the checkpoint's generation settings say, unless the run says otherwise.
+        settings = self.base().generation_config
+        neutral = {k: v for k, v in NEUTRAL.items() if getattr(settings, k, None) not in (None, v)}
+        kwargs: dict[str, Any] = {**neutral, "do_sample": False, "eos_token_id": self.end_tokens(), **(options or {})}
         if schema is not None:
             assert isinstance(self.encoder, HFEncoder)
             width = int(self.base().get_output_embeddings().weight.shape[0])
@@ -164,6 +173,39 @@ class HFBackbone(Backbone):
             kwargs["logits_processor"] = [keep_to_schema(schema, self.encoder.tokenizer, width)]
         ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, **kwargs)
         return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])
+
+
+NEUTRAL: dict[str, Any] = {
+    "repetition_penalty": 1.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0,
+    "no_repeat_ngram_size": 0, "encoder_repetition_penalty": 1.0, "num_beams": 1, "length_penalty": 1.0,
+    "min_length": 0, "min_new_tokens": None, "suppress_tokens": None, "begin_suppress_tokens": None,
+    "forced_eos_token_id": None,
+}  # fmt: skip
+"""Generation settings that change nothing; checkpoints bring others, such as Qwen2.5-VL's repetition penalty."""
+
+
+def check_family(checkpoint: str, expected: str) -> None:
+    """Refuse a checkpoint of another family before any weights are read.
+
+    Args:
+        checkpoint: hub id or folder.
+        expected: ``model_type`` of the family's configuration; its mixture-of-experts variant passes too.
+
+    Raises:
+        CheckpointError: if the checkpoint says another one. One that cannot be read is left to :func:`load`.
+    """
+    try:
+        found = transformers.PretrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+    except (OSError, ValueError):
+        return
+    if found in (None, expected, f"{expected}_moe"):
+        return
+    more = {"internvl_chat": "use the checkpoint of the same name with -hf behind it (OpenGVLab/InternVL3-1B-hf)"}
+    raise CheckpointError(
+        f"model.checkpoint={checkpoint} belongs to another family",
+        got=f"model_type {found}, this model= group is for {expected}",
+        do=more.get(str(found), "choose the model= group that fits the checkpoint"),
+    )
 
 
 def load(

@@ -162,7 +162,8 @@ class GRPOModule(TextModule):
                 shared = bool(options["shared_prefix"])
                 reference = self.backbone.completion_logprobs(batch["inputs"], ids, mask, temperature, shared)
         ended = mask.sum(1) < ids.shape[1]
-        ended |= ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1) == self.backbone.encoder.end_token
+        stops = torch.tensor(self.backbone.end_tokens(), device=ids.device)
+        ended |= torch.isin(ids.gather(1, mask.sum(1, keepdim=True) - 1).squeeze(1), stops)
         curves = {name: torch.tensor([p[name] for p in parts]).mean() for name in parts[0]}
         self._curves(
             {

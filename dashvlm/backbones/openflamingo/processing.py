@@ -47,6 +47,7 @@ class OpenFlamingoProcessor:
         padding_side: str = "right",
         return_tensors: str = "pt",
         images_kwargs: Mapping[str, Any] | None = None,
+        add_special_tokens: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Encode a batch.
 
@@ -72,7 +73,7 @@ class OpenFlamingoProcessor:
                 )
         tokens = self.tokenizer(
             list(text), padding=padding, padding_side=padding_side, return_tensors=return_tensors,
-            add_special_tokens=False,
+            add_special_tokens=add_special_tokens,
         )  # fmt: skip
         pixels = [
             self.image_processor(list(p), return_tensors="pt", **dict(images_kwargs or {}))["pixel_values"]
