@@ -61,7 +61,8 @@ def _quoted(word: str, sweeps: bool) -> str:
 
 def hydra_quotes(value: str) -> str:
     """A text as Hydra's grammar quotes it."""
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+    inner = re.sub(r"(\\*)'", r"\1\1\\'", value)
+    return "'" + re.sub(r"(\\+)$", r"\1\1", inner) + "'"
 
 
 def check_words(words: Iterable[str]) -> None:

@@ -21,7 +21,10 @@ def content_of(file: Path) -> tuple[int, int, str]:
         return 0, 0, ""
     if not stat.S_ISREG(found.st_mode):
         return 0, 0, ""
-    return found.st_size, found.st_mtime_ns, _ends(file, found.st_size, found.st_mtime_ns, found.st_ino)
+    try:
+        return found.st_size, found.st_mtime_ns, _ends(file, found.st_size, found.st_mtime_ns, found.st_ino)
+    except OSError:  # not ours to read
+        return found.st_size, found.st_mtime_ns, ""
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -80,7 +80,10 @@ def _with_task(argv: list[str]) -> list[str]:
     path = Path(named[-1]) / "config.yaml" if named else None
     if path is None or not path.is_file() or any(a.startswith("task=") for a in argv):
         return argv
-    task = str(yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"])
+    try:
+        task = str(yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"])
+    except (yaml.YAMLError, LookupError, TypeError, ValueError):
+        return argv  # reading the run will say what is wrong
     return [*argv, f"task={task}"]
 
 

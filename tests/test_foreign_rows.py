@@ -534,3 +534,39 @@ def test_a_row_of_any_type_is_named_and_no_traceback(tmp_path):
     rows.append({"clip_id": "good", "video": "x.mp4"})
     made = manifest(tmp_path, rows, tmp_path, require_videos=False)
     assert len(made.clips) + len(made.quarantine) == len(rows)
+
+
+# -- what a reviewer broke ----------------------------------------------------------------------------
+
+
+def test_expressions_and_encodings_that_are_none_are_errors_of_the_configuration(tmp_path, clip):
+    root = jsonl_root(tmp_path, clip, '{"video": "b.mp4", "label": 1}')
+    with pytest.raises(ConfigError, match="no regular expression"):
+        list(jsonl.rows(root, {"group_regex": "("}))
+    groups = [r["group"] for r in jsonl.rows(root, {"group_regex": r"(?:(rec\d+)_)?b"})]
+    assert groups == ["a", "b"]  # a group that took no part is no name
+    assert read_text(root / "train.jsonl", 1252)  # as YAML reads encoding=1252
+
+
+def test_a_video_path_that_no_file_can_have_is_named(tmp_path, clip):
+    item = {**GOOD_QUESTION, "video_path": "a" * 300 + ".mp4"}
+    root = questions_root(tmp_path, clip, {**GOOD_QUESTION, "id": "good"}, item)
+    assert named(manifest(root, roadbuddy.rows(root, {}), tmp_path))
+
+
+def test_backslashes_and_quotes_survive_hydras_grammar():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    for name in ("a b\\", "a\\'b c", "it's (1)", "a\\\\ b"):
+        (word,) = with_quotes([f"data.root={name}"])
+        assert OverridesParser.create().parse_override(word).value() == name
+
+
+def test_a_file_that_may_not_be_read_has_a_name_all_the_same(tmp_path, clip, monkeypatch):
+    from dashvlm import content
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(content, "_ends", refused)
+    assert content.content_of(clip)[2] == ""

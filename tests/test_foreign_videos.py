@@ -493,6 +493,17 @@ def test_frames_that_damage_touched_are_refused_many_times(container, codec, tmp
     assert files >= 12
 
 
+@pytest.mark.parametrize("how", ["zeros", "big hole", "packets"])
+def test_damage_at_the_start_moves_no_times(how, tmp_path):
+    path, copy = tmp_path / "sound.ts", tmp_path / "damaged.ts"
+    encode(path, Kind("ts", "mpeg2", 2, "30", "plain"), PLAIN[:DAMAGED_FRAMES], (320, 192), moving_texture())
+    sound = accepted(path)
+    damage(path, how, 34, copy)  # within the first group of pictures
+    found = accepted(copy)
+    if found is not None:  # where the first time is lost with the damage, the file is refused
+        assert all((frame == sound[n]).all() for n, frame in found.items())
+
+
 def test_the_damaged_case_gives_no_frame_that_differs():
     sound, damaged = case("damaged_h264_original.mp4"), case("damaged_h264.mp4")
     index, other = index_video(sound), index_video(damaged)
@@ -689,3 +700,97 @@ def _shifted(number):
     """Pictures of one clip's own."""
     content = moving_texture(96, 160)
     return lambda i: content(i + 100 * number)
+
+
+# -- what a reviewer broke ----------------------------------------------------------------------------
+
+
+def test_an_unknown_codec_and_a_short_header_are_errors_of_the_file(tmp_path):
+    path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"avc1", b"xqz1"))
+    with pytest.raises(VideoError, match="no decoder for its video"):
+        index_video(path)
+    place = raw.index(b"avcC") - 4
+    size = int.from_bytes(raw[place : place + 4], "big")
+    for length in (1, 3, 5):  # an avcC box that is too short, the rest of its place free space
+        rest = size - 8 - length
+        box = (8 + length).to_bytes(4, "big") + b"avcC" + b"\x01\x64\x00\x0a\xff"[:length]
+        path.write_bytes(
+            raw[:place]
+            + box
+            + rest.to_bytes(4, "big")
+            + b"free"
+            + raw[place + 16 + length : place + size]
+            + raw[place + size :]
+        )
+        try:
+            index = index_video(path)
+            assert len(decode(path, index, [0])) == 1
+        except VideoError as error:
+            assert str(path) in str(error)  # noqa: PT017  either is right, a traceback is not
+
+
+def test_a_broken_tag_of_exif_costs_no_picture(tmp_path, monkeypatch):
+    from PIL import ImageOps
+
+    def broken(image):
+        raise TypeError("write_string() takes 2 positional arguments")
+
+    tall = Image.fromarray(np.tile(np.arange(16, dtype=np.uint8)[:, None, None] * 10, (1, 8, 3)))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        tall.save(tmp_path / "p.png", exif=exif)
+        expected = picture(tmp_path / "p.png")
+        with monkeypatch.context() as patched:
+            patched.setattr(ImageOps, "exif_transpose", broken)
+            assert (picture(tmp_path / "p.png") == expected).all(), orientation
+
+
+def test_waiting_for_the_lock_is_no_time_of_decoding(tmp_path):
+    import fcntl
+    import threading
+
+    path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
+    store = FrameStore(tmp_path / "store", limits=Limits(1.5, 2.0))
+    lock = store._path(store._key(path)).with_suffix(".lock")
+    lock.parent.mkdir(parents=True)
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = []
+        thread = threading.Thread(target=lambda: done.append(store.frames(path, [0.5])))
+        thread.start()
+        time.sleep(2.5)
+        assert not done
+    thread.join(20)
+    assert read_counter(done[0][0][0]) == 15
+
+
+def test_a_skipped_picture_is_refused_by_index_and_reader_alike(tmp_path):
+    path = tmp_path / "skip.webm"
+    stamps = [round((i if i < 20 else i + 1) * SECOND / 30) for i in range(FRAMES)]  # one picture was skipped
+    encode(path, Kind("webm", "vp9", 0, "30", "plain"), stamps)
+    index = index_video(path)
+    assert index.damaged_after.tolist() == [19]
+    with pytest.raises(DataError, match="the file is damaged"):
+        index.frames_at([21 / 30])
+    frames = decode(path, index, range(len(index.times_s)))
+    wanted = [*range(20), *range(24, FRAMES)]  # 24 begins the next group
+    assert [read_counter(f) for f in frames] == wanted
+
+
+def test_units_padded_to_whole_words_are_no_damage(tmp_path):
+    path, _, _ = write(tmp_path, Kind("ts", "h264", 0, "30", "plain"))
+    with av.open(str(path)) as old:
+        packets = [bytes(p) for p in old.demux(video=0) if p.size]
+    raw = tmp_path / "padded.h264"
+    raw.write_bytes(b"".join(p + bytes(-len(p) % 4) for p in packets))
+    padded = tmp_path / "padded.ts"
+    with av.open(str(raw)) as old, av.open(str(padded), "w") as new:
+        copy = new.add_stream_from_template(old.streams.video[0])
+        for number, packet in enumerate(p for p in old.demux(video=0) if p.size):
+            packet.pts = packet.dts = number * 40_000
+            packet.stream = copy
+            new.mux(packet)
+    assert shown(padded) == list(range(FRAMES))

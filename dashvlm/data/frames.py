@@ -102,27 +102,33 @@ class FrameStore:
 
     def fill(self, video: Path, times_s: Sequence[float] | Times) -> None:
         """Make sure that the frames at these times are stored, decoding the missing ones at once."""
-        if self.limits is not None:
-            guarded(self.limits, video, "data.frames", "fill_for", replace(self, limits=None), video, times_s)
-            return
+        path = self._path(self._key(video))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Waiting for another process that fills the same clip is no time of decoding.
+        with _locked(path.with_suffix(".lock")):
+            if self.limits is None:
+                self.fill_locked(video, times_s)
+            else:
+                guarded(self.limits, video, "data.frames", "fill_for", replace(self, limits=None), video, times_s)
+        self._evict(keep=path)
+
+    def fill_locked(self, video: Path, times_s: Sequence[float] | Times) -> None:
+        """:meth:`fill`, under the lock that the caller holds."""
         key = self._key(video)
         path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
-            entry = _read(path, key)
-            index = _index(entry) if entry else index_video(video)
-            wanted = set(index.frames_at(times_s).tolist()) if len(times_s) else set()
-            kept = _load(path, entry, entry["stored"]) if entry else None
-            have = entry["stored"] if entry and kept is not None else []
-            missing = sorted(wanted - set(have))
-            if entry and kept is not None and not missing:
-                return
-            parts = [kept] if have and kept is not None else []
-            if missing:
-                parts.append(decode(video, index, missing, self.reader, self.size))
-            frames = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _NONE
-            self._write(path, _header(key, index, [*have, *missing], frames), frames)
-        self._evict(keep=path)
+        entry = _read(path, key)
+        index = _index(entry) if entry else index_video(video)
+        wanted = set(index.frames_at(times_s).tolist()) if len(times_s) else set()
+        kept = _load(path, entry, entry["stored"]) if entry else None
+        have = entry["stored"] if entry and kept is not None else []
+        missing = sorted(wanted - set(have))
+        if entry and kept is not None and not missing:
+            return
+        parts = [kept] if have and kept is not None else []
+        if missing:
+            parts.append(decode(video, index, missing, self.reader, self.size))
+        frames = parts[0] if len(parts) == 1 else np.concatenate(parts) if parts else _NONE
+        self._write(path, _header(key, index, [*have, *missing], frames), frames)
 
     def index(self, video: Path) -> VideoIndex:
         """Return a video's index, remembered from an earlier read where possible."""
@@ -178,8 +184,8 @@ class FrameStore:
 
 
 def fill_for(store: FrameStore, video: Path, times_s: Sequence[float] | Times) -> None:
-    """:meth:`FrameStore.fill`, for the process that can be killed."""
-    store.fill(video, times_s)
+    """:meth:`FrameStore.fill_locked`, for the process that can be killed."""
+    store.fill_locked(video, times_s)
 
 
 def decode_for(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dashvlm.errors import VideoError
+from dashvlm.errors import DashVLMError, VideoError
 
 _idle: queue.LifoQueue[_Process] = queue.LifoQueue()
 _owner = os.getpid()
@@ -169,8 +169,10 @@ def serve() -> None:
             answer: tuple[str, Any] = ("result", call(*arguments))
         except MemoryError:
             answer = ("error", VideoError(f"needs more memory than data.decode_memory_gb={limits.memory_gb:g}"))
-        except Exception as error:
+        except (DashVLMError, OSError) as error:
             answer = ("error", error)
+        except Exception as error:
+            answer = ("error", VideoError(f"{type(error).__name__} while reading a video", got=str(error)))
         signal.setitimer(signal.ITIMER_REAL, 0)
         _send(answers, answer)
 

@@ -284,8 +284,11 @@ def parse_label(value: object) -> tuple[int | None, str | None]:
 
 def group_of(name: str, pattern: str | None) -> str:
     """Derive a group from a file name by the first group of a regular expression."""
-    found = re.search(pattern, name) if pattern else None
-    return found.group(1) if found and found.groups() else Path(name).stem
+    try:
+        found = re.search(pattern, name) if pattern else None
+    except re.error as error:
+        raise ConfigError(f"data.options.group_regex={pattern} is no regular expression", got=str(error)) from error
+    return (found.group(1) if found and found.groups() else None) or Path(name).stem
 
 
 def write_ledgers(manifest: Manifest, report: Mapping[str, Any], folder: Path) -> None:

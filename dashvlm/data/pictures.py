@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps
 
 from dashvlm.data.clip import FrameArray
 from dashvlm.errors import DataError, VideoError
@@ -148,9 +148,27 @@ def read_pictures(path: Path, wanted: NDArray[np.int64], size: tuple[int, int] |
 def _open(file: Path) -> Image.Image:
     try:
         with Image.open(file, formats=("JPEG", "PNG", "WEBP", "BMP")) as image:
-            return _as_shown(ImageOps.exif_transpose(image))
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, ValueError, SyntaxError) as error:
+            return _as_shown(_turned(image))
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders of pictures raise whatever a broken file leads them to
         raise VideoError(f"{file}: not a readable picture", got=str(error), do="replace or remove the file") from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """A picture as its EXIF orientation says; other tags may be broken."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        turn = _TURNS.get(image.getexif().get(0x0112, 1))
+        return image if turn is None else image.transpose(turn)
+
+
+_TURNS = dict(zip(range(2, 9), (
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), strict=True))  # fmt: skip
+"""EXIF orientation -> how the picture is turned."""
 
 
 def _as_shown(image: Image.Image) -> Image.Image:
@@ -159,7 +177,7 @@ def _as_shown(image: Image.Image) -> Image.Image:
         deep = np.asarray(image).astype(np.int64)
         return Image.fromarray(((deep + 128) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "CMYK" and image.info.get("icc_profile"):
-        with contextlib.suppress(ImageCms.PyCMSError):  # a broken profile: the plain formula
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a broken profile: the plain formula
             profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
             shown = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
             if shown is not None:
@@ -172,4 +190,4 @@ def _as_shown(image: Image.Image) -> Image.Image:
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", path.name)
-    return [(int(p.isdigit()), int(p) if p.isdigit() else 0, p) for p in parts]
+    return [(int(p.isdecimal()), int(p) if p.isdecimal() else 0, p) for p in parts]

@@ -8,6 +8,7 @@ the output until the next key frame from which decoding can start anew.
 from __future__ import annotations
 
 import collections
+import errno
 import logging
 import re
 from collections.abc import Collection, Iterator
@@ -76,9 +77,10 @@ def video_streams(path: Path, container: av.container.InputContainer) -> list[av
     Raises:
         VideoError: if there is none, or its declared size is absurd.
     """
-    found = [s for s in container.streams.video if not _says(s, "attached_pic")]
+    found = [s for s in container.streams.video if not _says(s, "attached_pic") and s.codec_context is not None]
     if not found:
-        raise VideoError(f"{path}: no video stream", do="remove the file or replace it")
+        what = "no decoder for its video" if container.streams.video else "no video stream"
+        raise VideoError(f"{path}: {what}", do="remove the file, or write it anew: ffmpeg -i FILE NEW.mp4")
     found.sort(key=lambda s: (not _says(s, "default"), -s.codec_context.width * s.codec_context.height, s.index))
     width, height = found[0].codec_context.width, found[0].codec_context.height
     if not 0 < width * height <= MAX_PIXELS:
@@ -220,7 +222,9 @@ class _Decoder:
             with av.logging.Capture() as messages:
                 frames = self.codec.decode(packet)
             failed = any(_DAMAGE.search(text) for _, _, text in messages)
-        except (av.FFmpegError, ValueError):
+        except (av.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) == errno.ENOMEM:
+                raise MemoryError from error
             frames, failed = [], True
         if packet.size and not failed:
             self.sound.append(packet.pts)

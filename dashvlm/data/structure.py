@@ -33,9 +33,9 @@ class PacketCheck:
         extra = codec.extradata
         self.width = 0  # of the lengths before units; 0 where start codes separate them
         if self.numbered and extra and extra[0] == 1:
-            self.width = (extra[4] if codec.name == "h264" else extra[21] if len(extra) > 21 else 3) % 4 + 1
+            place = 4 if codec.name == "h264" else 21
+            self.width = (extra[place] if len(extra) > place else 3) % 4 + 1
         self.numbers = PictureNumbers(extra) if codec.name == "h264" else None
-        self.usual_zeros: int | None = None  # that the file's writer leaves behind a unit
 
     def is_broken(self, packet: av.Packet[Any]) -> bool:
         """Whether a packet holds bytes that its codec cannot produce, such as zeros written over a part of it."""
@@ -47,9 +47,8 @@ class PacketCheck:
             return True  # the header that held its time is lost
         data = bytes(packet)
         zeros = len(data) - len(data.rstrip(b"\x00"))
-        if self.usual_zeros is None:
-            self.usual_zeros = min(zeros, 3)
-        if self.numbered and zeros > self.usual_zeros:  # a unit ends in a byte that is not zero
+        # A unit ends in a byte that is not zero, but some writers pad units to whole words.
+        if self.numbered and zeros > (3 if self.width else 7):
             return True
         if not self.width:
             return bool(_ZERO_RUN.search(data))

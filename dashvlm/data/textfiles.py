@@ -31,6 +31,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     if path.stat().st_size > MAX_BYTES:
         raise DataError(f"{path} is too large for a table", got=f"{path.stat().st_size / 1e9:.1f} GB", do="split it")
     raw = path.read_bytes()
+    encoding = None if encoding is None else str(encoding)  # YAML reads 1252 as a number
     if encoding is None:
         encoding = "utf-8-sig"
         if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):

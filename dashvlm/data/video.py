@@ -7,7 +7,9 @@ what a player shows at that time, or it is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from dashvlm.data.clip import FrameArray
 from dashvlm.data.pictures import is_pictures, picture_size, read_pictures
 from dashvlm.data.sampling import Times, nearest_frames, usual_period
 from dashvlm.data.stream import RAW, open_video, shown_frames, stamps_of, upright, video_streams
-from dashvlm.errors import VideoError
+from dashvlm.errors import DashVLMError, VideoError
 
 # Formats whose packets carry presentation times, and codecs of which one packet is one shown frame.
 PLAIN_FORMATS, PLAIN_CODECS = ("mov", "matroska"), ("h264", "hevc", "av1", "libdav1d", "vp9", "libvpx-vp9")
@@ -92,6 +94,24 @@ def index_video(path: Path) -> VideoIndex:
         VideoError: if the file is missing, empty, has no video stream or no frames, is of an
             unknown format, declares an absurd size, or has times that contradict each other.
     """
+    with _named(path):
+        return _index(path)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn whatever a broken file leads a library to into an error that names the file."""
+    try:
+        yield
+    except (DashVLMError, MemoryError):
+        raise
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: cannot be read", got=str(error), do="replace the file") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, struct.error) as error:
+        raise VideoError(f"{path}: cannot be read", got=f"{type(error).__name__}: {error}", do="replace it") from error
+
+
+def _index(path: Path) -> VideoIndex:
     if is_pictures(path):
         count, width, height = picture_size(path)
         numbers = np.arange(count, dtype=np.int64)
@@ -104,7 +124,9 @@ def index_video(path: Path) -> VideoIndex:
     if not len(packets):
         raise VideoError(f"{path}: the video stream has no frames", do="replace the file")
     gap = _gap(packets["dts"])
-    if plain and whole and stream.codec_context.name in PLAIN_CODECS and _trustworthy(packets):
+    # Where pictures have no numbers, what follows a gap is refused up to the next key frame: decoding says to where.
+    known = gap == 0 or stream.codec_context.name in ("h264", "hevc")
+    if plain and whole and known and stream.codec_context.name in PLAIN_CODECS and _trustworthy(packets):
         found = _index_from_packets(path, packets, gap, len(streams))
         if found is not None:
             return found
@@ -142,7 +164,8 @@ def decode(
             f"{path}: frame number out of range",
             got=f"{wanted[0]}..{wanted[-1]} of {len(index.pts)}",
         )
-    frames = read_pictures(path, wanted, size) if is_pictures(path) else read(reader, path, index, wanted, size)
+    with _named(path):
+        frames = read_pictures(path, wanted, size) if is_pictures(path) else read(reader, path, index, wanted, size)
     place = np.searchsorted(wanted, frame_numbers)
     # Frames are large: do not copy them when they are in order already.
     return frames if len(place) == len(wanted) and (np.diff(place) == 1).all() else frames[place]
@@ -279,7 +302,7 @@ def _damaged(path: Path, index: VideoIndex, pts: int) -> VideoError:
     return VideoError(f"{path}: the frame at {time:.3f} s is damaged or cannot be decoded", do="replace the file")
 
 
-_TABLE = np.dtype([("pts", "f8"), ("dts", "f8"), ("key", "?"), ("plain", "?")])
+_TABLE = np.dtype([("pts", "f8"), ("dts", "f8"), ("key", "?"), ("shown", "?"), ("plain", "?")])
 
 
 def _packet_table(container: av.container.InputContainer, stream: av.VideoStream) -> tuple[NDArray[np.void], bool]:
@@ -289,8 +312,8 @@ def _packet_table(container: av.container.InputContainer, stream: av.VideoStream
         for p in container.demux(stream):
             if p.size:
                 nan = float("nan")
-                rows.append((nan if p.pts is None else p.pts, nan if p.dts is None else p.dts, p.is_keyframe,
-                             not (p.is_discard or p.is_corrupt)))  # fmt: skip
+                stamped = nan if p.pts is None else p.pts, nan if p.dts is None else p.dts
+                rows.append((*stamped, p.is_keyframe, not p.is_discard, not (p.is_discard or p.is_corrupt)))
     except av.FFmpegError:
         whole = False
     return np.array(rows, _TABLE), whole
@@ -371,16 +394,27 @@ def _index_by_decoding(path: Path, packets: NDArray[np.void], stamps: str, gap: 
                 size = width, height
     if size is None:
         raise VideoError(f"{path}: no frame can be decoded", do="replace the file")
-    origin = None
-    if -1 in breaks:  # what the file began with is damaged: time 0 is where it would have been
-        known = packets["pts" if stamps == "pts" else "dts"][packets["plain"]]
-        origin = 0 if stamps == "count" else int(np.nanmin(known)) if len(known) else None
+    origin = _origin(path, packets, stamps) if -1 in breaks else None
     times = _continued(path, np.array(found, np.float64) * unit, name in ("mpegts", "mpeg"))
     if origin is not None:
         times += max(found[0] * unit - origin * unit, 0.0)
     numbers = np.arange(len(found), dtype=np.int64)
     holes = np.array(sorted({b for b in breaks if b >= 0}), np.int64)
     return VideoIndex(times, numbers, _NO_NUMBERS, *size, codec, stamps, holes, gap, streams)
+
+
+def _origin(path: Path, packets: NDArray[np.void], stamps: str) -> int:
+    """Stamp of the first frame of a file whose beginning is damaged.
+
+    Raises:
+        VideoError: if it is lost.
+    """
+    if stamps == "count":
+        return 0
+    known = packets[stamps][packets["shown"]]
+    if not len(known) or np.isnan(known[0]) or not packets["key"][packets["shown"]][0]:
+        raise VideoError(f"{path}: damaged at its start, the time of its first frame is lost", do="replace the file")
+    return int(np.nanmin(known))
 
 
 def _continued(path: Path, times: NDArray[np.float64], joined: bool) -> NDArray[np.float64]:

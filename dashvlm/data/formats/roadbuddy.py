@@ -115,7 +115,10 @@ def _beside(video: str, path: Path, root: Path) -> str:
     """The video's name below the root: as written, or beside the JSON file."""
     name = video.replace("\\", "/").removeprefix("./")
     other = path.parent.relative_to(root) / name
-    return name if (root / name).is_file() or not (root / other).is_file() else other.as_posix()
+    try:
+        return name if (root / name).is_file() or not (root / other).is_file() else other.as_posix()
+    except OSError:  # too long for a file's name
+        return name
 
 
 def _group(video: str, group_by: str) -> str:
