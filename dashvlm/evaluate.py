@@ -165,6 +165,7 @@ def _words_of_the_run(trained: dict[str, Any], asked: dict[str, Any], said: list
             do="leave it out; train another run with it, or evaluate a backbone as it is (without run=)",
         )  # fmt: skip
     changed: dict[str, Any] = {"seed": asked["seed"]} if "seed" in said else {}
+    said = [word for word in said if "." in word]  # task=NAME only says again which task it is
     for group in ("task", "objective"):
         node = dict(trained[group])
         for key, value in flatten(asked[group]).items():

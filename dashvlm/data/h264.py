@@ -12,6 +12,10 @@ _HIGH = (44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244)  # profil
 _START = re.compile(rb"\x00\x00\x01")
 
 
+OPEN = 8
+"""Pictures after a key frame in the middle of a stream within which one jump means leading pictures cut away."""
+
+
 class PictureNumbers:
     """Follows ``frame_num`` from packet to packet.
 
@@ -23,6 +27,7 @@ class PictureNumbers:
         self.width = extradata[4] % 4 + 1 if extradata and len(extradata) > 4 and extradata[0] == 1 else 0
         self.bits = 0  # of frame_num; 0 while no parameter set was seen
         self.reference: int | None = None  # frame_num of the last reference picture
+        self.lenient = 0  # pictures after a key frame that keeps no memory of what came before it
         if extradata and self.width and len(extradata) > 8:
             self._learn(extradata[8:])  # after the first set's length
         elif extradata:
@@ -47,7 +52,15 @@ class PictureNumbers:
             before, span = self.reference, 1 << self.bits
             if unit[0] >> 5 & 3:  # nal_ref_idc: others refer to it
                 self.reference = number
-            return kind != 5 and before is not None and (number - before) % span > 1
+            jumps = kind != 5 and before is not None and (number - before) % span > 1
+            # Pictures shown before the first key frame may be cut away with those that they refer to; what is
+            # shown after it refers to neither.
+            if before is None:
+                self.lenient = 0 if kind == 5 else OPEN
+            elif self.lenient:
+                self.lenient = 0 if jumps else self.lenient - 1
+                return False
+            return jumps
         return False
 
     def restart(self) -> None:

@@ -97,7 +97,7 @@ def stamps_of(container: av.container.InputContainer, lacking: bool) -> str:
 
     Args:
         container: the file.
-        lacking: whether packets without presentation time were seen.
+        lacking: whether most packets have no presentation time.
     """
     name = container.format.name.split(",")[0]
     if name in RAW:
@@ -120,9 +120,10 @@ def shown_frames(
     Args:
         container: the file, at its start or at ``key``.
         stream: from :func:`video_streams`.
-        stamps: ``pts``: the frame's own; ``dts``: the n-th frame has the n-th packet's; ``count``: its number.
-        gap: distance of two packets, in the stream's unit, above which a picture may be missing; 0: there is no
-            such place in the file.
+        stamps: ``pts``: the frame's own; ``dts``: that of the packet with which it came out, which follows the
+            shown order at the decoder's constant delay; ``count``: its number.
+        gap: distance of two packets, in the stream's unit, above which pictures may have been lost; 0: there is no
+            such place in the file, or its container keeps every picture.
         key: presentation time of the key frame that the file was positioned at. Frames before it in
             presentation order refer to what was not decoded and are left out.
         needed: presentation times that are wanted; frames that none refers to and nobody wants are skipped.
@@ -138,7 +139,7 @@ def shown_frames(
         raise VideoError(f"{path}: damaged program stream", got=f"no packet at byte {place}", do="replace the file")
     # AVI counts frames: behind a damaged chunk header nobody knows how many are missing.
     end = end_of_chunks(path) if name == "avi" else None
-    decoder, check = _Decoder(stream, stamps), PacketCheck(stream.codec_context, stamps == "pts")
+    decoder, check = _Decoder(stream, stamps), PacketCheck(stream.codec_context, name == "mpegts")
     started, lost, marked, before = key is not None, False, False, None
     first_key, leaves_leading = key, key is not None
     for number, (packet, joined) in enumerate(_packets(container, stream)):
@@ -209,7 +210,10 @@ class _Decoder:
             self.codec.options = STRICT | ({"strict": "strict"} if self.codec.name in ("av1", "libdav1d") else {})
         # Times of the latest packets that decoded without a sign of damage.
         self.sound: collections.deque[int | None] = collections.deque(maxlen=64)
-        self.queue: collections.deque[int] = collections.deque()  # stamps of packets whose frames are still to come
+        self.queue: collections.deque[int] = collections.deque()  # numbers of packets whose frames are still to come
+        self.stamp = 0  # of the last frame
+        self.latest: int | None = None  # time of the last packet
+        self.step: int | None = None  # smallest distance of packets
 
     def feed(
         self, packet: av.Packet[Any], number: int, needed: Collection[int] | None = None
@@ -228,7 +232,10 @@ class _Decoder:
             frames, failed = [], True
         if packet.size and not failed:
             self.sound.append(packet.pts)
-            self.queue.append({"count": number, "dts": packet.dts}.get(self.stamps, 0) or 0)
+            self.queue.append(number)
+            if packet.dts is not None and self.latest is not None and packet.dts > self.latest:
+                self.step = packet.dts - self.latest if self.step is None else min(self.step, packet.dts - self.latest)
+            self.latest = packet.dts
         return self._shown(frames), failed or any(f.is_corrupt for f in frames)
 
     def drained(self) -> list[Shown]:
@@ -255,7 +262,10 @@ class _Decoder:
                 if frame.pts in self.sound or None in self.sound:  # a packet may hold several pictures
                     shown.append(Shown(frame, int(frame.pts or 0)))
             elif self.queue:  # a frame without a packet is the decoder's guess
-                shown.append(Shown(frame, self.queue.popleft()))
+                number = self.queue.popleft()
+                if self.stamps == "dts":  # at the end no packet comes with it
+                    self.stamp = frame.dts if frame.dts is not None else self.stamp + (self.step or 1)
+                shown.append(Shown(frame, self.stamp if self.stamps == "dts" else number))
         return shown
 
 

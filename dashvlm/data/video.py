@@ -120,13 +120,13 @@ def _index(path: Path) -> VideoIndex:
         streams = video_streams(path, container)
         stream, plain = streams[0], container.format.name.split(",")[0] in PLAIN_FORMATS
         packets, whole = _packet_table(container, stream)
-        stamps = stamps_of(container, bool(len(packets)) and bool(np.isnan(packets["pts"]).any()))
+        stamps = stamps_of(container, len(packets) > 0 and float(np.isnan(packets["pts"]).mean()) > 0.5)
+        # Where transport may lose pictures without a trace; other containers keep all that were written.
+        loses = container.format.name == "mpeg"
     if not len(packets):
         raise VideoError(f"{path}: the video stream has no frames", do="replace the file")
-    gap = _gap(packets["dts"])
-    # Where pictures have no numbers, what follows a gap is refused up to the next key frame: decoding says to where.
-    known = gap == 0 or stream.codec_context.name in ("h264", "hevc")
-    if plain and whole and known and stream.codec_context.name in PLAIN_CODECS and _trustworthy(packets):
+    gap = _gap(packets["dts"]) if loses else 0.0
+    if plain and whole and stream.codec_context.name in PLAIN_CODECS and _trustworthy(packets):
         found = _index_from_packets(path, packets, gap, len(streams))
         if found is not None:
             return found
