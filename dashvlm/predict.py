@@ -38,7 +38,7 @@ def predict(cfg: DictConfig) -> None:
     if not cfg.stride_s > 0:
         raise ConfigError("stride_s must be above 0", got=str(cfg.stride_s), do="use 0.2")
     video, source = Path(cfg.video), Path(cfg.run)
-    index = guarded(Limits(), video, "data.video", "index_video", video)  # an error before the model is loaded
+    index = guarded(Limits(), video, "data.index", "index_video", video)  # an error before the model is loaded
     trained = read_config(source)["task"]["name"]
     if trained != "crash":
         raise ConfigError(

@@ -21,10 +21,11 @@ from dashvlm.data import guard
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.guard import Limits, guarded
 from dashvlm.data.h264 import _Bits
+from dashvlm.data.index import _continued
 from dashvlm.data.readers import READERS
 from dashvlm.data.sampling import nearest_frames, staleness_s
 from dashvlm.data.synthetic.encode import read_counter, set_rotation
-from dashvlm.data.video import _continued, decode, index_video
+from dashvlm.data.video import decode, index_video
 from dashvlm.errors import DataError, VideoError
 
 from .conftest import ROOT

@@ -141,7 +141,7 @@ class FrameStore:
         if entry is not None:
             return _index(entry)
         if self.limits is not None:
-            found: VideoIndex = guarded(self.limits, video, "data.video", "index_video", video)
+            found: VideoIndex = guarded(self.limits, video, "data.index", "index_video", video)
             return found
         return index_video(video)
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dashvlm.data.manifest import Row, parse_label
+from dashvlm.data.rows import Row, parse_label
 from dashvlm.data.textfiles import strict_json
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.tasks.parsing import parse_yes_no

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dashvlm.data.manifest import Row
+from dashvlm.data.rows import Row
 from dashvlm.data.textfiles import json_lines
 from dashvlm.errors import DataError
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dashvlm.data.manifest import Row
 from dashvlm.data.pictures import SUFFIXES, stored_path
+from dashvlm.data.rows import Row
 from dashvlm.data.textfiles import json_file, json_lines
 from dashvlm.errors import DataError
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.data.formats.bvpi_build import SPLITS, csv_files, joined, sidewalk_side
-from dashvlm.data.manifest import Row
+from dashvlm.data.rows import Row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.data.textfiles import csv_rows, json_file, json_lines
 from dashvlm.errors import DataError

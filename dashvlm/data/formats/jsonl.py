@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.data.clip import SPLITS
-from dashvlm.data.manifest import Row, group_of
+from dashvlm.data.rows import Row, group_of
 from dashvlm.data.textfiles import json_lines, text_problem
 from dashvlm.errors import DataError
 

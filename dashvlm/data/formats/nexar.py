@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dashvlm.data.manifest import Row, parse_label
+from dashvlm.data.rows import Row, parse_label
 from dashvlm.data.textfiles import csv_rows
 from dashvlm.errors import DataError
 

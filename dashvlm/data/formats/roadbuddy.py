@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dashvlm.data.manifest import Row, parse_seconds
+from dashvlm.data.rows import Row, parse_seconds
 from dashvlm.data.textfiles import json_file
 from dashvlm.errors import DataError
 
