@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.evaluate import evaluate
-from dashvlm.metrics.intervals import group_weights
+from dashvlm.metrics.intervals import estimate, group_weights, mean_estimate
 
 cases = st.integers(0, 10_000)
 PAIRS = {
@@ -124,3 +124,30 @@ def test_failed_rows_flatter_no_metric_and_hide_no_baseline():
     assert found["metrics"]["map_horizons"]["value"] < 1.0
     assert "parse_rate" not in found["metrics"]
     assert found["baselines"]["pixels_off_roc_auc"]["value"] < 0.5
+
+
+def test_intervals_are_the_middle_95_percent_of_resamples():
+    found = estimate(0.5, np.linspace(0.0, 1.0, 1001))
+    assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.025, 0.975))
+    half = estimate(0.5, np.linspace(0.0, 1.0, 1001), level=0.5)
+    assert (half.low, half.high) == pytest.approx((0.25, 0.75))
+    some = estimate(0.5, np.array([0.2, np.nan, 0.2, np.inf]))
+    assert (some.low, some.high) == pytest.approx((0.2, 0.2))
+    assert np.isnan(estimate(0.5, np.array([np.nan])).low)
+
+
+def test_the_mean_and_its_resamples_are_weighted_means():
+    values, weights = np.array([1.0, 2.0, 6.0]), np.array([[1.0, 1.0, 1.0], [3.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    found = mean_estimate(values, weights)
+    assert found.value == pytest.approx(3.0)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile([1.0, 3.0, 6.0], [0.025, 0.975])))
+    empty = mean_estimate(values, np.zeros((2, 3)))  # a resample without rows has no mean
+    assert (empty.value, np.isnan(empty.low)) == (pytest.approx(3.0), True)
+    assert np.isnan(mean_estimate(np.array([]), np.zeros((2, 0))).value)
+
+
+def test_resamples_draw_whole_groups():
+    weights = group_weights(["a", "a", "b", "c"], 500, 0)
+    assert (weights[:, 0] == weights[:, 1]).all()
+    assert (weights[:, [0, 2, 3]].sum(1) == 3).all()  # as many groups as there are
+    assert weights.mean(0) == pytest.approx(np.ones(4), abs=0.15)

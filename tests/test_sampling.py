@@ -79,3 +79,19 @@ def test_negatives_draw_their_reference_from_the_positives_whatever_the_order():
 
 def test_a_short_negative_never_gets_a_time_past_its_end():
     assert reference_times({"p": (30.0, 40.0), "n": (None, 8.0)}, 0)["n"] <= 8.0
+
+
+def test_anchors_lie_the_horizon_before_the_event_and_end_at_the_last_frame():
+    from dashvlm.data.clip import Clip
+    from dashvlm.data.samples import build_samples, union_of_times
+
+    clip = Clip("a", "a.mp4", "a", "test", 1, 3.0, None, 4.0, 10.0)
+    options = {
+        "sampling": "anchored", "num_frames": 2, "frame_interval_s": 0.5, "horizon_s": 0.5, "reference": "event",
+        "negative_reference": "matched", "short_history": "pad_oldest", "sampling_seed": 0,
+    }  # fmt: skip
+    assert build_samples([clip], options)[0][0].times_s == pytest.approx((2.0, 2.5))
+    assert build_samples([clip], options, [1.0])[0][0].times_s == pytest.approx((1.5, 2.0))
+    assert union_of_times([clip], [options], [1.0])["a"] == pytest.approx([1.5, 2.0, 2.5])
+    last = {**options, "reference": "clip_end", "horizon_s": 0.0}
+    assert build_samples([clip], last)[0][0].times_s == pytest.approx((3.4, 3.9))  # the last frame is at 3.9 s
