@@ -512,14 +512,14 @@ def test_the_damaged_case_gives_no_frame_that_differs():
     sound, damaged = case("damaged_h264_original.mp4"), case("damaged_h264.mp4")
     index, other = index_video(sound), index_video(damaged)
     refused = 0
-    for number in range(len(other.times_s)):
+    for number in range(0, len(other.times_s), 3):
         try:
             frame = decode(damaged, other, [number])[0]
         except VideoError:
             refused += 1
             continue
         assert (frame == decode(sound, index, [number])[0]).all()
-    assert 0 < refused < 60
+    assert 0 < refused < 20
 
 
 def test_damage_is_named_where_a_whole_file_is_read_in_order(tmp_path):

@@ -107,6 +107,7 @@ class _Process:
     def died(self, limits: Limits) -> str:
         """Why there was no answer."""
         code = self.process.wait()
+        self._close()
         if code == -signal.SIGALRM:
             return f"took longer than data.decode_timeout_s={limits.timeout_s:g}"
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -117,6 +118,12 @@ class _Process:
         with contextlib.suppress(OSError):
             self.process.kill()
             self.process.wait()
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self.process.stdin, self.process.stdout):
+            with contextlib.suppress(OSError, AttributeError):
+                pipe.close()  # type: ignore[union-attr]
 
 
 @atexit.register
