@@ -426,9 +426,9 @@ def damage(path, how, seed, target):
         raw[place : place + 4096] = bytes(len(raw[place : place + 4096]))
     elif how == "truncated":
         raw = raw[:place]
-    elif path.suffix == ".ts":  # lost packets of the transport
+    elif path.suffix == ".ts":  # lost packets of the transport, which numbers them by 16: so many would leave no trace
         place = place // 188 * 188
-        del raw[place : place + 188 * int(rng.integers(1, 20))]
+        del raw[place : place + 188 * int(rng.integers(1, 16))]
     else:  # lost pictures
         with av.open(str(path)) as old, av.open(str(target), "w") as new:
             copy = new.add_stream_from_template(old.streams.video[0])

@@ -62,10 +62,11 @@ def f1(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
 
 
 def mcc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
-    """Matthews correlation coefficient; 0 for a predictor that says one class only."""
+    """Matthews correlation coefficient; 0 for a predictor that says one class only, undefined without rows."""
     tn, fp, fn, tp = np.moveaxis(confusion(target, score, weight), -1, 0)
     scale = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return np.where(scale > 0, (tp * tn - fp * fn) / np.where(scale > 0, scale, 1.0), 0.0)
+    found = np.where(scale > 0, (tp * tn - fp * fn) / np.where(scale > 0, scale, 1.0), 0.0)
+    return np.where(tn + fp + fn + tp > 0, found, np.nan)
 
 
 def roc_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
