@@ -323,6 +323,7 @@ def test_nearest_frames_are_never_later_than_half_a_usual_period():
     with pytest.raises(DataError, match="no frame within half a frame period"):
         nearest_frames(np.array([0.0, 0.1, 0.2]), [0.26])
     assert nearest_frames(np.array([0.0, 0.1, 0.2]), [0.249]).tolist() == [2]
+    assert nearest_frames(np.array([0.0, 0.5, 1.0]), [0.25, 0.75]).tolist() == [0, 1]  # the earlier of two as near
 
 
 # -- pictures ----------------------------------------------------------------------------------------
