@@ -261,7 +261,19 @@ def test_every_spelling_of_a_letter_is_the_second_choice(choices, answer, tmp_pa
     assert row["extra"]["answer"] == 1
 
 
+def test_numbers_before_choices_are_their_letters(tmp_path):
+    item = {**GOOD_QUESTION, "choices": ["1. Đỏ", "2. Xanh"], "answer": "2. Xanh"}
+    row = roadbuddy._row(item, 0, "train", tmp_path / "train.json", tmp_path, "source")
+    assert row["extra"]["answer"] == 1
+    wrong = {**item, "answer": "1. Xanh"}  # number and text disagree
+    assert (
+        "none of the choices" in roadbuddy._row(wrong, 0, "train", tmp_path / "t.json", tmp_path, "source")["problem"]
+    )
+
+
 def test_words_that_look_like_letters_and_numbers_stay():
+    assert roadbuddy._options(["A. x", "y"]) == (["A. x", "y"], [None, None])  # half of them is not enough
+    assert roadbuddy._options(["A. x", "B. y", "z"]) == (["x", "y", "z"], ["A", "B", None])
     assert roadbuddy._options(["U. turn", "T. junction"]) == (["U. turn", "T. junction"], [None, None])
     assert roadbuddy._options(["1.5 m", "2.5 m"]) == (["1.5 m", "2.5 m"], [None, None])
     assert roadbuddy._options(["A. &lt;50", "B. &gt;50"]) == (["<50", ">50"], ["A", "B"])
