@@ -20,7 +20,7 @@ from PIL import Image, ImageCms
 from dashvlm.data import guard
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.guard import Limits, guarded
-from dashvlm.data.h264 import _Bits
+from dashvlm.data.h264 import PictureNumbers, _Bits
 from dashvlm.data.index import _continued
 from dashvlm.data.readers import READERS
 from dashvlm.data.sampling import nearest_frames, staleness_s
@@ -820,3 +820,19 @@ def test_units_padded_to_whole_words_are_no_damage(tmp_path):
             packet.stream = copy
             new.mux(packet)
     assert shown(padded) == list(range(FRAMES))
+
+
+def test_picture_numbers_tell_each_lost_reference_and_nothing_else(tmp_path):
+    path, _, _ = write(tmp_path, Kind("mp4", "h264", 2, "30", "plain"))
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        packets = [(bytes(p), p.is_keyframe) for p in container.demux(stream) if p.size][:GOP]
+        extra = stream.codec_context.extradata
+    numbers = PictureNumbers(extra)
+    assert not any(numbers.misses(data) for data, _ in packets)
+    references = [any(unit[0] & 31 == 1 and unit[0] >> 5 & 3 for unit in numbers._units(data)) for data, _ in packets]
+    assert 2 < sum(references) < GOP - 1
+    for lost in range(1, GOP):
+        numbers = PictureNumbers(extra)
+        told = [numbers.misses(data) for i, (data, _) in enumerate(packets) if i != lost]
+        assert any(told) == (references[lost] and lost + 1 < GOP), lost
