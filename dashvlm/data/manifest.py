@@ -197,7 +197,7 @@ def leakage_report(manifest: Manifest, seed: int) -> dict[str, Any]:
         "groups_in_several_splits": sorted(
             set().union(*(groups[a] & groups[b] for a in SPLITS for b in SPLITS if a < b))
         ),
-        "files_in_several_splits": _straddling_files(manifest.clips),
+        "files_in_several_splits": straddling_files(manifest.clips),
         "row_split_would_share": sum(c.group in train for c in test) / len(test) if test else None,
         "row_split_would_share_video": sum(c.path in videos for c in test) / len(test) if test and videos else None,
     }
@@ -220,7 +220,7 @@ def same_contents(clips: Sequence[Clip]) -> list[list[Clip]]:
     return [found for found in by_hash.values() if len(found) > 1]
 
 
-def _straddling_files(clips: Sequence[Clip]) -> list[str]:
+def straddling_files(clips: Sequence[Clip]) -> list[str]:
     """Files, or copies of one file, that clips of several splits look at."""
     usable = [c for c in clips if c.path and "failed" not in c.extra]
     by_path: dict[str, list[Clip]] = defaultdict(list)

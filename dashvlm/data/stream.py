@@ -162,9 +162,10 @@ def shown_frames(
         ended = end is not None and packet.pos is not None and packet.pos + packet.size + 9 >= end
         # The mark of a lost transport packet may stand one picture before the one that lacks it.
         marked, beside = packet.is_corrupt and not joined, marked
-        broken = ended or marked or beside or check.is_broken(packet)
+        data = bytes(packet)
+        broken = ended or marked or beside or check.is_broken(packet, data)
         # Only H.264 and HEVC number their pictures; elsewhere a gap may be a lost picture that others refer to.
-        missing = check.misses_reference(packet) or bool(gap and step > gap and not check.numbered)
+        missing = check.misses_reference(data) or bool(gap and step > gap and not check.numbered)
         if not lost and (broken or missing):
             yield from decoder.drained()
             yield None
@@ -175,7 +176,7 @@ def shown_frames(
             if broken or not packet.is_keyframe:
                 continue
             decoder.restart()
-            check.restart(packet)
+            check.restart(data)
             lost, first_key, leaves_leading = False, packet.pts, True
         if step < 0:  # times start again, and so may everything else
             first_key = None

@@ -37,15 +37,14 @@ class PacketCheck:
             self.width = (extra[place] if len(extra) > place else 3) % 4 + 1
         self.numbers = PictureNumbers(extra) if codec.name == "h264" else None
 
-    def is_broken(self, packet: av.Packet[Any]) -> bool:
+    def is_broken(self, packet: av.Packet[Any], data: bytes) -> bool:
         """Whether a packet holds bytes that its codec cannot produce, such as zeros written over a part of it."""
         if self.codec.name in ("vp8", "vp9", "libvpx", "libvpx-vp9"):
-            return _LONG_ZEROS.search(bytes(packet)) is not None
+            return _LONG_ZEROS.search(data) is not None
         if self.codec.name not in START_CODES:
             return False
         if self.timed and self.numbered and packet.pts is None:
             return True  # the header that held its time is lost
-        data = bytes(packet)
         zeros = len(data) - len(data.rstrip(b"\x00"))
         # A unit ends in a byte that is not zero, but some writers pad units to whole words.
         if self.numbered and zeros > (3 if self.width else 7):
@@ -64,15 +63,15 @@ class PacketCheck:
             place += size
         return False
 
-    def misses_reference(self, packet: av.Packet[Any]) -> bool:
+    def misses_reference(self, data: bytes) -> bool:
         """Whether a picture that this one may refer to is missing (H.264)."""
-        return self.numbers is not None and self.numbers.misses(bytes(packet))
+        return self.numbers is not None and self.numbers.misses(data)
 
-    def restart(self, packet: av.Packet[Any]) -> None:
+    def restart(self, data: bytes) -> None:
         """Decoding starts anew with this packet."""
         if self.numbers is not None:
             self.numbers.restart()
-            self.numbers.misses(bytes(packet))
+            self.numbers.misses(data)
 
 
 def was_cut(container: av.container.InputContainer) -> bool:
