@@ -26,9 +26,10 @@ def evaluate(cfg: DictConfig) -> None:
     from dashvlm.identity import run_id
     from dashvlm.report.plots import plot_run
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
+    from dashvlm.results import write_json
     from dashvlm.rules import check
     from dashvlm.run import quiet_libraries
-    from dashvlm.scoring import score, write_json, write_results
+    from dashvlm.scoring import score, write_results
 
     log_to_terminal()
     quiet_libraries()

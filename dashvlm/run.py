@@ -32,7 +32,8 @@ from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
 from dashvlm.fit import best_validation, fit, validation_alarms
 from dashvlm.report.html import gallery
 from dashvlm.report.plots import plot_curves, plot_run
-from dashvlm.scoring import score, score_start, write_json, write_results
+from dashvlm.results import write_json
+from dashvlm.scoring import score, score_start, write_results
 from dashvlm.training.callbacks import earlier_seconds
 from dashvlm.training.loggers import build_loggers, finish
 from dashvlm.training.memory import explained, is_out_of_memory

@@ -84,7 +84,7 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     for name, values in module.measure(table["text"].tolist(), seen, targets).items():
         table[name] = values
     for name, values in task.baseline(data.samples["train"], samples).items():
-        table[name] = pd.array(values, dtype="Int64")
+        table[name] = pd.array(values, dtype="Int64") if whole else values
     return table.drop(columns="index")
 
 
@@ -174,14 +174,6 @@ def write_results(
     }
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON atomically; numbers that are not finite become null."""
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
 def _predict(
     trainer: pl.Trainer,
     module: VLMModule,
@@ -223,13 +215,3 @@ def _commit() -> str | None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     return found.stdout.strip() or None
-
-
-def _plain(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {str(k): _plain(v) for k, v in node.items()}
-    if isinstance(node, list | tuple):
-        return [_plain(v) for v in node]
-    if isinstance(node, np.generic):
-        node = node.item()
-    return None if isinstance(node, float) and not np.isfinite(node) else node

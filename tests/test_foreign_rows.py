@@ -272,11 +272,11 @@ def test_numbers_before_choices_are_their_letters(tmp_path):
 
 
 def test_words_that_look_like_letters_and_numbers_stay():
-    assert roadbuddy._options(["A. x", "y"]) == (["A. x", "y"], [None, None])  # half of them is not enough
-    assert roadbuddy._options(["A. x", "B. y", "z"]) == (["x", "y", "z"], ["A", "B", None])
-    assert roadbuddy._options(["U. turn", "T. junction"]) == (["U. turn", "T. junction"], [None, None])
-    assert roadbuddy._options(["1.5 m", "2.5 m"]) == (["1.5 m", "2.5 m"], [None, None])
-    assert roadbuddy._options(["A. &lt;50", "B. &gt;50"]) == (["<50", ">50"], ["A", "B"])
+    assert roadbuddy.options_of(["A. x", "y"]) == (["A. x", "y"], [None, None])  # half of them is not enough
+    assert roadbuddy.options_of(["A. x", "B. y", "z"]) == (["x", "y", "z"], ["A", "B", None])
+    assert roadbuddy.options_of(["U. turn", "T. junction"]) == (["U. turn", "T. junction"], [None, None])
+    assert roadbuddy.options_of(["1.5 m", "2.5 m"]) == (["1.5 m", "2.5 m"], [None, None])
+    assert roadbuddy.options_of(["A. &lt;50", "B. &gt;50"]) == (["<50", ">50"], ["A", "B"])
 
 
 def test_the_case_of_letters(tmp_path):

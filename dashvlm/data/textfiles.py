@@ -154,8 +154,12 @@ def json_file(path: Path, encoding: str | None = None) -> Any:
         raise DataError(f"{path} is not JSON", got=str(error), do="mend it or download it again") from error
 
 
-def strict_json(text: str) -> Any:
+def strict_json(text: str, missing_numbers: bool = False) -> Any:
     """Parse JSON; a repeated key, NaN, an infinite number or half a character is an error.
+
+    Args:
+        text: JSON.
+        missing_numbers: take NaN and infinite numbers for null, as programs write a value that is not there.
 
     Raises:
         ValueError: with what is wrong.
@@ -165,8 +169,13 @@ def strict_json(text: str) -> Any:
         Traceback (most recent call last):
         ValueError: the key 'a' is there twice
     """
+    numbers: dict[str, Any] = {"parse_constant": _no_constant, "parse_float": _finite}
     try:
-        value = json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(
+            text,
+            object_pairs_hook=_without_repeats,
+            **({"parse_constant": lambda _: None} if missing_numbers else numbers),
+        )
     except RecursionError:
         raise ValueError("nested too deep") from None
     try:

@@ -7,15 +7,20 @@ All depend on the set (CIDEr's weights come from its references), so they are ne
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from dashvlm.metrics.java import Unavailable, meteor, one_line, plain_tokenize, ptb_tokenize, spice
+from dashvlm.metrics.java import Unavailable, meteor, one_line, ptb_tokenize, spice
 
-Cleaning = Literal["none", "chat", "openflamingo", "auto"]
+RULES = ("none", "chat", "echo", "openflamingo")
+"""Ways to clean a text, see :func:`clean`."""
+OF_WORDS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE")
+"""What the metrics' own tokeniser, a Java program, decides: absent without it."""
+NOT_ASKED = "not asked for (spice=true)"
+_TURN = re.compile(r"assistant[^\S\n]*\n")
 _CUTS = ("Assistant:", "A:", "\n\n", "<div", "<ul", "<li")
 
 
@@ -27,7 +32,6 @@ class CaptionScores:
         values: metric -> value.
         each: metric -> a value a caption, where the metric has one.
         unavailable: metric -> why there is no value.
-        tokenizer: ``ptb`` (the metrics' own, needs Java) or ``plain``.
         cleaned: how many predictions the cleaning rule changed.
         rule: the rule.
     """
@@ -35,17 +39,17 @@ class CaptionScores:
     values: Mapping[str, float]
     each: Mapping[str, Sequence[float]]
     unavailable: Mapping[str, str] = field(default_factory=dict)
-    tokenizer: str = "ptb"
     cleaned: int = 0
     rule: str = "none"
 
 
-def clean(text: str, rule: Cleaning) -> str:
+def clean(text: str, rule: str) -> str:
     """Apply a published cleaning rule to a prediction.
 
     Args:
         text: the prediction.
         rule: ``chat``: keep what is behind the first ``Assistant:`` (SmolVLM's files echo the chat);
+            ``echo``: keep what is behind the last line ``assistant`` (a decoded chat of Llama or Qwen);
             ``openflamingo``: keep what is before the first ``Assistant:``, ``A:``, empty line or HTML list.
 
     Example:
@@ -54,6 +58,8 @@ def clean(text: str, rule: Cleaning) -> str:
     """
     if rule == "chat" and "Assistant:" in text:
         return text.split("Assistant:", 1)[1].strip()
+    if rule == "echo":
+        return _TURN.split(text)[-1].strip()
     if rule == "openflamingo":
         for cut in _CUTS:
             if cut in text:
@@ -61,13 +67,16 @@ def clean(text: str, rule: Cleaning) -> str:
     return text
 
 
-def rule_for(texts: Sequence[str]) -> Cleaning:
-    """Choose ``chat`` if most predictions echo a chat, else ``none``."""
-    return "chat" if texts and sum("Assistant:" in t for t in texts) > len(texts) / 2 else "none"
+def rule_for(texts: Sequence[str]) -> str:
+    """Choose ``chat`` or ``echo`` if most predictions repeat their prompt, else ``none``."""
+    most = len(texts) / 2
+    if sum("Assistant:" in t for t in texts) > most:
+        return "chat"
+    return "echo" if sum(bool(_TURN.search(t)) for t in texts) > most else "none"
 
 
 def caption_scores(
-    references: Sequence[str], texts: Sequence[str], rule: Cleaning = "none", with_spice: bool = False
+    references: Sequence[str], texts: Sequence[str], rule: str = "none", with_spice: bool = False
 ) -> CaptionScores:
     """Score captions against one reference each.
 
@@ -86,14 +95,17 @@ def caption_scores(
     said = [one_line(clean(t, rule)) for t in texts]
     gold = [one_line(t) for t in references]
     unavailable: dict[str, str] = {}
-    tokenizer = "ptb"
+    values: dict[str, float] = {}
+    each: dict[str, Sequence[float]] = {}
+    gold_words: list[str] = []
+    said_words: list[str] = []
     try:
         words = ptb_tokenize([*gold, *said])
-    except Unavailable as error:
-        tokenizer, words = "plain", plain_tokenize([*gold, *said])
-        unavailable["METEOR"] = unavailable["SPICE"] = str(error)
-    gold_words, said_words = words[: len(gold)], words[len(gold) :]
-    values, each = overlap_scores(gold_words, said_words)
+    except Unavailable as error:  # other words make slightly other numbers under the same names
+        unavailable |= dict.fromkeys(OF_WORDS, str(error))
+    else:
+        gold_words, said_words = words[: len(gold)], words[len(gold) :]
+        values, each = overlap_scores(gold_words, said_words)  # type: ignore[assignment]
     for name, wanted, call in (
         ("METEOR", True, functools.partial(meteor, gold_words, said_words)),
         ("SPICE", with_spice, functools.partial(spice, gold, said)),
@@ -104,11 +116,11 @@ def caption_scores(
             except Unavailable as error:
                 unavailable[name] = str(error)
     if not with_spice:
-        unavailable.setdefault("SPICE", "not asked for (spice=true)")
+        unavailable.setdefault("SPICE", NOT_ASKED)
     values["avg_prediction_length"] = float(np.mean([len(t.split()) for t in texts]))
     values["avg_target_length"] = float(np.mean([len(t.split()) for t in references]))
     changed = sum(clean(t, rule) != t for t in texts)
-    return CaptionScores(values, each, unavailable, tokenizer, changed, rule)
+    return CaptionScores(values, each, unavailable, changed, rule)
 
 
 def overlap_scores(gold: Sequence[str], said: Sequence[str]) -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -20,7 +20,7 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
 
     Args:
         table: a row a question with ``clip_id, group, primary, target, scores`` (a probability for each
-            existing choice, or None for a failed row), ``num_choices, answer, status, latency_s,
+            existing choice, or None for a failed row), ``num_choices`` (0: unknown), ``answer, status, latency_s,
             pixels_off_scores, text_only_answer``. A failed row counts as wrong.
         seed: of the bootstrap.
 
@@ -37,11 +37,12 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     right = (said == target).astype(float)
     metrics = {"accuracy": mean_estimate(right, weights)}
     chosen = [s[t] if said_choice(s) >= 0 else 1e-9 for s, t in zip(main["scores"], target, strict=True)]
-    metrics["log_loss"] = mean_estimate(-np.log(np.clip(np.array(chosen, float), 1e-9, 1)), weights)
+    if any(0 < s < 1 for scores in main["scores"] if scores is not None for s in scores):  # answers have no log loss
+        metrics["log_loss"] = mean_estimate(-np.log(np.clip(np.array(chosen, float), 1e-9, 1)), weights)
     for letter in sorted(set(target.tolist())):
         at = target == letter
         metrics[f"accuracy_{LETTERS[letter]}"] = mean_estimate(right[at], weights[:, at])
-    for number in sorted(set(count.tolist())):
+    for number in sorted(set(count.tolist()) - {0}):
         at = count == number
         metrics[f"accuracy_{number}_choices"] = mean_estimate(right[at], weights[:, at])
     if (main["status"].notna() & (main["status"] != "failed")).any():
@@ -58,8 +59,8 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         if "text_only_answer" in main and main["text_only_answer"].notna().any():
             blind = (main["text_only_answer"] == main["target"]).fillna(False).to_numpy(float)
             metrics["above_text_only"] = mean_estimate(right - blind, weights)
-    letters = max([*table["num_choices"].tolist(), 1])
     every = np.array([said_choice(s) for s in table["scores"]], int)
+    letters = max([*table["num_choices"].tolist(), *(every + 1).tolist(), *(target + 1).tolist(), 1])
     confusion = [[int(((target == t) & (said == s)).sum()) for s in (*range(letters), -1)] for t in range(letters)]
     return {
         "metrics": {k: vars(v) for k, v in metrics.items()},
@@ -103,9 +104,10 @@ def _baselines(
     out = {
         "majority_accuracy": mean_estimate((target == majority).astype(float), weights),
         "always_a_accuracy": mean_estimate((target == 0).astype(float), weights),
-        "random_accuracy": mean_estimate(1.0 / count, weights),
     }
-    for number in sorted(set(count.tolist())):  # within questions of one kind the best letter may be another
+    if count.all():  # where their number is unknown there is no chance level
+        out["random_accuracy"] = mean_estimate(1.0 / count, weights)
+    for number in sorted(set(count.tolist()) - {0}):  # within questions of one kind the best letter may be another
         at = count == number
         best = int(np.bincount(target[at]).argmax())
         out[f"majority_accuracy_{number}_choices"] = mean_estimate((target[at] == best).astype(float), weights[:, at])

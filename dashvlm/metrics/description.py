@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dashvlm.metrics.captions import CaptionScores, caption_scores
+from dashvlm.metrics.captions import NOT_ASKED, CaptionScores, caption_scores
 from dashvlm.metrics.functional import Array
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate, row_alarms
 from dashvlm.metrics.navigation import (
@@ -17,12 +18,13 @@ from dashvlm.metrics.navigation import (
     contradicts_itself,
     field_rows,
     object_counts,
+    object_marks,
     omissions,
     side_rows,
 )
 from dashvlm.tasks.navigation_text import OBJECTS, parse_fields
 
-SPICE = "python -m dashvlm.report study=bvpi_captions row=none predictions=RUN/predictions.parquet spice=true"
+SPICE = "python -m dashvlm.score task=caption predictions=RUN/predictions.parquet spice=true"
 """Where to get it: minutes a set are too long for every run."""
 
 
@@ -51,6 +53,9 @@ def evaluate_caption(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         for name, row in fields.items():
             metrics[f"accuracy_{name}"] = mean_estimate(row["right"].astype(float), weights)
             baselines[f"majority_accuracy_{name}"] = mean_estimate(row["majority_right"].astype(float), weights)
+            mine, usual = known_accuracy(row, [t[name.removesuffix("_derived")] for t in truths], weights)
+            if usual is not None:
+                metrics[f"accuracy_{name}_known"], baselines[f"majority_accuracy_{name}_known"] = mine, usual
             if blind is not None:
                 off = mean_estimate(blind[name]["right"].astype(float), weights)
                 baselines[f"pixels_off_accuracy_{name}"] = off
@@ -62,17 +67,18 @@ def evaluate_caption(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     scores = None
     told = main[main["reference"].notna()]
     if len(told):
-        scores = caption_scores(told["reference"].tolist(), _texts(told["text"]))
-        metrics |= {k: Estimate(v, float("nan"), float("nan")) for k, v in scores.values.items()}
+        references, drawn = told["reference"].tolist(), group_weights(told["group"].tolist(), RESAMPLES, seed)
+        scores = caption_scores(references, _texts(told["text"]))
+        metrics |= with_intervals(scores, drawn)
+        if "usual_reference" in told and isinstance(told["usual_reference"].iloc[0], str):
+            usual_scores = with_intervals(caption_scores(references, told["usual_reference"].tolist()), drawn)
+            baselines |= {f"usual_{k}": v for k, v in usual_scores.items()}
     prefixes = sorted({str(p) for p in main.get("prefix", pd.Series(dtype=object)).dropna() if p})
     return {
         "metrics": {k: vars(v) for k, v in metrics.items()},
         "baselines": {k: vars(v) for k, v in baselines.items()},
-        "objects": _objects(texts, truths),
-        "unavailable": {**scores.unavailable, **({"SPICE": SPICE} if scores.tokenizer == "ptb" else {})}
-        if scores
-        else {},
-        "tokenizer": scores.tokenizer if scores else None,
+        "objects": _objects(texts, truths, weights),
+        "unavailable": {k: SPICE if v == NOT_ASKED else v for k, v in scores.unavailable.items()} if scores else {},
         "forced_prefix": prefixes,
         "counts": {
             "rows": len(table),
@@ -105,16 +111,46 @@ def _safety(texts: Sequence[str], truths: Sequence[Mapping[str, Any]], weights: 
     present = [c for c in near.values() if c.tp + c.fn]
     if present:
         out["object_recall"] = Estimate(float(np.mean([c.recall for c in present])), float("nan"), float("nan"))
-        out["object_precision"] = Estimate(float(np.mean([c.precision for c in present])), float("nan"), float("nan"))
+    said = [c for c in present if c.tp + c.fp]  # what is never mentioned has no precision
+    if said:
+        out["object_precision"] = Estimate(float(np.mean([c.precision for c in said])), float("nan"), float("nan"))
     wrong = np.array([contradicts_itself(t) for t in texts], float)
     out["contradicts_itself"] = mean_estimate(wrong, weights)
     return out
 
 
+def known_accuracy(row: Mapping[str, Any], truths: Sequence[str], weights: Array) -> tuple[Estimate, Estimate | None]:
+    """Accuracy of a field over the pictures where it is annotated, and the commonest word's there.
+
+    Args:
+        row: of :func:`dashvlm.metrics.navigation.field_rows`.
+        truths: the field's word a picture; ``unknown`` where it is not annotated.
+        weights: bootstrap weights [R, N].
+
+    Returns:
+        Both values; the second is None where every picture, or none, is annotated.
+    """
+    known = np.array([t != "unknown" for t in truths])
+    mine = mean_estimate(row["right"][known].astype(float), weights[:, known])
+    if known.all() or not known.any():
+        return mine, None
+    word = Counter(t for t in truths if t != "unknown").most_common(1)[0][0]
+    same = np.array([float(t == word) for t in truths])
+    return mine, mean_estimate(same[known], weights[:, known])
+
+
+def with_intervals(scores: CaptionScores, weights: Array) -> dict[str, Estimate]:
+    """Every metric; with an interval where the set's value is the mean over pictures (METEOR's and BLEU's are not)."""
+    found = {m: Estimate(v, np.nan, np.nan) for m, v in scores.values.items()}
+    each = {m: mean_estimate(np.asarray(v), weights) for m, v in scores.each.items()}
+    return found | {m: e for m, e in each.items() if abs(e.value - found[m].value) < 1e-6}
+
+
 def _unavailable(scores: CaptionScores | None) -> list[str]:
     if scores is None or "METEOR" not in scores.unavailable:
         return []
-    return [f"METEOR is unavailable: {scores.unavailable['METEOR']}; the others use a copy of its words"]
+    lacking = [name for name, why in scores.unavailable.items() if why == scores.unavailable["METEOR"]]
+    return [f"{', '.join(lacking)}: unavailable, {scores.unavailable['METEOR']}"]
 
 
 def _rate(cases: Sequence[Sequence[bool]], weights: Array) -> Estimate:
@@ -127,14 +163,19 @@ def _rate(cases: Sequence[Sequence[bool]], weights: Array) -> Estimate:
     return estimate(float(hits.sum() / sizes.sum()), resampled)
 
 
-def _objects(texts: Sequence[str], truths: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    rows = []
+def _objects(texts: Sequence[str], truths: Sequence[Mapping[str, Any]], weights: Array) -> list[dict[str, Any]]:
+    """A row an object and scope; recall and precision are None where nothing is there, or nothing was said."""
+    rows: list[dict[str, Any]] = []
+    if not truths:
+        return rows
     for scope in ("nearby", "full_text"):
-        counts = object_counts(texts, [t["near"] for t in truths], scope)
         for name in OBJECTS:
-            c = counts[name]
-            rows.append({"object": name, "scope": scope, "there": c.tp + c.fn, "tp": c.tp, "fn": c.fn, "fp": c.fp,
-                         "recall": c.recall, "precision": c.precision})  # fmt: skip
+            there, said = object_marks(texts, [t["near"] for t in truths], name, scope)
+            hit = (there & said).astype(float)
+            recall, precision = (mean_estimate(hit[a], weights[:, a]) for a in (there, said))
+            rows.append({"object": name, "scope": scope, "there": int(there.sum()), "tp": int(hit.sum()),
+                         "fn": int((there & ~said).sum()), "fp": int((said & ~there).sum()),
+                         "recall": vars(recall), "precision": vars(precision)})  # fmt: skip
     return rows
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from dashvlm.metrics import functional as F
+from dashvlm.metrics.answers import evaluate_answers
 from dashvlm.metrics.binary import evaluate_binary, monitor_binary
 from dashvlm.metrics.choice import evaluate_choice, monitor_choice
 from dashvlm.metrics.description import evaluate_caption
@@ -20,11 +21,13 @@ from dashvlm.metrics.scene import evaluate_scene
 
 EVALUATIONS: dict[str, Callable[[pd.DataFrame, int], dict[str, Any]]] = {
     "binary": evaluate_binary,
+    "answers": evaluate_answers,
     "choice": evaluate_choice,
     "scene": evaluate_scene,
     "caption": evaluate_caption,
 }
-PRIMARY = {"binary": "roc_auc", "choice": "accuracy", "scene": "field_accuracy", "caption": "accuracy_sidewalk_pos"}
+PRIMARY = {"binary": "roc_auc", "answers": "accuracy", "choice": "accuracy", "scene": "field_accuracy",
+           "caption": "accuracy_sidewalk_pos"}  # fmt: skip
 """The metric that a sweep's plot shows."""
 
 

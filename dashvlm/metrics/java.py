@@ -27,7 +27,6 @@ SPICE_JARS = "DASHVLM_SPICE_JARS"
 CORENLP = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 # Dropped after tokenising, as pycocoevalcap does.
 PUNCTUATION = {"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
-_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 # What Java or Python take for the end of a line: one of them inside a caption would shift all later ones.
 _BREAKS = re.compile("[\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029]+")
 
@@ -80,25 +79,6 @@ def ptb_tokenize(texts: Sequence[str]) -> list[str]:
     if len(lines) != len(texts):
         raise AssertionError(f"the tokeniser gave {len(lines)} lines for {len(texts)} captions")
     return [" ".join(w for w in line.split(" ") if w and w not in PUNCTUATION) for line in lines]
-
-
-def plain_tokenize(texts: Sequence[str]) -> list[str]:
-    """Tokenise captions without Java, as close to :func:`ptb_tokenize` as rules go.
-
-    Example:
-        >>> plain_tokenize(["It's a man's dog, isn't it? (10 m ahead.)"])
-        ["it 's a man 's dog is n't it -lrb- 10 m ahead -rrb-"]
-    """
-    out = []
-    for text in texts:
-        lower = one_line(text).lower().replace("’", "'").replace("“", '"').replace("”", '"')
-        lower = re.sub(r"\bcannot\b", "can not", lower)
-        lower = re.sub(r"(\w)(n't)\b", r"\1 \2", lower)
-        lower = re.sub(r"(\w)('(?:s|re|ve|ll|d|m))\b", r"\1 \2", lower)
-        words = re.findall(r"n't|'(?:s|re|ve|ll|d|m)\b|\d+(?:[.,:]\d+)+|\w+(?:[-/.]\w+)*|[^\w\s]", lower)
-        words = [_BRACKETS.get(w, w) for w in words if w not in PUNCTUATION and w not in '–—"']
-        out.append(" ".join(words))
-    return out
 
 
 def meteor(references: Sequence[str], texts: Sequence[str]) -> tuple[float, list[float]]:

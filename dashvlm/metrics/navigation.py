@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dashvlm.tasks.navigation_text import HEADERS, NOUNS, OBJECTS, parse_fields, relation, segment, stated_sides
 
@@ -114,11 +115,16 @@ def object_counts(
     """
     out = {}
     for name in OBJECTS:
-        said = [mentions(t, name, scope) for t in texts]
-        there = [bool(n.get(name)) for n in near]
-        pairs = Counter(zip(there, said, strict=True))
-        out[name] = Counts(pairs[True, True], pairs[True, False], pairs[False, True])
+        there, said = object_marks(texts, near, name, scope)
+        out[name] = Counts(int((there & said).sum()), int((there & ~said).sum()), int((said & ~there).sum()))
     return out
+
+
+def object_marks(
+    texts: Sequence[str], near: Sequence[Mapping[str, Sequence[str]]], name: str, scope: Scope = "nearby"
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether an object is there, and whether it is mentioned, a picture: two arrays [N]."""
+    return np.array([bool(n.get(name)) for n in near], bool), np.array([mentions(t, name, scope) for t in texts], bool)
 
 
 def field_rows(texts: Sequence[str], truths: Sequence[Mapping[str, str]]) -> dict[str, dict[str, Any]]:

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from dashvlm.data.formats.bvpi import block_of
 from dashvlm.data.formats.bvpi_build import joined, read_annotations
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.metrics.captions import CaptionScores, caption_scores
+from dashvlm.metrics.captions import caption_scores
+from dashvlm.metrics.description import known_accuracy, with_intervals
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, group_weights, mean_estimate
-from dashvlm.metrics.navigation import DEFINITIONS, Counts, Scope, contradicts_itself, field_rows, mentions
+from dashvlm.metrics.navigation import DEFINITIONS, Counts, Scope, contradicts_itself, field_rows, object_marks
 from dashvlm.report.predictions import Predictions, find_csvs, read_predictions
 from dashvlm.report.recompute import Recomputed, Table
-from dashvlm.tasks.navigation_text import OBJECTS, Truth
+from dashvlm.tasks.navigation_text import OBJECTS, Truth, parse_fields, segment
 
 Weights = NDArray[np.float64]
 Parts = dict[str, Any]
@@ -26,21 +27,26 @@ BLOCK = 25
 """Pictures with neighbouring numbers may be one walk: they are resampled together."""
 
 
-def build(name: str, files: Sequence[Path], options: Mapping[str, Any]) -> list[Recomputed]:
+SCOPES: Mapping[str, Scope] = {"openflamingo": "published", "smolvlm2": "published_nearby"}
+"""Row of the published table of objects -> the definition that gives it back."""
+
+
+def build(name: str, files: Sequence[Path], options: Mapping[str, Any], known: Mapping[str, str]) -> list[Recomputed]:
     """Score files of published predictions.
 
     Args:
         name: ``bvpi_captions``, ``bvpi_fields`` or ``bvpi_objects``.
         files: predictions (JSON list or JSON lines; see :func:`dashvlm.report.predictions.read_predictions`).
-        options: ``row`` (of the published table; ``auto`` goes by the path), ``clean``, ``text_key``,
+        options: ``clean``, ``text_key``,
             ``annotations`` and ``captions`` (CSV files; looked for beside the predictions by default), ``spice``,
             ``images`` and ``clip`` (for CLIPScore).
+        known: digest of a published file -> its row.
 
     Raises:
         ConfigError: if the table is unknown.
         DataError: if a file cannot be used.
     """
-    tables: dict[str, Callable[[Predictions, Mapping[str, Any], Weights], Parts]]
+    tables: dict[str, Callable[[Predictions, Mapping[str, Any], Weights, str], Parts]]
     tables = {"bvpi_captions": _captions, "bvpi_fields": _fields, "bvpi_objects": _objects}
     if name not in tables:
         raise ConfigError("unknown table", got=name, do=f"use one of {', '.join(tables)}")
@@ -49,47 +55,42 @@ def build(name: str, files: Sequence[Path], options: Mapping[str, Any]) -> list[
     made = []
     for found in loaded:
         weights = group_weights([block_of(i, BLOCK) for i in found.images], RESAMPLES, 0)
-        parts = tables[name](found, options, weights)
+        row = known.get(found.digest, "")
+        parts = tables[name](found, options, weights, row)
         notes = [*found.notes, *parts.pop("notes")]
         if apart:
             notes.append(f"these files are of different splits and must not be compared: {', '.join(apart)}")
         made.append(
             Recomputed(
-                found.row or found.path.stem, found.path.name, len(found.texts), split=found.split, notes=notes, **parts
+                row, found.path.name, len(found.texts), split=found.split, notes=notes, digest=found.digest, **parts
             )
-        )  # fmt: skip
+        )
     return made
 
 
-def _captions(found: Predictions, options: Mapping[str, Any], weights: Weights) -> Parts:
+def _captions(found: Predictions, options: Mapping[str, Any], weights: Weights, of: str) -> Parts:
     kept = [i for i, target in enumerate(found.targets) if target is not None]
     if not kept:
-        raise DataError(f"{found.path} has no references", got="no target in its rows", do="use study=bvpi_fields")
+        raise DataError(
+            f"{found.path} has no references", got="no target in its rows",
+            do=f"python -m dashvlm.score task=caption predictions={found.path} truth=CAPTIONS_CSV",
+        )  # fmt: skip
     targets, texts = [str(found.targets[i]) for i in kept], [found.texts[i] for i in kept]
     scores = caption_scores(targets, texts, "none", bool(options.get("spice")))
     values, missing = dict(scores.values), {"CLIPScore": "give images=FOLDER", **scores.unavailable}
     if options.get("images"):
         values["CLIPScore"] = _clip(found, str(options["images"]), str(options["clip"]))
-    notes = [f"tokenised by {scores.tokenizer}; all metrics are over the whole set, one reference a picture"]
+    notes = ["all metrics are over the whole set, one reference a picture"]
     notes += [f"{metric} is unavailable: {missing[metric]}" for metric in missing if metric not in values]
-    if scores.tokenizer == "plain":
-        notes.append("without Java the tokeniser is a close copy of the metrics' own: digits may differ")
-    mine = _with_intervals(scores, weights[:, kept])
+    mine = with_intervals(scores, weights[:, kept])
     corrected = {m: e for m, e in mine.items() if np.isfinite(e.low)}
     usual, count = _usual_caption(found, options)
     constant: dict[str, Estimate] = {}
     if usual:
         same = caption_scores(targets, [usual] * len(targets), "none", bool(options.get("spice")))
-        constant = _with_intervals(same, weights[:, kept])
+        constant = with_intervals(same, weights[:, kept])
         notes.append(f"constant: the training caption that occurs most often ({count} times) for every picture")
     return {"published": values, "corrected": corrected, "constant": constant, "notes": notes}
-
-
-def _with_intervals(scores: CaptionScores, weights: Weights) -> dict[str, Estimate]:
-    """Every metric; with an interval where the set's value is the mean over pictures (METEOR's and BLEU's are not)."""
-    found = {m: Estimate(v, np.nan, np.nan) for m, v in scores.values.items()}
-    each = {m: mean_estimate(np.asarray(v), weights) for m, v in scores.each.items()}
-    return found | {m: e for m, e in each.items() if abs(e.value - found[m].value) < 1e-6}
 
 
 def _usual_caption(found: Predictions, options: Mapping[str, Any]) -> tuple[str, int]:
@@ -117,10 +118,6 @@ def _clip(found: Predictions, folder: str, checkpoint: str) -> float:
 
 
 def _truths(found: Predictions, options: Mapping[str, Any]) -> list[Truth]:
-    if found.path.suffix == ".parquet":
-        raise DataError(
-            f"{found.path} is of a run", do="its result.json has fields and objects; use study=bvpi_captions"
-        )
     _, annotations = find_csvs(found.path, options)
     if annotations is None:
         raise DataError(
@@ -135,7 +132,7 @@ def _truths(found: Predictions, options: Mapping[str, Any]) -> list[Truth]:
     return [known.get(i, Truth("unknown", "unknown")) for i in found.images]
 
 
-def _fields(found: Predictions, options: Mapping[str, Any], weights: Weights) -> Parts:
+def _fields(found: Predictions, options: Mapping[str, Any], weights: Weights, of: str) -> Parts:
     truths = [t.fields for t in _truths(found, options)]
     rows = field_rows(found.texts, truths)
     n, body, notes = len(found.texts), [], []
@@ -154,46 +151,48 @@ def _fields(found: Predictions, options: Mapping[str, Any], weights: Weights) ->
         values |= {f"presence_{name}": float(row["present"].mean()), column: float(right.mean())}
         if count <= usual.sum():
             notes.append(f"{name}: {count / n:.3f} is not above always saying {row['majority']!r} ({usual.mean():.3f})")
-        known = np.array([t[name] != "unknown" for t in truths])
-        if not known.any():
+        mine, common = known_accuracy(row, [t[name] for t in truths], weights)
+        if common is None:
             continue
-        word = Counter(t[name] for t in truths if t[name] != "unknown").most_common(1)[0][0]
-        same = np.array([float(t[name] == word) for t in truths])
         column += "_known"
-        counts[column] = int(known.sum())
-        corrected[column] = mean_estimate(right[known], weights[:, known])
-        constant[column] = mean_estimate(same[known], weights[:, known])
-        if corrected[column].value <= constant[column].value:
+        counts[column] = sum(t[name] != "unknown" for t in truths)
+        corrected[column], constant[column] = mine, common
+        if mine.value <= common.value:
             notes.append(
-                f"{name}, the {counts[column]} pictures where it is known: {corrected[column].value:.3f} is not above "
-                f"always saying {word!r} ({constant[column].value:.3f})"
+                f"{name}, the {counts[column]} pictures where it is known: {mine.value:.3f} is not above always "
+                f"saying the commonest word ({common.value:.3f})"
             )
     against = sum(contradicts_itself(t) for t in found.texts)
     notes.append(f"the written relation contradicts the text's own positions in {against} of {n} texts")
     if all(row["present"].all() for row in rows.values()):
+        heads = len({tuple(parse_fields(t).items()) for t in found.texts})
         notes.append(
-            "every text has every field: presence measures nothing where a prefix was forced or a header added"
+            f"every text has every field, so presence tells nothing apart; {heads} different heads in {n} texts"
         )
+    told = Counter(filter(None, (segment(t, "Context") for t in found.texts)))
+    if told and told.most_common(1)[0][1] > n / 2:
+        notes.append(f"{told.most_common(1)[0][1]} of {n} texts have one and the same Context")
     table = (f"mandatory fields of {found.path.name}", ["field", "present", "right", "majority word"], body)
     counted = {"corrected": counts, "constant": counts}
     return {"published": values, "corrected": corrected, "constant": constant, "counts": counted, "notes": notes,
             "details": [table]}  # fmt: skip
 
 
-def _objects(found: Predictions, options: Mapping[str, Any], weights: Weights) -> Parts:
+def _objects(found: Predictions, options: Mapping[str, Any], weights: Weights, of: str) -> Parts:
     near = [t.near for t in _truths(found, options)]
-    theirs: Scope = "published_nearby" if (found.row or "").startswith("smolvlm2") else "published"
+    theirs = SCOPES.get(of, "published")
     values: dict[str, float] = {}
     corrected: dict[str, Estimate] = {}
     constant: dict[str, Estimate] = {}
     counts: dict[str, int] = {}
     made: list[Table] = []
     scopes: tuple[Scope, ...] = (theirs, "nearby", "full_text")
+    if not of:
+        scopes = ("published", "published_nearby", *scopes[1:])
     for scope in scopes:
         body = []
         for name in OBJECTS:
-            there = np.array([bool(n.get(name)) for n in near])
-            said = np.array([mentions(t, name, scope) for t in found.texts])
+            there, said = object_marks(found.texts, near, name, scope)
             c = Counts(int((there & said).sum()), int((there & ~said).sum()), int((said & ~there).sum()))
             body.append([name, str(c.tp + c.fn), f"{c.tp} / {c.fn} / {c.fp}", f"{c.recall:.3f}", f"{c.precision:.3f}"])
             if scope == theirs:

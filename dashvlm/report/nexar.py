@@ -18,12 +18,17 @@ import pandas as pd
 
 from dashvlm.errors import DataError
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, group_weights, mean_estimate
+from dashvlm.metrics.answers import evaluate_answers
+from dashvlm.metrics.captions import clean
+from dashvlm.metrics.intervals import Estimate
+from dashvlm.predictions.records import same_name
+from dashvlm.report.predictions import digest_of
 from dashvlm.tasks.parsing import parse_yes_no
 
 YES = re.compile(r"<answer>\s*Yes\s*</answer>")
 ANY = re.compile(r"<answer>\s*(Yes|No)\s*</answer>", re.IGNORECASE)
 PHRASES = ("immediate threat", "potential risk", "threat of collision")
+CORRECTED = ("accuracy", "precision", "recall", "parse_rate", "accuracy_of_parsed")
 COLUMNS = ("accuracy", "precision", "recall", "f1", "roc_auc")
 
 
@@ -33,17 +38,21 @@ class Responses:
 
     Attributes:
         path: the file.
+        ids: of the clips.
         target: labels.
         whole: texts with the prompt.
         written: what the model wrote, behind the last assistant turn.
         notes: what was odd about the file.
+        digest: of its ids and texts.
     """
 
     path: Path
+    ids: list[str]
     target: np.ndarray[Any, np.dtype[np.int_]]
     whole: list[str]
     written: list[str]
     notes: list[str]
+    digest: str
 
 
 def read_responses(path: Path) -> Responses:
@@ -77,8 +86,11 @@ def read_responses(path: Path) -> Responses:
     if kept.empty:
         raise DataError(f"{path} has no usable row", got=f"{len(table)} rows")
     whole = kept["response"].fillna("").astype(str).tolist()
-    written = [re.split(r"assistant\s*\n", text)[-1] for text in whole]
-    return Responses(path, digits[~bad].astype(int).to_numpy(), whole, written, notes)
+    written = [clean(text, "echo") for text in whole]
+    digest = digest_of({same_name(i): text for i, text in zip(kept["id"], whole, strict=True)})
+    return Responses(
+        path, kept["id"].astype(str).tolist(), digits[~bad].astype(int).to_numpy(), whole, written, notes, digest
+    )
 
 
 def published_scores(found: Responses) -> dict[str, float]:
@@ -99,31 +111,20 @@ def corrected_scores(found: Responses) -> tuple[dict[str, Estimate], dict[str, E
         The numbers, what one answer for every clip would reach (always the commoner one), and how many clips a
         number rests on where these are not all.
     """
-    read = [parse_yes_no(text)[0] for text in found.written]
-    parsed, yes = np.array([r is not None for r in read]), np.array([r == 1 for r in read])
-    right = np.array([r == y for r, y in zip(read, found.target.tolist(), strict=True)])
-    positive = found.target == 1
-    asked = {  # number -> which answers it is a mean of, over which clips
-        "accuracy": (right, np.ones_like(parsed)),
-        "precision": (right, yes),
-        "recall": (right & yes, positive),
-        "parse_rate": (parsed, np.ones_like(parsed)),
-        "accuracy_of_parsed": (right, parsed),
-    }
-    counts = {name: int(among.sum()) for name, (_, among) in asked.items()}
-    values = {name: _mean(of[among]) for name, (of, among) in asked.items() if counts[name]}
-    constant = {}
-    for name in ("accuracy", "accuracy_of_parsed"):
-        among = found.target[asked[name][1]]
-        if len(among):
-            constant[name] = _mean(among == int(among.mean() > 0.5))
-    return values, constant, {name: n for name, n in counts.items() if n < len(read)}
-
-
-def _mean(values: Any) -> Estimate:
-    """A mean with its interval; a video a row, so a row is its own group."""
-    groups = [str(i) for i in range(len(values))]
-    return mean_estimate(np.asarray(values, dtype=np.float64), group_weights(groups, RESAMPLES, 0))
+    read = [parse_yes_no(text) for text in found.written]
+    table = pd.DataFrame(
+        {
+            "group": found.ids,  # a video a row
+            "primary": True,
+            "target": pd.array(found.target, "Int64"),
+            "answer": pd.array([answer for answer, _ in read], "Int64"),
+            "status": [status for _, status in read],
+        }
+    )
+    made = evaluate_answers(table)
+    values = {name: Estimate(**v) for name, v in made["metrics"].items() if name in CORRECTED}
+    constant = {n.removeprefix("majority_"): Estimate(**v) for n, v in made["baselines"].items()}
+    return values, constant, {n: k for n, k in made["numbers"].items() if n in CORRECTED}
 
 
 def reasons(found: Responses) -> list[str]:
@@ -149,9 +150,11 @@ def reasons(found: Responses) -> list[str]:
             f"constant score: the phrases that make the score of the ROC AUC stand in {constant} of {total} prompts, "
             "so the score is 1 whatever the model writes and the AUC is 0.5"
         )
-    unread = sum(parse_yes_no(text)[0] is None for text in found.written)
-    said.append(
-        f"no answer counted as No: {unread} of {total} answers hold none (generation stopped at 128 tokens, "
-        "temperature 1.5); half of the clips are negative, which makes half of these right"
-    )
+    unread = [parse_yes_no(text)[0] is None for text in found.written]
+    if any(unread):
+        lucky = sum(u and y == 0 for u, y in zip(unread, found.target.tolist(), strict=True))
+        said.append(
+            f"no answer counted as No: {sum(unread)} of {total} answers hold none, which makes the {lucky} of them "
+            "right whose clip is negative"
+        )
     return said

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from dashvlm.data.formats.bvpi_build import SPLITS, csv_files, joined
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.metrics.captions import clean, rule_for
+from dashvlm.metrics.captions import RULES, clean, rule_for
+from dashvlm.predictions.records import read_records
 
 TEXT_KEYS = ("prediction", "response", "text", "output", "generated_text")
 TARGET_KEYS = ("target", "reference", "caption", "ground_truth")
@@ -25,26 +24,26 @@ class Predictions:
 
     Attributes:
         path: the file.
-        row: row of the published table that it belongs to, or None.
         images: pictures' names.
         texts: cleaned predictions, in the same order.
         targets: references, where the file has them.
         split: of the pictures, ``mixed`` or ``unknown``.
         notes: what was done to the file.
+        digest: of its pictures and texts, see :func:`digest_of`.
     """
 
     path: Path
-    row: str | None
     images: list[str]
     texts: list[str]
     targets: list[str | None]
     split: str
     notes: list[str]
+    digest: str
 
 
 def read_predictions(path: Path, options: Mapping[str, Any]) -> Predictions:
     """Read a JSON list or JSON lines of predictions and bring it to one form."""
-    items = _items(path)
+    items = read_records(path).rows
     key = options.get("text_key") or next((k for k in TEXT_KEYS if any(k in i for i in items)), None)
     image = next((k for k in IMAGE_KEYS if any(k in i for i in items)), None)
     if key is None or image is None or not any(key in i for i in items):
@@ -61,40 +60,29 @@ def read_predictions(path: Path, options: Mapping[str, Any]) -> Predictions:
         notes.append(f"{len(items) - len(seen)} pictures occur twice; the first row counts")
     raw = {name: str(item.get(key) or "") for name, item in seen.items()}
     rule = str(options.get("clean") or "auto")
-    if rule not in ("auto", "none", "chat", "openflamingo"):
-        raise ConfigError(f"clean={rule} is no cleaning rule", do="use one of auto, none, chat, openflamingo")
+    if rule not in ("auto", *RULES):
+        raise ConfigError(f"clean={rule} is no cleaning rule", do=f"use auto or one of {', '.join(RULES)}")
     rule = rule_for(list(raw.values())) if rule == "auto" else rule
-    texts = {name: clean(t, rule) for name, t in raw.items()}  # type: ignore[arg-type]
+    texts = {name: clean(t, rule) for name, t in raw.items()}
     changed = sum(texts[n] != raw[n] for n in raw)
     notes.append(f"text from {key!r}, cleaning rule {rule!r} changed {changed} of {len(raw)} rows")
-    ours = path.suffix == ".parquet"
-    split, images = ("run's own", list(seen)) if ours else _split_of(path, seen, image, options, notes)
-    named = str(options.get("row") or "auto")
-    row = {"auto": None if ours else _row_of(path), "none": None}.get(named, named)
+    split, images = _split_of(path, seen, image, options, notes)
     return Predictions(
-        path, row, images, [texts.get(i, "") for i in images],
+        path, images, [texts.get(i, "") for i in images],
         [str(seen[i][target]) if target and i in seen and seen[i].get(target) is not None else None for i in images],
-        split, notes,
+        split, notes, digest_of(raw),
     )  # fmt: skip
 
 
-def _items(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise DataError(f"{path} does not exist", do="name a .json, .jsonl or .parquet file with predictions=FILE")
-    if path.suffix == ".parquet":  # of a run of ours
-        rows = pd.read_parquet(path, columns=["clip_id", "text", "reference"])
-        found = rows.rename(columns={"clip_id": "image"}).to_dict("records")
-        return [{str(k): v for k, v in row.items()} for row in found]
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    try:
-        lines = [line for line in text.split("\n") if line.strip()]
-        found = [json.loads(x) for x in lines] if path.suffix == ".jsonl" else json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON", got=str(error), do="name a .json list or .jsonl file") from error
-    items = [i for i in found if isinstance(i, dict)] if isinstance(found, list) else []
-    if not items:
-        raise DataError(f"{path} has no rows", do="a list of objects, or an object a line")
-    return items
+def digest_of(texts: Mapping[str, str]) -> str:
+    r"""Hash names and texts as a file was published: by its rows, whatever their order, indents and line ends.
+
+    Example:
+        >>> digest_of({"a": "x  y", "b": "z"}) == digest_of({"b": "z ", "a": "x\ny"})
+        True
+    """
+    rows = sorted(f"{name}\x1f{' '.join(text.split())}" for name, text in texts.items())
+    return hashlib.sha256("\x1e".join(rows).encode()).hexdigest()[:16]
 
 
 def _split_of(
@@ -130,10 +118,3 @@ def find_csvs(path: Path, options: Mapping[str, Any]) -> tuple[Path | None, Path
             if not found[place].is_file():  # type: ignore[union-attr]
                 raise DataError(f"{key}={options[key]} does not exist", do="name a CSV file")
     return found[0], found[1]
-
-
-def _row_of(path: Path) -> str | None:
-    """Which published row a file belongs to, by its name and the two folders above it."""
-    words = "/".join([*(p.name for p in list(path.resolve().parents)[:2]), path.name]).lower()
-    model = "openflamingo" if "flam" in words else "smolvlm2" if "smol" in words else None
-    return f"{model}_base" if model and "base" in path.name.lower() else model

@@ -60,9 +60,14 @@ class Study:
         return [str(m) for m in self.spec["metrics"]]
 
     @property
-    def sources(self) -> dict[str, dict[str, str]]:
-        """Published row -> ``file`` that it can be recomputed from, what ``differs`` (column: value), ``because``."""
+    def sources(self) -> dict[str, dict[str, Any]]:
+        """Published row -> ``file`` of predictions, digest of ``rows``, ``differs`` (column: value), ``because``."""
         return {str(row): dict(known) for row, known in (self.spec.get("predictions") or {}).items()}
+
+    @property
+    def task(self) -> str:
+        """The task whose predictions were published."""
+        return "crash" if self.spec.get("recompute") == "nexar" else "caption"
 
     def part(self, form: str) -> Mapping[str, Any]:
         """The study's own settings, or those of its smoke form.
@@ -192,11 +197,11 @@ def unexplained(study: Study, results: Sequence[Result]) -> list[str]:
     for (row, origin), lines in found.items():
         meant = study.sources.get(row, {})
         if row not in published:
-            out.append(f"{origin}: no published row has these numbers; name it with row=")
+            out.append(f"{origin}: no published row has these numbers")
             continue
         values = {x["metric"]: float(x["value"]) for x in lines}
         same, others, _ = verdict(published[row], values)
-        expected: Mapping[str, float] = meant.get("differs") or {}  # type: ignore[assignment]
+        expected: Mapping[str, float] = meant.get("differs") or {}
         odd = [c for c in others if not math.isclose(values[c], float(expected.get(c, math.nan)), rel_tol=1e-6)]
         if odd or not (same or others):
             rest = f" and {len(odd) - 3} more" if len(odd) > 3 else ""
@@ -243,9 +248,9 @@ def refuse_wrong(study: Study, wrong: Sequence[str]) -> None:
     if wrong:
         raise DataError(
             f"{study.name}: these are not the published predictions", got="; ".join(wrong),
-            do="name the right file, row=, text_key= or clean=; row=none scores them without a published row; a "
-            "difference that is understood goes into study.yaml: predictions: {ROW: {file: ..., differs: {COLUMN: "
-            "VALUE}, because: the reason}}",
+            do="name the right file, text_key= or clean=; predictions of your own are scored by "
+            "`python -m dashvlm.score`; a difference that is understood goes into study.yaml: predictions: "
+            "{ROW: {file: ..., differs: {COLUMN: VALUE}, because: the reason}}",
         )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.report.recompute import Recomputed, against_published, recompute, strangers
+from dashvlm.report.recompute import Recomputed, against_published, recompute, unknown
 from dashvlm.report.studies import (
     AGAIN,
     STUDIES,
@@ -68,8 +68,10 @@ def report_study(options: Mapping[str, Any]) -> None:
         again = recompute(study, files, options)
         if not options["check"]:
             refuse_changed(study)
-        odd = strangers(study, files, again)
-        found = run_results(study, Path(options["paths"]["output_dir"])) + [r for a in again for r in a.results()]
+        odd = [f"{name} is none of the published files" for name in unknown(study, again)]
+        found = run_results(study, Path(options["paths"]["output_dir"])) + [
+            r for a in again if a.row for r in a.results()
+        ]
         if options["check"]:
             problems += [f"{study.name}: {p}" for p in [*odd, *stale(study, found)]]
             frozen, computed = frozen + len(read_table(study, "results")), computed + len(found)
@@ -114,7 +116,12 @@ def _show(
         for note in one.notes:
             print(f"  ! {one.source}: {note}")
     rows = {line["row"] for line in read_table(study, "published")}
-    refuse_wrong(study, [*odd, *unexplained(study, [r for r in found if r["row"] in rows])])
+    if odd:  # its table stands above; the study's own would not be about it
+        raise DataError(
+            f"{study.name}: predictions that were not published", got="; ".join(odd),
+            do=f"python -m dashvlm.score task={study.task} predictions=FILE truth=FILE published={study.name}",
+        )  # fmt: skip
+    refuse_wrong(study, unexplained(study, [r for r in found if r["row"] in rows]))
     with tempfile.TemporaryDirectory() as folder:  # the frozen numbers stay as they are
         shown = Study(study.name, Path(folder), study.spec)
         for name in ("published.csv", "results.csv"):
@@ -129,8 +136,9 @@ def _show(
             print(f"  {row}: {file}: {said}")
         if not rows:
             print("  nothing was published for this table")
-        for why in study.spec["why"]:
-            print(f"  ! {why}")
+        if not again:  # what is known of the published files says nothing of the one at hand
+            for why in study.spec["why"]:
+                print(f"  ! {why}")
         text = markdown(shown)
     output = Path(options["paths"]["output_dir"])
     output.mkdir(parents=True, exist_ok=True)

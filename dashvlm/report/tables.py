@@ -16,6 +16,10 @@ SHOWN: dict[str, dict[str, str]] = {
         "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
         "reward": "reward", "before_reward": "reward before", "format": "format",
     },
+    "answers": {
+        "accuracy": "accuracy", "majority_accuracy": "majority", "precision": "precision", "recall": "recall",
+        "f1": "F1", "parse_rate": "parsed", "accuracy_of_parsed": "of parsed",
+    },
     "choice": {
         "accuracy": "accuracy", "majority_accuracy": "majority", "random_accuracy": "random",
         "text_only_accuracy": "text only", "pixels_off_accuracy": "no pixels", "answer_accuracy": "as written",
@@ -40,7 +44,8 @@ COSTS = {"seconds": "seconds", "gpu_hours": "GPU-hours", "peak_memory_gb": "peak
 """Columns of :func:`dashvlm.report.collect.collect` that say what a run cost -> their titles."""
 BASELINES = {
     "majority": "majority", "always_a": "always A", "random": "random", "prior_random": "prior random",
-    "text_only": "text only", "pixels_off": "pixels off", "before": "before training", "longer": "longer text",
+    "text_only": "text only", "usual": "usual text", "pixels_off": "pixels off", "before": "before training",
+    "longer": "longer text",
 }  # fmt: skip
 """Prefix of a baseline's name -> header of its column."""
 
@@ -211,7 +216,8 @@ def result_title(name: str, result: dict[str, Any]) -> str:
     counts = result["counts"]
     unknown = counts.get("unlabelled_rows", 0)
     rest = f"; {unknown} of {counts['rows']} rows have no known answer" if unknown else ""
-    return f"{name}: {counts['test_clips']} {result['split']} clips in {counts['groups']} groups{rest}"
+    split = "" if result["split"] == "all" else f"{result['split']} "
+    return f"{name}: {counts['test_clips']} {split}clips in {counts['groups']} groups{rest}"
 
 
 def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -231,8 +237,8 @@ def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[lis
         made.append(("by slice", ["slice", "value", "clips", "positives", "ROC AUC"], rows))
     if result.get("objects"):
         rows = [
-            [r["object"], r["scope"], str(r["there"]), f"{r['tp']} / {r['fn']} / {r['fp']}", f"{r['recall']:.3f}",
-             f"{r['precision']:.3f}"]
+            [r["object"], r["scope"], str(r["there"]), f"{r['tp']} / {r['fn']} / {r['fp']}", _text(r["recall"]),
+             _text(r["precision"])]
             for r in result["objects"]
         ]  # fmt: skip
         made.append(("nearby objects", ["object", "scope", "there", "tp / fn / fp", "recall", "precision"], rows))
@@ -247,7 +253,9 @@ def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[lis
     return made
 
 
-def _text(node: dict[str, Any] | None) -> str:
+def _text(node: dict[str, Any] | float | None) -> str:
+    if isinstance(node, float):  # as older results have it
+        node = {"value": node, "low": None, "high": None}
     if not node or node["value"] is None or pd.isna(node["value"]):
         return "–"
     if node["low"] is None or pd.isna(node["low"]):

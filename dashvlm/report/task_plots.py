@@ -142,8 +142,8 @@ def plot_caption(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, s
         left.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         near = [r for r in results["objects"] if r["scope"] == "nearby"]
         at = np.arange(len(near))
-        right.bar(at - 0.2, [r["recall"] for r in near], 0.38, color=BLUE, label="recall")
-        right.bar(at + 0.2, [r["precision"] for r in near], 0.38, color=GREY, label="precision")
+        right.bar(at - 0.2, [r["recall"]["value"] for r in near], 0.38, color=BLUE, label="recall")
+        right.bar(at + 0.2, [r["precision"]["value"] for r in near], 0.38, color=GREY, label="precision")
         right.set_xticks(at, [r["object"].replace("_", "\n") + f"\n({r['there']})" for r in near], fontsize=8)
         right.set(ylim=(0, 1.02), xlabel="objects near the way (pictures that have one)")
         right.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

@@ -125,7 +125,7 @@ def parse_fields(text: str) -> dict[str, str]:
     found = {}
     for name, (label, words) in HEADERS.items():
         # "left/center/right" and "left or right" repeat the question.
-        match = re.search(rf"\b{label}:\s*({'|'.join(words)})\b(?!\s*(?:/|\||,?\s*or\b))", text, re.IGNORECASE)
+        match = re.search(rf"\b{label}\s*:\s*({'|'.join(words)})\b(?!\s*(?:/|\||,?\s*or\b))", text, re.IGNORECASE)
         if match:
             found[name] = match.group(1).lower()
     return found

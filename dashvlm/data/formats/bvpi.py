@@ -97,7 +97,7 @@ def _rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     else:
         captions, annotations = csv_files(root)
         for item in joined(captions, annotations, options.get("encoding")):
-            yield _caption_row(item)
+            yield caption_row(item)
 
 
 def block_of(name: str, size: int) -> str:
@@ -111,7 +111,8 @@ def block_of(name: str, size: int) -> str:
     return f"{found.group(1) or '0'}_{int(found.group(2)) // size}" if found else Path(name).stem
 
 
-def _caption_row(item: Mapping[str, Any]) -> Row:
+def caption_row(item: Mapping[str, Any]) -> Row:
+    """The row of a caption with its annotation, see :func:`dashvlm.data.formats.bvpi_build.joined`."""
     row: Row = {"clip_id": str(item["image"]), "video": str(item["image"]), "split": item["split"]}
     if item.get("problem"):
         return {"clip_id": str(item["image"]), "problem": item["problem"]}

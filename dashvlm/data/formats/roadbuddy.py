@@ -49,6 +49,21 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             f"data=roadbuddy: {name}.json is missing", got=f"looked for {places[0]} and {places[1]}",
             do="unpack the challenge's archive and set data.root=FOLDER; or try data=synthetic",
         )  # fmt: skip
+    yield from questions(path, root, name == "public_test", options)
+
+
+def questions(path: Path, root: Path, test: bool, options: Mapping[str, Any]) -> Iterator[Row]:
+    """Yield a row for each question of one file.
+
+    Args:
+        path: JSON in the challenge's layout.
+        root: folder that videos lie below.
+        test: whether it is a test file, whose rows all stay and whose answers are not read.
+        options: ``group_by`` and ``encoding`` as in :func:`rows`.
+
+    Raises:
+        DataError: if the file is not in the challenge's layout.
+    """
     content = json_file(path, options.get("encoding"))
     items = content.get("data") if isinstance(content, Mapping) else content
     if not isinstance(items, list):
@@ -57,11 +72,10 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     if isinstance(said, int) and said != len(items):
         raise DataError(f"{path} is incomplete", got=f"{len(items)} of {said} questions", do="download it again")
     for number, item in enumerate(items):
-        yield _row(item, number, name, path, root, str(options.get("group_by") or "source"))
+        yield _row(item, number, test, path, root, str(options.get("group_by") or "source"))
 
 
-def _row(item: Any, number: int, name: str, path: Path, root: Path, group_by: str) -> Row:
-    test = name == "public_test"
+def _row(item: Any, number: int, test: bool, path: Path, root: Path, group_by: str) -> Row:
     place = f"{path.name}[{number}]"
     split: Row = {"split": "test"} if test else {}
     if not isinstance(item, Mapping) or item.get("id") in (None, ""):
@@ -80,7 +94,7 @@ def _row(item: Any, number: int, name: str, path: Path, root: Path, group_by: st
         return {**row, wrong: "choices are not a list of texts"}
     if not 2 <= len(choices) <= MAX_CHOICES:
         return {**row, wrong: f"{len(choices)} choices, 2 to {MAX_CHOICES} can be answered"}
-    texts, letters = _options(choices)
+    texts, letters = options_of(choices)
     if not all(texts):
         return {**row, wrong: "an option without text"}
     irregular = []
@@ -97,7 +111,7 @@ def _row(item: Any, number: int, name: str, path: Path, root: Path, group_by: st
             return {**row, "problem": "no answer"}
         if not isinstance(answer, str):
             return {**row, "problem": f"the answer is a {type(answer).__name__}, not a text"}
-        same = _choice_of(answer, texts, letters)
+        same = choice_of(answer, texts, letters)
         if len(same) != 1:
             found = "is none of the choices" if not same else f"fits {len(same)} choices"
             return {**row, "problem": f"the answer {answer!r} {found}"}
@@ -127,11 +141,11 @@ def _group(video: str, group_by: str) -> str:
     return found.group(1) if found and group_by == "source" else Path(name).stem
 
 
-def _options(choices: list[str]) -> tuple[list[str], list[str | None]]:
+def options_of(choices: list[str]) -> tuple[list[str], list[str | None]]:
     """Split the letters off the choices' texts, where they are letters: ``U. turn`` and ``T. junction`` are texts.
 
     Example:
-        >>> _options(["(a) Đỏ", "(b) Xanh"]), _options(["1.5 m", "2.5 m"])
+        >>> options_of(["(a) Đỏ", "(b) Xanh"]), options_of(["1.5 m", "2.5 m"])
         ((['Đỏ', 'Xanh'], ['A', 'B']), (['1.5 m', '2.5 m'], [None, None]))
     """
     plain = [_clean(c) for c in choices]
@@ -148,8 +162,14 @@ def _options(choices: list[str]) -> tuple[list[str], list[str | None]]:
     )
 
 
-def _choice_of(answer: str, texts: list[str], letters: list[str | None]) -> list[int]:
-    """Numbers of the choices that an answer can mean: a text, a letter, or both if they agree."""
+def choice_of(answer: str, texts: list[str], letters: list[str | None]) -> list[int]:
+    """Numbers of the choices that an answer can mean: a text, a letter, or both if they agree.
+
+    Args:
+        answer: as somebody wrote it.
+        texts: of the choices; empty where only their letters are known.
+        letters: of the choices, None for one without.
+    """
     said = _clean(answer)
     same = [i for i, text in enumerate(texts) if _plain(text) == _plain(said)]
     if same:

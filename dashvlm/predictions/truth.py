@@ -1,0 +1,277 @@
+"""What predictions are compared with: a dataset's rows, or a table of ids and right answers. No video is opened."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dashvlm.data.clip import SPLITS, Clip
+from dashvlm.data.formats import bdd100k, bvpi, roadbuddy
+from dashvlm.data.formats.bvpi_build import SPLITS as SPLIT_NAMES
+from dashvlm.data.formats.bvpi_build import csv_files, joined
+from dashvlm.data.rows import Row, checked_row
+from dashvlm.data.textfiles import json_file
+from dashvlm.errors import DataError
+from dashvlm.predictions.records import Record, Records, common_key, read_records, text_of
+from dashvlm.targets import resolve
+from dashvlm.tasks.navigation_text import segment
+
+IDS = ("id", "clip_id", "image", "image_path", "video_id", "image_id", "question_id", "video", "video_path",
+       "file_name", "filename", "file", "sample_id", "name")  # fmt: skip
+TARGETS = {
+    "crash": ("target", "label", "ground_truth", "gt", "y_true", "truth"),
+    "mcq": ("answer", "target", "correct_answer", "correct", "ground_truth", "gt", "label"),
+    "scene": ("annotation", "target", "reference", "ground_truth", "answer", "completion"),
+    "caption": ("target", "reference", "caption", "ground_truth", "response"),
+}
+"""Task -> usual names of the column with what is right."""
+BLOCK = 25
+"""Pictures with neighbouring numbers may be one walk: they are resampled together."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of the clips.
+
+    Attributes:
+        clips: one a row that can be compared.
+        source: where it is from, for tables.
+        split: which split is scored; empty where the rows have none.
+        train: clips of the training split, for baselines that need no pixels.
+        notes: rows that cannot be compared, and why.
+    """
+
+    clips: tuple[Clip, ...]
+    source: str
+    split: str = ""
+    train: tuple[Clip, ...] = ()
+    notes: list[str] = field(default_factory=list)
+
+
+def own_truth(task: str, records: Records, options: Mapping[str, Any]) -> Truth:
+    """The right answers that a file of predictions brings itself.
+
+    Raises:
+        DataError: if it has no such column.
+    """
+    return _truth(_table(task, records, options), str(records.path), records.notes)
+
+
+def read_truth(task: str, path: Path, data: Mapping[str, Any], options: Mapping[str, Any]) -> Truth:
+    """Read the truth from a file or a dataset's folder.
+
+    Args:
+        task: ``crash``, ``mcq``, ``scene`` or ``caption``.
+        path: a table of ids and right answers, a dataset's own file, or its folder.
+        data: the ``data`` group, whose importer reads a folder.
+        options: ``truth_columns`` (``id, target, group, split``), ``annotations`` (BVPI), ``encoding``.
+
+    Raises:
+        DataError: if it cannot be read.
+    """
+    if path.is_dir():
+        if task == "crash" and data["name"] == "nexar" and (path / "train.csv").is_file():
+            return read_truth(task, path / "train.csv", data, options)  # the importer would want the videos
+        return _truth(resolve(data["importer"])(path, {**data["options"], "event_time": "ignore"}), str(path))
+    known = _dataset_rows(task, path, options)
+    if known is not None:
+        return _truth(known, str(path))
+    records = read_records(path, options.get("encoding"))
+    return _truth(_table(task, records, options), str(path), records.notes)
+
+
+def of_split(truth: Truth, wanted: str, predicted: Sequence[Any]) -> Truth:
+    """Keep the clips of one split.
+
+    Args:
+        truth: all clips.
+        wanted: ``train``, ``val``, ``test``, ``all``, ``predicted`` (only clips with a prediction), or ``auto``: the
+            split that the predictions are of.
+        predicted: ids that have a prediction.
+
+    Raises:
+        DataError: if the predictions are of several splits, or no clip is left.
+    """
+    train = tuple(c for c in truth.clips if c.split == "train" and not c.extra.get("unsplit"))
+    key = common_key(predicted, [c.clip_id for c in truth.clips])
+    said = {key(p) for p in predicted}
+    met = [c for c in truth.clips if key(c.clip_id) in said]
+    counts = {s: sum(c.split == s for c in met) for s in SPLITS}
+    whole = wanted == "all" or (wanted == "auto" and all(c.extra.get("unsplit") for c in truth.clips))
+    if wanted == "predicted":
+        rest = len(truth.clips) - len(met)
+        notes = [*truth.notes, f"{rest} of {len(truth.clips)} clips have no prediction and were left out "
+                 "(split=predicted)"] if rest else truth.notes  # fmt: skip
+        return Truth(tuple(met), truth.source, "predicted", train, notes)
+    if whole:
+        return Truth(truth.clips, truth.source, "all", train, truth.notes)
+    if wanted == "auto":
+        there = [s for s in SPLITS if counts[s]]
+        if len(there) > 1:
+            raise DataError(
+                "the predictions are of several splits", got=", ".join(f"{s} {counts[s]}" for s in there),
+                do=f"say which is scored: split={there[-1]}, or split=all",
+            )  # fmt: skip
+        wanted = there[0] if there else "test"
+    kept = tuple(c for c in truth.clips if c.split == wanted)
+    if not kept:
+        sizes = {s: sum(c.split == s for c in truth.clips) for s in SPLITS}
+        raise DataError(
+            f"{truth.source} has no {wanted} clips", got=", ".join(f"{s} {n}" for s, n in sizes.items()),
+            do="use split=all, or another of these",
+        )  # fmt: skip
+    return Truth(kept, truth.source, wanted, () if wanted == "train" else train, truth.notes)
+
+
+def _dataset_rows(task: str, path: Path, options: Mapping[str, Any]) -> Iterable[Row] | None:
+    """Rows of a dataset's own file, or None if it is another table."""
+    encoding = options.get("encoding")
+    if task == "mcq" and path.suffix.lower() == ".json":
+        content = json_file(path, encoding)
+        items = content.get("data") if isinstance(content, Mapping) else content
+        if isinstance(items, list) and items and isinstance(items[0], Mapping) and "choices" in items[0]:
+            return roadbuddy.questions(path, path.parent, False, {"encoding": encoding})
+    elif task == "scene" and path.suffix.lower() == ".json":
+        items = json_file(path, encoding)
+        if isinstance(items, list) and items and isinstance(items[0], Mapping) and "QA" in items[0]:
+            return bdd100k.rows(path.parent, {"file": path.name, "encoding": encoding})
+    elif task == "caption" and path.suffix.lower() == ".csv":
+        if path.is_file() and {"image_path", "target", "split"} <= set(read_records(path, encoding).columns):
+            return _captions(path, options)
+    elif task == "caption" and path.suffix.lower() == ".jsonl":
+        first = next((r for r in read_records(path, encoding).rows), {})
+        if {"image", "response"} <= set(first) or {"image", "chosen"} <= set(first):
+            return bvpi.rows(path.parent, {"file": path.name, "encoding": encoding})
+    return None
+
+
+def _captions(path: Path, options: Mapping[str, Any]) -> Iterator[Row]:
+    annotations = Path(str(options["annotations"])) if options.get("annotations") else csv_files(path.parent)[1]
+    for item in joined(path, annotations, options.get("encoding")):
+        row = bvpi.caption_row(item)
+        truth, extra = row.pop("truth", None), row.setdefault("extra", {})
+        yield {**row, "extra": {**extra, **({"navigation": truth.to_dict()} if truth is not None else {})}}
+
+
+def _table(task: str, records: Records, options: Mapping[str, Any]) -> Iterator[Row]:
+    """Rows of a plain table: an id, what is right, and optionally group, split, question and choices."""
+    named = options.get("truth_columns") or {}
+    name = records.column(named.get("id"), IDS, "truth_columns.id", "the clip's name")
+    target = records.column(named.get("target"), TARGETS[task], "truth_columns.target", "what is right")
+    if name is None or target is None:
+        raise DataError(
+            f"{records.path} has no column with {'the clip' if name is None else 'what is right'}",
+            got=", ".join(records.columns)[:300],
+            do=f"name it with truth_columns.{'id' if name is None else 'target'}=NAME, or give truth=FILE",
+        )  # fmt: skip
+    group = records.column(named.get("group"), ("group",), "truth_columns.group", "the recording")
+    split = records.column(named.get("split"), ("split",), "truth_columns.split", "the split")
+    for record in records.rows:
+        row: Row = {"clip_id": text_of(record.get(name)) or "", "extra": {}}
+        if not row["clip_id"]:
+            yield {**row, "clip_id": "a row without id", "problem": "no id"}
+            continue
+        if group and text_of(record.get(group)):
+            row["group"] = str(text_of(record[group]))
+        if split and text_of(record.get(split)):
+            row["split"] = SPLIT_NAMES.get(str(record[split]).strip().lower(), str(record[split]))
+        yield {"crash": _crash, "mcq": _question, "scene": _scene, "caption": _caption}[task](
+            row, record.get(target), record
+        )
+
+
+def _crash(row: Row, target: Any, record: Record) -> Row:
+    found = re.fullmatch(r"tensor\(\s*([01])\.?0*\s*(?:,.*)?\)", str(target).strip())  # torch's printed form
+    return {**row, "label": found.group(1) if found else text_of(target)}
+
+
+def _question(row: Row, target: Any, record: Record) -> Row:
+    """A question; its letters and number of choices as far as the table has them."""
+    choices = record.get("choices")
+    if isinstance(choices, str):
+        try:
+            choices = json.loads(choices)
+        except ValueError:
+            choices = None
+    if isinstance(choices, Mapping):
+        choices = [f"{k}. {v}" for k, v in choices.items()]
+    if isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices):
+        texts, letters = roadbuddy.options_of(choices)
+        row |= {"choices": texts, "question": text_of(record.get("question"))}
+    else:
+        texts, letters = [], []
+        number = text_of(record.get("num_choices"))
+        row["extra"] |= {"num_choices": int(float(number))} if number else {}
+    said = text_of(target)
+    if said is None:
+        return row
+    if {"sample_id", "num_choices"} <= set(record) and said.isdigit():  # a run's own table counts choices from 0
+        answer = [int(said)]
+    elif texts:
+        answer = roadbuddy.choice_of(said, texts, letters)
+    else:
+        answer = [roadbuddy.LETTERS.index(said.strip("().: ").upper())] if _letter(said) else []
+    if len(answer) != 1 or not 0 <= answer[0] < (len(texts) or roadbuddy.MAX_CHOICES):
+        return {**row, "problem": f"the answer {said!r} is none of the choices"}
+    return {**row, "extra": {**row["extra"], "answer": answer[0]}}
+
+
+def _letter(text: str) -> bool:
+    return re.fullmatch(r"[(\[]?[A-Da-d][.):\]]*", text) is not None
+
+
+def _scene(row: Row, target: Any, record: Record) -> Row:
+    """An annotation: text with JSON in it, JSON, or the parameters themselves."""
+    if isinstance(target, Mapping | list):
+        target = json.dumps(target, ensure_ascii=False)
+    text = text_of(target)
+    return {**row, "extra": {"annotation": text}} if text else {**row, "problem": "no annotation"}
+
+
+def _caption(row: Row, target: Any, record: Record) -> Row:
+    """A caption, a structured description, or a run's JSON of positions beside its reference."""
+    text = text_of(target)
+    if text is None:
+        return {**row, "problem": "no reference"}
+    if text.startswith("{"):
+        row["extra"] |= {"navigation": json.loads(text)}
+        text = text_of(record.get("reference")) or ""
+    found = bvpi.truth_of_text(text)
+    if found is not None:
+        row["extra"].setdefault("navigation", found.to_dict())
+        return {**row, "extra": {**row["extra"], "response": text, "caption": segment(text, "Context") or ""}}
+    return {**row, "extra": {**row["extra"], "caption": text}}
+
+
+def _truth(rows: Iterable[Row], source: str, notes: Sequence[str] = ()) -> Truth:
+    clips: dict[str, Clip] = {}
+    wrong: list[str] = []
+    for row in rows:
+        name = str(row["clip_id"])
+        label, event, alert, odd = checked_row(row)
+        odd = row.get("problem") or odd
+        if not odd and row.get("split") not in (None, *SPLITS):
+            odd = f"unknown split {row['split']!r}"
+        if odd:
+            wrong.append(f"{name}: {odd}")
+            continue
+        extra = {**(row.get("extra") or {}), **{k: row[k] for k in ("question", "choices") if row.get(k)}}
+        if row.get("split") is None:
+            extra["unsplit"] = True
+        group = row.get("group") or name
+        if "caption" in extra and group in (name, Path(name).stem):
+            group = bvpi.block_of(name, BLOCK)
+        clip = Clip(name, "", str(group), row.get("split") or "test", label, event, alert, 1.0, 1.0, extra)
+        known = clips.setdefault(name, clip)
+        if known is not clip and (known.label, known.extra) != (clip.label, clip.extra):
+            wrong.append(f"{name}: two rows say different things, the first counts")
+    if not clips:
+        raise DataError(f"{source} has no usable row", got="; ".join([*wrong, *notes][:3]), do="name another truth=")
+    told = [*notes]
+    if wrong:
+        told.append(f"{len(wrong)} rows of {source} cannot be compared: {'; '.join(wrong[:3])}")
+    return Truth(tuple(clips.values()), source, notes=told)

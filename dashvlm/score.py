@@ -1,0 +1,184 @@
+"""Score predictions that another tool wrote: every number, interval, baseline and alarm that a run of ours gets.
+
+python -m dashvlm.score task=crash predictions=submission.csv truth=train.csv
+python -m dashvlm.score task=mcq predictions=answers.csv truth=train/train.json
+python -m dashvlm.score task=caption predictions=texts.jsonl truth=FOLDER_OF_BVPI
+python -m dashvlm.score task=crash predictions=RUN/predictions.parquet      (a run's own numbers again)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dashvlm.predictions.records import Records
+    from dashvlm.tasks.base import Task
+
+OWN = {"sample_id", "clip_id", "group", "horizon_s", "primary", "target", "status", "answer"}
+"""Columns of a run's own ``predictions.parquet``, which needs no truth beside it."""
+
+
+def score(cfg: DictConfig) -> None:
+    """Print the table; write it, the rows and ``result.json`` into a folder of their own.
+
+    Raises:
+        DataError: if a file cannot be used.
+        ConfigError: for an unknown option.
+    """
+    from dashvlm.config import plain
+    from dashvlm.metrics.captions import NOT_ASKED
+    from dashvlm.metrics.evaluate import evaluate
+    from dashvlm.predictions.records import read_records
+    from dashvlm.report.tables import detail_tables, print_table, result_table, result_title, to_markdown
+    from dashvlm.results import write_json
+    from dashvlm.tasks.base import make_task
+
+    options = plain(cfg)
+    path = Path(str(options["predictions"]))
+    records = read_records(path, options["encoding"])
+    task = make_task({**options, "task": _task_options(options, records)})
+    table, about, notes = _rows(task, records, options)
+    kind: str = task.evaluation
+    if kind == "binary" and not table["score"].notna().any():
+        kind = "answers"
+    results = evaluate(table, 0, kind)
+    results["alarms"] = [*notes, *results["alarms"]]
+    if "SPICE" in results.get("unavailable", {}):
+        results["unavailable"]["SPICE"] = NOT_ASKED
+    if options["spice"]:
+        _add_spice(table, results)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+    folder = Path(options["paths"]["output_dir"]) / f"score-{task.name}-{path.stem}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "predictions.parquet", index=False)
+    results |= {"status": "done", "run_id": folder.name, "predictions": str(path), **about}
+    write_json(folder / "result.json", results)
+    for title, names, lines in detail_tables(results):
+        print_table(title, names, lines)
+    header, body = result_table(results)
+    unavailable = results.get("unavailable", {})
+    for why in dict.fromkeys(unavailable.values()):
+        results["alarms"].append(f"absent: {', '.join(n for n, w in unavailable.items() if w == why)} ({why})")
+    print_table(result_title(f"{path.name}, task={task.name}", results), header, body, results["alarms"])
+    (folder / "score.md").write_text(to_markdown(header, body, results["alarms"]), encoding="utf-8")
+    if options["published"]:
+        _published(str(options["published"]), path, options)
+    print(f"written: {folder}/")
+
+
+def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
+    """The table, what it is of, and what was odd."""
+    import pandas as pd
+
+    from dashvlm.errors import DataError
+    from dashvlm.predictions.table import build_table, find_columns
+    from dashvlm.predictions.truth import of_split, own_truth, read_truth
+
+    if options["truth"] is None and set(records.columns) >= OWN and records.path.suffix == ".parquet":
+        table = pd.read_parquet(records.path)
+        return table, {"truth": "its own", "split": "scored"}, []
+    columns = find_columns(task.name, records, options["columns"])
+    wanted = options["truth"]
+    if wanted is None:
+        truth = own_truth(task.name, records, options)
+    elif Path(str(wanted)).exists():
+        truth = read_truth(task.name, Path(str(wanted)), options["data"], options)
+    elif str(wanted) == options["data"]["name"]:
+        truth = _dataset(options)
+    else:
+        raise DataError(
+            f"truth={wanted} is no file, no folder and no dataset", got="nothing of that name",
+            do=f"name a file, or a dataset: truth={options['data']['name']} data.root=FOLDER",
+        )  # fmt: skip
+    if wanted is not None and Path(str(wanted)).is_file() and str(wanted) == str(records.path):
+        truth.notes.append("predictions and truth are one file")
+    predicted = [row[columns.id] for row in records.rows if row.get(columns.id) is not None]
+    truth = of_split(truth, str(options["split"]), predicted)
+    horizon, rule = options["horizon_s"], str(options["clean"])
+    table, notes = build_table(task, records, truth, columns, horizon, rule)
+    return table, {"truth": truth.source, "split": truth.split}, [*records.notes[:3], *truth.notes, *notes]
+
+
+def _dataset(options: Mapping[str, Any]) -> Any:
+    """The truth of a configured dataset, split as a run would split it."""
+    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.predictions.truth import Truth
+
+    manifest = load_manifest(options, build_store(options), require_videos=False)
+    notes = [f"{len(manifest.quarantine)} rows of the dataset cannot be compared"] if manifest.quarantine else []
+    return Truth(manifest.clips, f"data={manifest.name} ({options['data']['root']})", notes=notes)
+
+
+def _task_options(options: Mapping[str, Any], records: Records) -> dict[str, Any]:
+    """The task; captions are structured or free as most texts are, unless ``task.style`` is given."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from dashvlm.predictions.table import find_columns
+    from dashvlm.tasks.navigation_text import parse_fields
+
+    task = dict(options["task"])
+    said = [word.split("=")[0].lstrip("+") for word in HydraConfig.get().overrides.task]
+    if task["name"] == "caption" and "task.style" not in said:
+        column = find_columns("caption", records, options["columns"]).text
+        heads = [bool(parse_fields(str(row.get(str(column)) or ""))) for row in records.rows]
+        task["style"] = "structured" if 2 * sum(heads) > len(heads) else "caption"
+    if task.get("reasoning") == "auto":
+        task["reasoning"] = False  # a rationale before the answer is read all the same
+    return task
+
+
+def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
+    from dashvlm.metrics.captions import caption_scores
+    from dashvlm.metrics.intervals import Estimate
+
+    told = table[table["reference"].notna()] if "reference" in table else table[:0]
+    if len(told):
+        texts = [t if isinstance(t, str) else "" for t in told["text"]]
+        scores = caption_scores(told["reference"].tolist(), texts, with_spice=True)
+        results["unavailable"] = dict(scores.unavailable)
+        if "SPICE" in scores.values:
+            results["metrics"]["SPICE"] = vars(Estimate(scores.values["SPICE"], float("nan"), float("nan")))
+
+
+def _published(name: str, path: Path, options: Mapping[str, Any]) -> None:
+    """Print the numbers by a published table's own definition."""
+    from dashvlm.report.recompute import against_published, recompute
+    from dashvlm.report.studies import load_study
+    from dashvlm.report.tables import print_table
+
+    study = load_study(name)
+    known = {"row": "auto", "clean": options["clean"], "text_key": options["columns"]["text"], "spice": False,
+             "annotations": options["annotations"], "captions": None}  # fmt: skip
+    truth = Path(str(options["truth"] or ""))
+    if truth.is_file() and truth.suffix == ".csv":
+        known["captions"] = str(truth)
+    for found in recompute(study, [path], known):
+        if found.n:
+            title, header, body = against_published(study, found)
+            print_table(f"by the published definition of {name}: {title}", header, body, found.notes)
+
+
+def _with_data(argv: list[str]) -> list[str]:
+    """``truth=nexar`` names a dataset: choose it as ``data`` too."""
+    from dashvlm.config import CONF
+
+    names = {p.stem for p in (CONF / "data").glob("*.yaml")} - {"base"}
+    wanted = [a.removeprefix("truth=") for a in argv if a.startswith("truth=")]
+    chosen = any(a.startswith("data=") for a in argv)
+    if wanted and wanted[-1] in names and not chosen and not Path(wanted[-1]).exists():
+        return [*argv, f"data={wanted[-1]}"]
+    return argv
+
+
+if __name__ == "__main__":
+    from dashvlm.cli import start
+
+    sys.exit(start("score", score, _with_data(sys.argv[1:])))
