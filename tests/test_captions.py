@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dashvlm.data.formats import bvpi_build
 from dashvlm.metrics import java
 from dashvlm.metrics.captions import caption_scores, clean
 
@@ -23,17 +22,15 @@ needs_java = pytest.mark.skipif(
 REFERENCES = ["The sidewalk is centered in the view.", "A person stands on the left.", "The path's clear, isn't it?"]
 
 
-def test_plain_words_need_no_java_and_a_missing_java_is_said(monkeypatch):
+def test_without_java_what_its_tokeniser_decides_is_absent_and_said(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     java.java_version.cache_clear()
     scores = caption_scores(REFERENCES, REFERENCES)
     java.java_version.cache_clear()
-    assert scores.tokenizer == "plain"
-    assert "no java on the path" in scores.unavailable["METEOR"]
-    assert "no java on the path" in scores.unavailable["SPICE"]
-    assert "METEOR" not in scores.values
-    assert scores.values["BLEU-4"] == pytest.approx(1.0)
-    assert scores.values["CIDEr"] == pytest.approx(10.0)
+    for name in ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr", "METEOR", "SPICE"):
+        assert "no java on the path" in scores.unavailable[name]
+        assert name not in scores.values
+    assert set(scores.values) == {"avg_prediction_length", "avg_target_length"}
     assert scores.values["avg_target_length"] == pytest.approx(sum(len(r.split()) for r in REFERENCES) / 3)
 
 
@@ -41,7 +38,6 @@ def test_plain_words_need_no_java_and_a_missing_java_is_said(monkeypatch):
 def test_line_breaking_characters_do_not_shift_the_captions():
     bad = ["a\rb", "c\u2028d", "e\x0bf", "g\x0ch", "i\nj", "k\u2029l", "", "m\x85n"]
     assert java.ptb_tokenize(bad) == ["a b", "c d", "e f", "g h", "i j", "k l", "", "m n"]
-    assert java.plain_tokenize(bad) == java.ptb_tokenize(bad)
 
 
 @needs_java
@@ -163,11 +159,3 @@ def test_published_captions_are_reproduced_to_every_digit():
     scores = caption_scores([r["target"] for r in rows], [r["prediction"] for r in rows])
     for name in set(published) - {"SPICE", "CLIPScore"}:
         assert scores.values[name] == pytest.approx(published[name], abs=1e-12), name
-
-
-@real
-@needs_java
-def test_plain_words_are_the_metrics_own_on_all_real_captions():
-    texts = [i["target"] for i in bvpi_build.joined(*bvpi_build.csv_files(BVPI))]
-    pairs = zip(java.ptb_tokenize(texts), java.plain_tokenize(texts), strict=True)
-    assert sum(a != b for a, b in pairs) < 5

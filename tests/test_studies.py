@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -200,22 +201,31 @@ def test_predictions_of_another_table_are_not_frozen(dashvlm, tmp_path):
     folder = REAL / "bvpi" / "published_openflamingo"
     words = ["report", "study=bvpi_fields", f"studies_dir={tmp_path}", "freeze=true"]
     file = f"predictions={folder / 'inference_results_openflamingo_test.json'}"
-    for said in (words, words[:3]):  # neither frozen nor shown as if they were
+    for said in (words, words[:3], [*words[:3], "check=true"]):  # neither frozen nor shown as if they were
         wrong = dashvlm(*said, file, check=False)
         assert wrong.returncode == 2
-        assert "0 of 6 numbers" in wrong.stderr
-        assert "FLAM_BVPI/flamingo_inference_results.jsonl" in wrong.stderr
-    changed = tmp_path / "FLAM" / "bvpi_flamingo_inference_results.jsonl"
-    changed.parent.mkdir()
-    changed.write_text((folder / changed.name).read_text() + "\n")  # scores the same, and is another file
+        assert "is none of the published files" in wrong.stderr
+    assert "dashvlm.score task=caption" in dashvlm(*words[:3], file, check=False).stderr
+    wrong = dashvlm(*words[:3], file, "row=openflamingo", check=False)
+    assert "is not the published file of openflamingo" in wrong.stderr
+    assert "none of the published ones" in wrong.stderr
+    assert "FLAM_BVPI/flamingo_inference_results.jsonl" in wrong.stderr
+    own = dashvlm(*words[:3], file, "row=none", check=False)
+    assert "dashvlm.score task=caption" in own.stderr
     csvs = [f"annotations={REAL / 'bvpi' / 'annotations_with_obj_pos.csv'}"]
     csvs += [f"captions={REAL / 'bvpi' / 'complete_captions_sensation.csv'}"]
-    other = dashvlm(*words, f"predictions={changed}", *csvs, check=False)
-    assert "by its SHA-256" in other.stderr
-    other = dashvlm(*words[:3], "check=true", f"predictions={changed}", *csvs, check=False)
-    assert "by its SHA-256" in other.stderr
-    own = dashvlm(*words[:3], file, "row=none")
-    assert "not published" in own.stdout
+    lines = (folder / "bvpi_flamingo_inference_results.jsonl").read_text().splitlines()
+    changed = tmp_path / "FLAM" / "bvpi_flamingo_inference_results.jsonl"
+    changed.parent.mkdir()
+    item = json.loads(lines[0])
+    other = json.dumps({**item, "prediction": item["prediction"].replace("Sidewalk: right", "Sidewalk: left", 1)})
+    changed.write_text("\n".join([other, *lines[1:]]))  # one word of one text: another file, whatever its name is
+    wrong = dashvlm(*words[:3], f"predictions={changed}", *csvs, check=False)
+    assert "is none of the published files" in wrong.stderr
+    saved = tmp_path / "saved again.json"  # other order, indents and name: the same rows
+    saved.write_text(json.dumps([json.loads(x) for x in reversed(lines)], indent=4))
+    shown = dashvlm(*words[:3], f"predictions={saved}", "row=openflamingo", *csvs)
+    assert shown.stdout.count("reproduced") >= 6
     assert (tmp_path / "bvpi_fields" / "results.csv").read_bytes() == before
     dashvlm(*words, f"predictions={folder / 'bvpi_flamingo_inference_results.jsonl'}")
     assert stale(load_study("bvpi_fields", tmp_path), []) == []
@@ -273,6 +283,48 @@ def test_the_published_nexar_row_comes_back_exactly(dashvlm, tmp_path):
     said = [int("<answer>" in t and "Yes" in t.rsplit("<answer>", 1)[1]) for t in found.whole]
     theirs = precision_recall_fscore_support(found.target, said, average="binary")
     assert [round(x, 6) for x in theirs[:3]] == [round(values[k], 6) for k in ("precision", "recall", "f1")]
+
+
+def test_notes_say_only_what_is_counted_in_the_file_at_hand(dashvlm, tmp_path):
+    """A made file: two answers, one of them behind an echoed prompt."""
+    path = tmp_path / "val_results.csv"
+    rows = ['1,1,"user\nIs there an immediate threat?\nassistant\n<answer>Yes</answer>"', '2,0,"I see a road"']
+    path.write_text("id,target,response\n" + "\n".join(rows) + "\n")
+    done = dashvlm("report", "study=nexar_models", f"predictions={path}", check=False)
+    said = " ".join(done.stdout.split())
+    assert "echoed prompt: 1 of 2 responses" in said
+    assert "1 of 2 answers hold none, which makes the 1 of them right" in said
+    for told in ("temperature", "128 tokens", "GPT-4o", "300"):
+        assert told not in said
+    assert "is none of the published files" in done.stderr
+    assert "dashvlm.score task=crash" in done.stderr
+
+
+def test_a_file_whose_numbers_are_known_to_differ_prints_its_table_and_says_so(dashvlm, tmp_path):
+    for name in ("bvpi_captions", "bvpi_fields"):  # whose runs are those of the first
+        shutil.copytree(STUDIES / name, tmp_path / name)
+    path = tmp_path / "whatever.json"
+    texts = [("A path with trees.", "A path with trees on it."), ("A road.", "The road is wide."), ("A car.", "A car.")]
+    items = [{"image_path": f"testing/images/{i}.jpg", "target": a, "prediction": b} for i, (a, b) in enumerate(texts)]
+    path.write_text(json.dumps(items))
+    study = load_study("bvpi_captions", tmp_path)
+    (found,) = [f for f in recompute(study, [path], {}) if f.n]
+    assert found.row == ""
+    if "CIDEr" not in found.published:
+        pytest.skip("without Java there is no CIDEr")
+    known = study.folder / "study.yaml"
+    text = known.read_text().replace("32e3340d8ac104bf", found.digest)
+    known.write_text(
+        re.sub(r"differs: \{CIDEr: [\d.]+\}", f"differs: {{CIDEr: {found.published['CIDEr']:.12g}}}", text)
+    )
+    words = ["report", "study=bvpi_captions", f"studies_dir={tmp_path}"]
+    done = dashvlm(*words, f"predictions={path}", "row=smolvlm2")
+    assert "CIDEr: known to differ from the published row" in " ".join(done.stdout.split())
+    assert "not reproduced" in done.stdout
+    both = dashvlm(*words, f"predictions=[{path},{path}]")  # each of several files finds its row
+    assert both.stdout.count("row smolvlm2") == 2
+    wrong = dashvlm(*words, f"predictions={path}", "row=openflamingo", check=False)
+    assert "it is that of smolvlm2" in " ".join(wrong.stderr.split())
 
 
 def test_bad_response_files_are_errors(tmp_path):

@@ -149,7 +149,7 @@ class CaptionTask(Task):
 
     def hedges(self, text: str) -> bool:
         """Whether a position is given twice."""
-        return any(len(re.findall(rf"\b{label}:", text, re.IGNORECASE)) > 1 for label, _ in HEADERS.values())
+        return any(len(re.findall(rf"\b{label}\s*:", text, re.IGNORECASE)) > 1 for label, _ in HEADERS.values())
 
     def columns(self, sample: Sample) -> dict[str, Any]:
         """The text that was to be written."""
