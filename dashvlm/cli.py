@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from hydra import main as hydra_main
 from omegaconf import DictConfig
 
 from dashvlm.config import CONF, check_overrides, check_words, flags_first, plain, with_quotes
-from dashvlm.errors import DashVLMError
+from dashvlm.errors import DashVLMError, DataError
 
 # Hydra answers these itself; nothing is run, so nothing needs checking.
 HYDRA_FLAGS = (
@@ -71,6 +72,11 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
         except DashVLMError as error:
             failure.append(error)
             return None
+        except OSError as error:
+            if error.errno not in UNUSABLE:
+                raise
+            failure.append(unusable(error))
+            return None
 
     try:
         if not asks:
@@ -84,6 +90,19 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
     for found in failure:
         explain(found)
     return 2 if failure else 0
+
+
+UNUSABLE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
+            errno.EEXIST, errno.ENAMETOOLONG)  # fmt: skip
+"""Errors of the file system that a user can mend."""
+
+
+def unusable(error: OSError) -> DataError:
+    """Such an error in our form."""
+    return DataError(
+        f"{error.filename or 'a file'} cannot be used", got=str(error.strerror),
+        do="give another folder (paths.output_dir=FOLDER, paths.cache_dir=FOLDER), or make room or rights there",
+    )  # fmt: skip
 
 
 def explain(error: DashVLMError) -> None:

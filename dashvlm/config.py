@@ -76,6 +76,11 @@ def check_words(words: Iterable[str]) -> None:
 
     parser = OverridesParser.create()
     for word in words:
+        if re.fullmatch(r"[+~]*hydra\.job\.chdir=(true|yes|on)", word, re.IGNORECASE):
+            raise ConfigError(
+                f"{word}: paths on the command line are relative to where it was typed",
+                do="leave it out; each run has a folder of its own below paths.output_dir",
+            )
         try:
             parser.parse_override(word)
         except HydraException as error:

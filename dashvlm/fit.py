@@ -14,9 +14,10 @@ import pytorch_lightning as pl
 from dashvlm.backbones.adapters import load_trained
 from dashvlm.build import Data, label_balance
 from dashvlm.data.datamodule import ClipDataModule
-from dashvlm.errors import DataError
+from dashvlm.errors import CheckpointError, DataError
 from dashvlm.training.callbacks import Checkpoint, build_callbacks, load_weights, resume_point
 from dashvlm.training.module import VLMModule
+from dashvlm.training.precision import precision_options
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def build_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> pl.Trainer:
         accelerator=options["accelerator"],
         devices=options["devices"],
         strategy=options["strategy"],
-        precision=options["precision"],
+        **precision_options(options["precision"], str(options["strategy"])),
         log_every_n_steps=int(options["log_every_n_steps"]),
         enable_model_summary=False,
         enable_progress_bar=_progress(cfg),
@@ -97,6 +98,12 @@ def fit(
     if trainer.interrupted:
         raise KeyboardInterrupt
     best = checkpoints / "best.ckpt"
+    point = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))  # type: ignore[attr-defined]
+    if point.best is not None and not best.exists():
+        raise CheckpointError(
+            f"{best} is gone, and with it the weights that validation chose",
+            do="run the same command again: training starts over",
+        )
     if val_every and best.exists() and not _ends_better(cfg, trainer, module, loaders, batches % val_every):
         load_trained(module, load_weights(best), str(best))
     return trainer, time.perf_counter() - started

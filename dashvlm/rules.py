@@ -191,6 +191,12 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
         any(not isinstance(v, int | float) or v < 0 for v in splits.values()) or sum(splits.values()) <= 0
     ):
         errors.append(f"data.splits={dict(splits)}: must be shares of at least 0 with a positive sum")
+    if flat.get("peft.method") == "lora" and not (cfg.get("peft") or {}).get("roles", True):
+        errors.append("peft.roles=[]: adapters need a part to sit in, such as [language]; peft=frozen trains none")
+    if flat.get("peft.quantization") and flat.get("trainer.precision") in ("bf16-true", "64-true"):
+        errors.append(
+            f"trainer.precision={flat['trainer.precision']}: would cast 4-bit weights; use bf16-mixed or 32-true"
+        )
     if flat.get("peft.quantization") and flat.get("peft.method") == "full":
         errors.append("peft.quantization=nf4: 4-bit weights cannot train in full; use peft=qlora or drop it")
     trained = set((cfg.get("peft") or {}).get("train_roles") or ()) - {"head", "lm_head"}

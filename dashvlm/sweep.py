@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig
 
-from dashvlm.cli import compose_train, composing, explain, overrides_of
+from dashvlm.cli import UNUSABLE, compose_train, composing, explain, overrides_of, unusable
 from dashvlm.config import check_overrides, check_words, flags_first, plain, refuse, with_quotes
 from dashvlm.content import checkpoint_fingerprint
 from dashvlm.data.manifest import Manifest, fingerprint
@@ -79,6 +79,12 @@ def make_plan(overrides: Sequence[str]) -> Plan:
             ) from None  # fmt: skip
         swept = [o for o in parsed if o.is_sweep_override()]
         adaptive = any(o.key_or_group == "hydra/sweeper" for o in parsed)
+        ranges = [o.input_line for o in swept if o.is_interval_sweep()]
+        if ranges and not adaptive:
+            raise ConfigError(
+                f"{ranges[0]}: an interval has no list of values", do="add hydra/sweeper=optuna, which draws from it; "
+                "or list the values, as in optim.lr=1e-5,1e-4",
+            )  # fmt: skip
         fixed = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
         jobs = [] if adaptive else _jobs(overrides)
         configs = [_composed(job) for job in jobs]
@@ -93,6 +99,7 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         [o.key_or_group for o in swept],
         [json.loads(g) for g in sorted(grid)],
         configs,
+        base,
     )
 
 
@@ -120,6 +127,11 @@ def launch(argv: list[str]) -> int:
         _print_feasibility(plan)
     except DashVLMError as error:
         explain(error)
+        return 2
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        explain(unusable(error))
         return 2
     if any(a.startswith("hydra/sweeper=optuna") for a in argv) and "hydra.sweeper.direction" not in " ".join(argv):
         mode = plan.configs[0] if plan.configs else plan.base
@@ -279,9 +291,11 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
 def _jobs(overrides: Sequence[str]) -> list[list[str]]:
     """Expand a command line's sweep into the overrides of each job, as Hydra's sweeper will."""
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    loader = GlobalHydra.instance().config_loader()  # glob() asks it for the choices of a group
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
     return [list(j) for batch in BasicSweeper.split_arguments(parsed, max_batch_size=None) for j in batch]
 
 

@@ -19,7 +19,7 @@ from .conftest import ROOT, SMALL, in_this_process
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "experiments").rglob("*.md"))]
 NEEDS = ("data", "a GPU", "a key", "a download", "a W&B account", "the checkpoint", "the published predictions",
-         "a caption run")  # fmt: skip
+         "a caption run", "a file of predictions")  # fmt: skip
 # The same path on a world of a few clips, a few steps.
 SHRINK = [
     "data.options.num_drives=40", "data.options.duration_s=4.0", "data.options.fps=5", "trainer.max_steps=2",

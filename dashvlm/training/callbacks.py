@@ -126,17 +126,23 @@ class PatientStopping(EarlyStopping):
 
 
 def resume_point(path: Path) -> int | None:
-    """Return the number of batches that a checkpoint has behind it; None without a usable one."""
+    """Return the number of batches that a checkpoint has behind it; None without a usable one, or without its best."""
     if not path.exists():
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        return int(progress["processed"])
+        done, best = int(progress["processed"]), state["callbacks"].get("Checkpoint", {}).get("best")
     except Exception as error:
         log.warning("%s cannot be read (%s); training starts over", path, type(error).__name__)
         path.rename(path.with_suffix(".unreadable"))
         return None
+    if best is not None and not path.with_name("best.ckpt").exists():
+        # The steps before cannot be validated again, so no other weights may stand for the best.
+        log.warning("%s is gone; training starts over", path.with_name("best.ckpt"))
+        path.unlink()
+        return None
+    return done
 
 
 def load_weights(path: Path) -> Mapping[str, torch.Tensor]:
