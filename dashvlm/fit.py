@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from dashvlm.backbones.adapters import load_trained
 from dashvlm.build import Data, label_balance
 from dashvlm.data.datamodule import ClipDataModule
-from dashvlm.errors import CheckpointError, DataError
+from dashvlm.errors import CheckpointError, ConfigError, DataError
 from dashvlm.training.callbacks import Checkpoint, build_callbacks, load_weights, resume_point
 from dashvlm.training.module import VLMModule
 from dashvlm.training.precision import precision_options
@@ -23,20 +24,31 @@ log = logging.getLogger(__name__)
 
 
 def build_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> pl.Trainer:
-    """Build a Lightning trainer from the ``trainer`` group."""
+    """Build a Lightning trainer from the ``trainer`` group.
+
+    Raises:
+        ConfigError: if this machine has not what the group asks for.
+    """
     options = cfg["trainer"]
-    return pl.Trainer(
-        accelerator=options["accelerator"],
-        devices=options["devices"],
-        strategy=options["strategy"],
-        **precision_options(options["precision"], str(options["strategy"])),
-        log_every_n_steps=int(options["log_every_n_steps"]),
-        enable_model_summary=False,
-        enable_progress_bar=_progress(cfg),
-        use_distributed_sampler=False,  # the samplers know the processes themselves
-        num_sanity_val_steps=0,
-        **kwargs,
-    )
+    try:
+        return pl.Trainer(
+            accelerator=options["accelerator"],
+            devices=options["devices"],
+            strategy=options["strategy"],
+            **precision_options(options["precision"], str(options["strategy"])),
+            log_every_n_steps=int(options["log_every_n_steps"]),
+            enable_model_summary=False,
+            enable_progress_bar=_progress(cfg),
+            use_distributed_sampler=False,  # the samplers know the processes themselves
+            num_sanity_val_steps=0,
+            **kwargs,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        asked = ", ".join(f"trainer.{k}={options[k]}" for k in ("accelerator", "devices", "strategy", "precision"))
+        raise ConfigError(
+            f"{asked}: not on this machine", got=str(error).strip().splitlines()[0],
+            do="use trainer=cpu, or trainer=auto with as many trainer.devices as there are (nvidia-smi lists GPUs)",
+        ) from error  # fmt: skip
 
 
 def fit(

@@ -29,7 +29,7 @@ from dashvlm.build import Data, build_module, prepare_data, read_config
 from dashvlm.data.audit import audit, class_of
 from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
-from dashvlm.fit import best_validation, fit, validation_alarms
+from dashvlm.fit import best_validation, build_trainer, fit, validation_alarms
 from dashvlm.report.html import gallery
 from dashvlm.report.plots import plot_curves, plot_run
 from dashvlm.results import write_json
@@ -57,6 +57,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     pl.seed_everything(int(cfg["seed"]), verbose=False)
+    build_trainer(cfg, logger=False, enable_checkpointing=False)  # hardware that is not there is an error now
     data = prepare_data(cfg)
     report = _ledgers(cfg, data, folder)
     decode_s = time.perf_counter() - started

@@ -118,6 +118,8 @@ def launch(argv: list[str]) -> int:
     try:
         check_words(overrides_of(argv))
         plan = make_plan(overrides_of(argv))
+        if plan.axes and not multi:
+            raise ConfigError(f"{', '.join(plan.axes)}: several values make a sweep", do="add -m behind the verb")
         if multi:
             plan.folder.mkdir(parents=True, exist_ok=True)
             (plan.folder / "jobs.jsonl").unlink(missing_ok=True)

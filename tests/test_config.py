@@ -242,6 +242,7 @@ def test_wandb_and_hydra_stay_where_they_belong():
                     "dashvlm.sweep",
                     "dashvlm.evaluate",
                     "dashvlm.inspect",
+                    "dashvlm.score",
                 )
                 assert module(path) in verbs
             assert name.split(".")[0] != "lightning"

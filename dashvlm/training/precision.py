@@ -5,7 +5,8 @@ A batch also holds observations, targets and counts of tokens; only ``inputs`` m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, final
 
 from pytorch_lightning.plugins.precision import DoublePrecision, FSDPPrecision, HalfPrecision, Precision
@@ -24,6 +25,11 @@ def cast_inputs(batch: Any, cast: Callable[[Any], Any]) -> Any:
 class Half(HalfPrecision):
     """``bf16-true``: weights, states and inputs in 16 bit."""
 
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        """As the network was published: what it makes itself has the type that it says, not the weights'."""
+        yield
+
     def convert_input(self, data: Any) -> Any:
         """See :func:`cast_inputs`."""
         return cast_inputs(data, super().convert_input)
@@ -32,6 +38,11 @@ class Half(HalfPrecision):
 @final
 class Double(DoublePrecision):
     """``64-true``, for comparisons."""
+
+    @contextmanager
+    def forward_context(self) -> Generator[None, None, None]:
+        """See :class:`Half`."""
+        yield
 
     def convert_input(self, data: Any) -> Any:
         """See :func:`cast_inputs`."""
