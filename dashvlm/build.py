@@ -186,7 +186,8 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
         cache = Path(cfg["paths"]["cache_dir"]) / "twins"
         checkpoint = str(twin_folder(model["twin"], cache))
         image_kwargs = model["twin"].get("image_kwargs", image_kwargs)
-    checkpoint = str((model.get("sizes") or {}).get(checkpoint, checkpoint))
+    else:
+        checkpoint = checkpoint_name(model)
     options = model.get("loader_options") or {}
     if model["name"] == "llama32_vision" and options.get("frames") == "images":
         log.warning(
@@ -198,7 +199,7 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
         dtype = "float32"  # small updates of 16-bit weights round to nothing; autocast still computes in 16 bit
     kind = (model.get("twin") or {}).get("config", {}).get("class", "")
     if str(model["checkpoint"]) != "tiny" and hasattr(transformers, kind):
-        check_family(checkpoint, getattr(transformers, kind).model_type)
+        check_family(checkpoint, getattr(transformers, kind).model_type, model.get("revision"))
     backbone: Backbone = resolve(model["_target_"])(
         checkpoint,
         image_kwargs=image_kwargs,
@@ -206,9 +207,16 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
         dtype=dtype,
         quantization=quantization,
         attn_implementation=model["attn_implementation"],
+        **({"revision": model["revision"]} if model.get("revision") else {}),
         **options,
     )
     return backbone
+
+
+def checkpoint_name(model: Config) -> str:
+    """The hub id or folder of ``model.checkpoint``, which may name one of the family's sizes."""
+    checkpoint = str(model["checkpoint"])
+    return str((model.get("sizes") or {}).get(checkpoint, checkpoint))
 
 
 def build_module(cfg: Config, for_training: bool = True) -> VLMModule:

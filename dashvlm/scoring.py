@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
-from dashvlm.build import Data, evaluation_samples, part_census
+from dashvlm.build import Data, checkpoint_name, evaluation_samples, part_census
 from dashvlm.data.clip import Sample
 from dashvlm.data.datamodule import ClipDataModule
 from dashvlm.data.manifest import straddling_files
@@ -167,6 +167,11 @@ def write_results(
         else [],
         "sampling_skew": skew,
         "parameters": part_census(module),
+        "checkpoint": {
+            "name": checkpoint_name(cfg["model"]),
+            "commit": getattr(module.backbone, "commit", None),
+            "fingerprint": cfg["model"].get("fingerprint"),
+        },
         "quarantined": len(data.manifest.quarantine),
         "stale": int(stale.sum()),
         "commit": _commit(),

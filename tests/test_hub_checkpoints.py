@@ -22,6 +22,7 @@ FAMILIES = {  # layout -> (model=, answer as it is taught, ids of Yes and No)
     "qwen2_5_vl": ("qwen2_5_vl", "Yes<|im_end|>", (9454, 2753)),
     "qwen3_vl": ("qwen3_vl", "Yes<|im_end|>", (9454, 2753)),
     "internvl3": ("internvl3", "Yes<|im_end|>", (9454, 2753)),
+    "openflamingo": ("openflamingo", " Yes<|endofchunk|>", (6279, 1621)),
 }
 
 

@@ -31,23 +31,27 @@ class HFEncoder(Encoder):
         image_kwargs: fixed arguments of the image processor (pixel budget, no splitting).
         frames: ``images``; ``contact_sheet`` for models made for one image; ``video`` for the
             Qwen and InternVL families, which then print the times and share tokens between frames.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
         ConfigError: if the family has no usable video input, or torchvision is missing.
     """
 
-    def __init__(self, checkpoint: str, image_kwargs: Mapping[str, Any], frames: str = "images") -> None:
-        self.checkpoint, self.processor, self.frames = checkpoint, load_processor(checkpoint), frames
+    def __init__(
+        self, checkpoint: str, image_kwargs: Mapping[str, Any], frames: str = "images", revision: str | None = None
+    ) -> None:
+        self.checkpoint, self.frames, self.revision = checkpoint, frames, revision
+        self.processor = load_processor(checkpoint, revision)
         self.tokenizer = self.processor.tokenizer
         self.end_token = int(self.tokenizer.eos_token_id)
         if frames == "video":
             self._check_video()
-        self.image_kwargs = dict(image_kwargs)
+        self.image_kwargs = _resized_once(dict(image_kwargs), self.processor)
         self._suffixes: dict[str, tuple[list[int], int]] = {}
 
-    def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any], str]]:
+    def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any], str, str | None]]:
         """Loader workers load their own; an image-only processor cannot be pickled."""
-        return HFEncoder, (self.checkpoint, self.image_kwargs, self.frames)
+        return HFEncoder, (self.checkpoint, self.image_kwargs, self.frames, self.revision)
 
     def encode(
         self,
@@ -137,6 +141,11 @@ class HFEncoder(Encoder):
             )
         return ids[0][:same], after
 
+    @property
+    def leads_with_blank(self) -> bool:
+        """Whether the template puts a blank between the prompt and an answer, so that ``{"`` follows one."""
+        return self._begun("x").startswith(" ")
+
     def decode(self, ids: Tensor) -> list[str]:
         """See :meth:`Encoder.decode`."""
         return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
@@ -187,6 +196,15 @@ class HFEncoder(Encoder):
                 )
             labels[row, span] = ids[row, span]
         return labels
+
+
+def _resized_once(image_kwargs: dict[str, Any], processor: Any) -> dict[str, Any]:
+    """SmolVLM's processor resizes to ``size``, then to the tower's square: go straight there where that is smaller."""
+    square = (getattr(getattr(processor, "image_processor", None), "max_image_size", None) or {}).get("longest_edge")
+    wanted = (image_kwargs.get("size") or {}).get("longest_edge")
+    if square and wanted and wanted > square and not image_kwargs.get("do_image_splitting"):
+        image_kwargs["size"] = {"height": square, "width": square}
+    return image_kwargs
 
 
 def _assistant(answer: str) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, final
 
 import peft
 import torch
 import transformers
 from torch import Tensor, nn
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from dashvlm.backbones.base import IGNORED, Answers, Backbone, Batch
 from dashvlm.backbones.constrained import keep_to_schema
@@ -43,6 +45,16 @@ class HFBackbone(Backbone):
     def roles(self) -> Mapping[str, str]:
         """See :attr:`Backbone.roles`."""
         return self._roles
+
+    @property
+    def commit(self) -> str | None:
+        """The commit of the hub that the weights are of; None for a folder."""
+        assert isinstance(self.encoder, HFEncoder)
+        if Path(self.encoder.checkpoint).exists():
+            return None
+        path = cached_file(self.encoder.checkpoint, "config.json", revision=self.encoder.revision)
+        found = extract_commit_hash(path, None)
+        return None if found is None else str(found)
 
     def base(self) -> Any:
         """The network without the PEFT wrapper (adapters stay injected)."""
@@ -170,7 +182,9 @@ class HFBackbone(Backbone):
             assert isinstance(self.encoder, HFEncoder)
             width = int(self.base().get_output_embeddings().weight.shape[0])
             kwargs["num_beams"] = 1  # the grammar follows one text a sample
-            kwargs["logits_processor"] = [keep_to_schema(schema, self.encoder.tokenizer, width)]
+            kwargs["logits_processor"] = [
+                keep_to_schema(schema, self.encoder.tokenizer, width, self.encoder.leads_with_blank)
+            ]
         ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, **kwargs)
         return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])
 
@@ -184,18 +198,19 @@ NEUTRAL: dict[str, Any] = {
 """Generation settings that change nothing; checkpoints bring others, such as Qwen2.5-VL's repetition penalty."""
 
 
-def check_family(checkpoint: str, expected: str) -> None:
+def check_family(checkpoint: str, expected: str, revision: str | None = None) -> None:
     """Refuse a checkpoint of another family before any weights are read.
 
     Args:
         checkpoint: hub id or folder.
         expected: ``model_type`` of the family's configuration; its mixture-of-experts variant passes too.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
         CheckpointError: if the checkpoint says another one. One that cannot be read is left to :func:`load`.
     """
     try:
-        found = transformers.PretrainedConfig.get_config_dict(checkpoint)[0].get("model_type")
+        found = transformers.PretrainedConfig.get_config_dict(checkpoint, revision=revision)[0].get("model_type")
     except (OSError, ValueError):
         return
     if found in (None, expected, f"{expected}_moe"):
@@ -217,6 +232,7 @@ def load(
     attn_implementation: str | None = None,
     unquantized: Sequence[str] = ("lm_head",),
     frames: str = "images",
+    revision: str | None = None,
 ) -> HFBackbone:
     """Load a checkpoint by hub id or folder, without running any of its code.
 
@@ -229,11 +245,12 @@ def load(
         attn_implementation: passed on; None lets transformers choose.
         unquantized: patterns of module names that stay unquantised.
         frames: see :class:`HFEncoder`.
+        revision: branch, tag or commit of a hub id.
 
     Raises:
-        CheckpointError: if the checkpoint is missing, gated, or not of a supported kind.
+        CheckpointError: if the checkpoint is missing, gated, or not of a supported kind, or a package is missing.
     """
-    kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    kwargs: dict[str, Any] = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype), "revision": revision}
     if attn_implementation:
         kwargs["attn_implementation"] = attn_implementation
     if quantization == "nf4":
@@ -242,14 +259,17 @@ def load(
         net = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, use_safetensors=True, trust_remote_code=False, **kwargs
         )
-        encoder = HFEncoder(checkpoint, image_kwargs, frames)
-    except (OSError, ValueError) as error:
+        encoder = HFEncoder(checkpoint, image_kwargs, frames, revision)
+    except ImportError as error:
+        if not attn_implementation:
+            raise
         raise CheckpointError(
-            f"model.checkpoint={checkpoint} cannot be loaded",
+            f"model.attn_implementation={attn_implementation}: its package is not installed or does not run here",
             got=str(error).strip().splitlines()[0],
-            do="check the name and your network or HF_TOKEN, give a local folder, or use "
-            "model.checkpoint=tiny, which needs no download",
+            do="install it (flash_attention_2 is in the package flash-attn), or use sdpa, which needs none",
         ) from error
+    except (OSError, ValueError) as error:
+        raise _cannot_load(checkpoint, error) from error
     names = [n for n, _ in net.named_modules()]
     absent = [role for role, pattern in roles.items() if not any(re.search(pattern, n) for n in names)]
     if absent:
@@ -261,6 +281,23 @@ def load(
     if quantization == "nf4":
         _guard_cpu_4bit(net)
     return HFBackbone(net, encoder, roles)
+
+
+def _cannot_load(checkpoint: str, error: Exception) -> CheckpointError:
+    """Say why a checkpoint cannot be loaded, with the address of a hub id."""
+    text, place = str(error).strip(), f"https://huggingface.co/{checkpoint}"
+    otherwise = "give a local folder, or use model.checkpoint=tiny, which needs no download"
+    if Path(checkpoint).exists():
+        do = f"look at the files in the folder; {otherwise}"
+    elif "gated repo" in text:
+        do = f"ask for access at {place}, then log in (hf auth login) or set HF_TOKEN"
+    elif "not a valid model identifier" in text or "404" in text:
+        do = f"look at {place}: the name may be wrong, or the repository private (hf auth login, HF_TOKEN); {otherwise}"
+    elif "couldn't connect" in text or "offline" in text.lower():
+        do = f"where there is a network: hf download {checkpoint}; then run it again; or {otherwise}"
+    else:
+        do = f"look at {place}, your network and HF_TOKEN; {otherwise}"
+    return CheckpointError(f"model.checkpoint={checkpoint} cannot be loaded", got=text.splitlines()[0], do=do)
 
 
 def _nf4(unquantized: Sequence[str]) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from dashvlm.backbones.processors import image_only, save_processor
 from dashvlm.errors import ConfigError
@@ -110,8 +110,11 @@ def _build(spec: Mapping[str, Any], folder: Path) -> None:
             for name, parameter in net.named_parameters():
                 if re.search(pattern, name):
                     parameter.data.fill_(float(value))
-    net.generation_config.pad_token_id = tokenizer.pad_token_id
-    net.generation_config.eos_token_id = tokenizer.eos_token_id
+    settings = dict(spec.get("generation") or {})
+    ends = settings.pop("ends", None) or [tokenizer.eos_token]
+    ids = [tokenizer.convert_tokens_to_ids(t) for t in ends]
+    net.generation_config.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=ids if len(ids) > 1 else ids[0])
+    net.generation_config.update(**settings)
     net.save_pretrained(folder)
     save_processor(processor, folder)
     log.info(
@@ -136,6 +139,10 @@ def _tokenizer(spec: Mapping[str, Any]) -> Any:
     )
     base.train_from_iterator([line for line in CORPUS for _ in range(4)], trainer)
     base.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in options.pop("appended", ())])
+    begins = options.pop("begins_with", None)
+    if begins:  # in a post-processor, as Llama's tokenizer does it
+        special = [(begins, base.token_to_id(begins))]
+        base.post_processor = processors.TemplateProcessing(single=f"{begins} $A", special_tokens=special)
     return transformers.PreTrainedTokenizerFast(tokenizer_object=base, padding_side="left", **options)
 
 

@@ -31,6 +31,7 @@ def load(
     base: str | None = None,
     init_from: str | None = None,
     gate_init: float | None = None,
+    revision: str | None = None,
 ) -> hf.HFBackbone:
     """Load a native folder, and optionally an open_flamingo ``.pt`` file on top of it.
 
@@ -44,6 +45,7 @@ def load(
         base: folder with the language model and vision tower that a ``.pt`` file does not bring.
         init_from: a ``.pt`` file to start from, stated explicitly: the released ``checkpoint.pt`` or
             a fine-tuned one.
+        revision: likewise.
         gate_init: raw value that all attention gates are set to (tanh follows); None leaves them.
 
     Raises:
@@ -59,7 +61,9 @@ def load(
             )
         checkpoint, weights = base, checkpoint
     skip = ["model.vision_encoder", "model.perceiver", r".*gated_cross_attn_layer", "lm_head"]
-    backbone = hf.load(checkpoint, image_kwargs, roles, dtype, quantization, attn_implementation, skip)
+    backbone = hf.load(
+        checkpoint, image_kwargs, roles, dtype, quantization, attn_implementation, skip, revision=revision
+    )
     if weights is not None:
         missing = load_pt(backbone.net, Path(weights))
         log.info("%s loaded; from %s stay: %s", weights, checkpoint, ", ".join(missing) or "nothing")

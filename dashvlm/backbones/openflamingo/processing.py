@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ class OpenFlamingoProcessor:
 
     def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None) -> None:
         self.image_processor, self.tokenizer = image_processor, tokenizer
-        if chat_template is not None:
-            tokenizer.chat_template = chat_template
+        template = chat_template if chat_template is not None else tokenizer.chat_template
+        if template is not None:
+            # transformers renders with trim_blocks, which takes the line end behind a block away.
+            tokenizer.chat_template = re.sub(r"%\}\n(?=\S)", "%}{{ '\\\\n' }}", template)
 
     def apply_chat_template(
         self, chat: Sequence[Mapping[str, Any]], tokenize: bool = False, add_generation_prompt: bool = False
