@@ -13,62 +13,125 @@ from omegaconf import DictConfig
 
 
 def export(cfg: DictConfig) -> None:
-    """Write ``adapter/``, ``merged/`` and ``README.md`` and print how far the logits moved."""
+    """Write ``adapter/``, ``merged/`` and ``README.md`` and print how far the logits moved.
+
+    Raises:
+        ConfigError: if there is no run.
+        CheckpointError: if what was merged is not the run that was scored.
+    """
     import shutil
 
     from dashvlm.build import load_run
     from dashvlm.cli import log_to_terminal
-    from dashvlm.errors import ConfigError
+    from dashvlm.errors import CheckpointError, ConfigError
     from dashvlm.run import quiet_libraries
 
     log_to_terminal()
     quiet_libraries()
     if not cfg.run:
         raise ConfigError("export needs a run", do="python -m dashvlm.export run=runs/RUN")
+    if cfg.merge_into not in INTO:
+        raise ConfigError(f"merge_into={cfg.merge_into} is unknown", do=f"use one of {', '.join(INTO)}")
     source = Path(cfg.run)
     config, module = load_run(source)
     folder = Path(cfg.output or source / "export")
     folder.mkdir(parents=True, exist_ok=True)
     if (source / "adapter").is_dir():
         shutil.copytree(source / "adapter", folder / "adapter", dirs_exist_ok=True)
-    difference = merge(config, module, source, folder / "merged")
-    print(f"parity: largest difference of logits, adapter against merged, {difference:.2e}")
+    shutil.rmtree(folder / "merged", ignore_errors=True)
+    unchecked = folder / "merged.unchecked"
+    shutil.rmtree(unchecked, ignore_errors=True)
+    difference = merge(config, module, source, unchecked, str(cfg.merge_into))
+    print(f"parity: largest difference of logits, the scored run against merged/ as it is loaded: {difference:.2e}")
+    quantised = bool(config["peft"].get("quantization"))
+    if not difference <= float(cfg.max_difference):
+        shutil.rmtree(unchecked)
+        again = "merge_into=dequantised merges into the 4-bit weights that were scored, unpacked; " if quantised else ""
+        raise CheckpointError(
+            "merged weights are not the run that was scored; they were not kept",
+            got=f"logits differ by {difference:.3g}, max_difference={cfg.max_difference:g}"
+            + ("; the adapter was trained and scored on a 4-bit base and merged into the original one" * quantised),
+            do=f"{again}adapter/ holds the run exactly; or accept it with max_difference={difference * 1.1:.2g}",
+        )
+    unchecked.rename(folder / "merged")
     (folder / "README.md").write_text(model_card(config, source, difference), encoding="utf-8")
     print(f"written: {folder}/")
 
 
-def merge(config: dict[str, Any], module: Any, source: Path, target: Path) -> float:
-    """Write the merged network and its processor; return the largest change of any logit.
+INTO = ("original", "dequantised")
 
-    A 4-bit run is merged into a bfloat16 reload of its base: merging into 4-bit weights rounds.
+
+def merge(config: dict[str, Any], module: Any, source: Path, target: Path, into: str = "original") -> float:
+    """Write the merged network and its processor; return how far any logit of it is from the run's.
+
+    Args:
+        config: of the run.
+        module: the run as it was scored.
+        source: the run's folder.
+        target: where to write.
+        into: of a 4-bit run, the base that the adapter is merged into: ``original`` (reloaded in bfloat16), or
+            ``dequantised`` (the 4-bit weights that were scored, unpacked).
+
+    Returns:
+        The largest difference of logits between the scored run and the written folder, loaded again.
     """
     import copy
 
     import torch
+    import transformers
     from safetensors.torch import save_file
 
     from dashvlm.backbones.adapters import load_trained
     from dashvlm.backbones.processors import save_processor
     from dashvlm.build import build_module, read_safetensors
 
+    batch = _example(config, module)
+    with torch.no_grad():
+        before = module.backbone.net(**batch).logits.float()
     if config["peft"].get("quantization"):
         plain = copy.deepcopy(config)
         plain["peft"]["quantization"], plain["model"]["dtype"] = None, "bfloat16"
-        module = build_module(plain, for_training=False)
+        scored, module = module, build_module(plain, for_training=False)
+        if into == "dequantised":
+            _unpack(scored.backbone.net, module.backbone.net)
         load_trained(module, read_safetensors(source / "trained.safetensors"), str(source))
         module.eval()
-    batch = _example(config, module)
     net = module.backbone.net
-    with torch.no_grad():
-        before = net(**batch).logits.float()
-        merged = net.merge_and_unload() if hasattr(net, "merge_and_unload") else net
-        after = merged(**batch).logits.float()
+    _untie(net)
+    merged = net.merge_and_unload() if hasattr(net, "merge_and_unload") else net
     merged.save_pretrained(str(target))
     save_processor(module.backbone.encoder.processor, target)
     own = {n: p.detach().cpu().contiguous() for n, p in module.named_parameters() if not n.startswith("backbone.")}
     if own:
         save_file(own, target / "head.safetensors")
+    again = transformers.AutoModelForImageTextToText.from_pretrained(target, dtype="auto").eval()
+    with torch.no_grad():
+        after = again(**_example(config, module, again.dtype)).logits.float()
     return float((before - after).abs().max())
+
+
+def _unpack(packed: Any, plain: Any) -> None:
+    """Copy 4-bit weights, unpacked, into the network of the same names."""
+    import bitsandbytes
+
+    targets = dict(plain.named_modules())
+    for name, layer in packed.named_modules():
+        if isinstance(layer, bitsandbytes.nn.Linear4bit):
+            weight = bitsandbytes.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            targets[name].weight.data.copy_(weight)
+
+
+def _untie(net: Any) -> None:
+    """Give the output layer weights of its own where an adapter sits on it: merged, they are no embeddings."""
+    import torch
+
+    base = net.get_base_model() if hasattr(net, "get_base_model") else net
+    head, words = base.get_output_embeddings(), base.get_input_embeddings()
+    layer = getattr(head, "base_layer", None)
+    if layer is None or layer.weight is not words.weight:
+        return
+    layer.weight = torch.nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+    base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
 
 
 def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
@@ -90,7 +153,7 @@ def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
         f"{data['horizon_s']} s before the event.\n\n"
         f"Numbers on {counts['test_clips']} {result['split']} clips in {counts['groups']} groups, with 95 % intervals "
         f"clustered by group:\n\n{to_markdown(header, body, alarms)}\n"
-        f"Merging moved no logit by more than {difference:.1e}.\n\n"
+        f"The merged weights give the logits of the scored run to within {difference:.1e}.\n\n"
         "```python\n"
         "from transformers import AutoModelForImageTextToText\n"
         "from peft import PeftModel\n"
@@ -100,8 +163,8 @@ def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
     )
 
 
-def _example(config: dict[str, Any], module: Any) -> dict[str, Any]:
-    """One prompt with fixed random frames, enough to compare logits."""
+def _example(config: dict[str, Any], module: Any, dtype: Any = None) -> dict[str, Any]:
+    """One prompt with fixed random frames, enough to compare logits; pixels in the network's type."""
     import numpy as np
 
     from dashvlm.data.clip import Observation
@@ -109,7 +172,9 @@ def _example(config: dict[str, Any], module: Any) -> dict[str, Any]:
     count = int(config["data"]["num_frames"])
     seen = Observation(tuple(0.5 * i for i in range(count)), "What is ahead?", ("a car", "a bus"))
     frames = np.random.default_rng(0).integers(0, 255, (count, 96, 160, 3), dtype=np.uint8)
-    return dict(module.backbone.encoder.encode([module.task.messages(seen)], [frames]))
+    batch = dict(module.backbone.encoder.encode([module.task.messages(seen)], [frames]))
+    wanted = dtype or next(p.dtype for p in module.backbone.net.parameters() if p.is_floating_point())
+    return {k: v.to(wanted) if v.is_floating_point() else v for k, v in batch.items()}
 
 
 if __name__ == "__main__":

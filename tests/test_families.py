@@ -313,34 +313,81 @@ def test_every_family_resumes_to_the_bit(config, tmp_path, monkeypatch, family, 
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 
 
-@pytest.mark.parametrize("peft", ["lora", "qlora"])
-def test_export_loads_with_plain_libraries_and_keeps_the_logits(config, tmp_path, peft):
-    import torch
-    import transformers
-    from peft import PeftModel
-
+def finished(config, folder, *words):
+    """A run of three large steps, so that the adapter matters: its configuration and its module as scored."""
     from dashvlm.build import load_run
-    from dashvlm.export import merge
 
-    cfg = config(*WORLD, "model=smolvlm2", f"peft={peft}", "trainer.max_steps=3", "optim.lr=0.01")
-    folder = tmp_path / "run"
+    cfg = config(*WORLD, "trainer.max_steps=3", "optim.lr=0.01", *words)
     folder.mkdir()
     run(cfg, folder)
     (folder / "config.yaml").write_text(json.dumps(cfg))
-    _, module = load_run(folder)
-    difference = merge(cfg, module, folder, tmp_path / "merged")
-    assert difference < (1e-4 if peft == "lora" else 0.05)
-    merged = transformers.AutoModelForImageTextToText.from_pretrained(str(tmp_path / "merged"))
-    assert not [n for n, _ in merged.named_parameters() if "lora" in n]
-    if peft == "lora":
-        base = transformers.AutoModelForImageTextToText.from_pretrained(build_backbone(cfg).encoder.checkpoint)
-        adapted = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
-        from dashvlm.export import _example
+    return cfg, load_run(folder)[1]
 
-        batch = _example(cfg, module)
-        with torch.no_grad():
-            gap = (adapted(**batch).logits - merged.eval()(**batch).logits).abs().max()
-        assert gap < 1e-4
+
+def logits_of(net, cfg, module):
+    import torch
+
+    from dashvlm.export import _example
+
+    with torch.no_grad():
+        return net(**_example(cfg, module)).logits.float()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["model=smolvlm2"], ["model=qwen3_vl", "peft.roles=[language,lm_head]"],
+     ["model=openflamingo", "peft.roles=[language,lm_head]"], ["model=smolvlm2", "peft.roles=[language,lm_head]"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_merged_weights_loaded_with_plain_libraries_are_the_scored_run(config, tmp_path, words):
+    """Also with an adapter on an output layer that shares its weights with the embeddings."""
+    import transformers
+    from peft import PeftModel
+
+    from dashvlm.export import merge
+
+    cfg, module = finished(config, tmp_path / "run", *words)
+    scored = logits_of(module.backbone.net, cfg, module)
+    difference = merge(cfg, module, tmp_path / "run", tmp_path / "merged")
+    merged = transformers.AutoModelForImageTextToText.from_pretrained(str(tmp_path / "merged")).eval()
+    assert not [n for n, _ in merged.named_parameters() if "lora" in n]
+    again = logits_of(merged, cfg, module)
+    assert difference == pytest.approx(float((scored - again).abs().max()), abs=1e-6)
+    assert difference < 1e-4
+    base = transformers.AutoModelForImageTextToText.from_pretrained(build_backbone(cfg).encoder.checkpoint).eval()
+    assert (logits_of(base, cfg, module) - scored).abs().max() > 1e-2  # the adapter does matter
+    adapted = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter")).eval()
+    assert (logits_of(adapted, cfg, module) - scored).abs().max() < 1e-4
+
+
+def test_a_4_bit_run_is_compared_with_what_was_scored_and_merges_into_that(config, tmp_path):
+    import transformers
+
+    from dashvlm.export import merge
+
+    cfg, module = finished(config, tmp_path / "run", "model=smolvlm2", "peft=qlora")
+    scored = logits_of(module.backbone.net, cfg, module)
+    found = {}
+    for into in ("original", "dequantised"):
+        found[into] = merge(cfg, module, tmp_path / "run", tmp_path / into, into)
+        merged = transformers.AutoModelForImageTextToText.from_pretrained(str(tmp_path / into)).eval()
+        here = float((scored - logits_of(merged, cfg, module)).abs().max())
+        assert found[into] == pytest.approx(here, abs=0.02)  # 16-bit pixels and 32-bit ones
+    assert found["dequantised"] < found["original"] / 3
+
+
+def test_export_refuses_what_is_not_the_run_and_offers_what_is(config, tmp_path, dashvlm):
+    finished(config, tmp_path / "run", "model=smolvlm2", "peft=qlora")
+    done = dashvlm("export", f"run={tmp_path / 'run'}", "max_difference=0.005", check=False)
+    assert done.returncode == 2
+    assert "not the run that was scored" in done.stderr
+    assert "merge_into=dequantised" in done.stderr
+    assert not list((tmp_path / "run" / "export").glob("merged*"))
+    assert (tmp_path / "run" / "export" / "adapter").is_dir()
+    dashvlm("export", f"run={tmp_path / 'run'}", "merge_into=dequantised")
+    assert (tmp_path / "run" / "export" / "merged" / "config.json").is_file()
+    wrong = dashvlm("export", f"run={tmp_path / 'run'}", "merge_into=thin_air", check=False)
+    assert "use one of original, dequantised" in wrong.stderr
 
 
 # -- native video -------------------------------------------------------------------------------
