@@ -248,19 +248,31 @@ def inspect_model(config: dict[str, Any]) -> None:
             return
     trainable = fp.trainable_parameters(size, peft)
     print(f"  peft.method={peft['method']}: {trainable:,} parameters train, {100 * trainable / total:.2f} %")
-    memory = [
-        {
-            "predicted peak, GB": name,
-            **{k: round(v, 2) for k, v in fp.memory_gb(size, config, frames, training).items()},
-        }
-        for name, training in (("training step", True), ("scoring", False))
-    ]
+    steps = {name: fp.memory_gb(size, config, frames, training)
+             for name, training in (("training step", True), ("scoring", False))}  # fmt: skip
+    memory = []
+    for name, parts in steps.items():
+        least, most = fp.spread_gb(parts)
+        row = {"predicted peak, GB": name, **{k: round(v, 2) for k, v in parts.items()}}
+        memory.append(row | {"between": f"{least:.1f} and {most:.1f}"})
+    stored = f"as the checkpoint is stored, {size.dtype}" if size.dtype else "as 16 bit: how it is stored is not known"
+    print(f"  weights count {stored if config['model']['dtype'] == 'auto' else config['model']['dtype']}")
     print_rows(f"memory at {frames} frames, batch {data['batch_size']}, {config['trainer']['precision']}", memory)
-    limit = float(config["memory_gb"])
+    print("  weights are exact; activations are a formula, good to a factor of two (between); nothing was measured")
+    limit, tokens = float(config["memory_gb"]), fp.prompt_tokens(size, config, frames)
+    bound = (
+        f"; its context is {size.context:,} tokens, a prompt of {frames} frames has {tokens:,}" if size.context else ""
+    )
     print(
         f"  within memory_gb={limit:g}: at most {fp.largest_num_frames(size, config, limit)} frames for training, "
-        f"{fp.largest_num_frames(size, config, limit, training=False)} for scoring"
+        f"{fp.largest_num_frames(size, config, limit, training=False)} for scoring{bound}"
     )
+    if size.context and tokens > size.context:
+        print(f"  ! {frames} frames are more than the context holds")
+    if steps["training step"]["total"] > limit:
+        ways = fp.ways_to_fit(size, config, frames, limit)
+        said = f"each of these would make it: {'; '.join(ways)}" if ways else "no setting that is known here would do"
+        print(f"  ! a training step does not fit into memory_gb={limit:g}; {said}")
 
 
 def _share(value: float | None) -> str:

@@ -86,6 +86,13 @@ def ask_teacher(config: dict[str, Any]) -> None:
                 f"  ! these are the prices of {teacher_options['priced_for']}; set teacher.usd_per_million_in and _out "
                 f"(0 for a server of your own) and teacher.priced_for={teacher_options['model']}"
             )
+        left = float(teacher_options["cap_usd"]) - teacher.tally.spent_usd
+        if most > left:
+            paid = int(len(unpaid) * max(left, 0.0) / most)
+            print(
+                f"  ! that is above the cap: at worst the money ends after {paid} of {len(unpaid)} answers; "
+                f"teacher.cap_usd={teacher.tally.spent_usd + most:.2f} would do for all"
+            )
         if config["dry_run"]:
             return
         progress = Progress(len(waiting), float(teacher_options["cap_usd"]))

@@ -251,6 +251,69 @@ def test_more_memory_allows_more_frames_and_checkpointing_helps(config):
     assert largest_num_frames(size, cfg, 5.0) == 0
 
 
+@pytest.mark.parametrize(
+    ("words", "gigabytes"),
+    [
+        (["smolvlm2", "500M"], 4 * 0.507482304),  # stored in float32
+        (["qwen3_vl", "4B"], 2 * 4.437815808),  # bfloat16
+        (["smolvlm2", "500M", "model.dtype=bfloat16"], 2 * 0.507482304),
+        (["qwen3_vl", "4B", "peft=full"], 4 * 4.437815808),  # trains in float32
+        (["qwen3_vl", "4B", "peft=full", "trainer.precision=bf16-true"], 2 * 4.437815808),
+    ],
+)
+def test_weights_are_counted_as_the_checkpoint_is_stored_and_loaded(config, words, gigabytes):
+    from dashvlm.backbones.footprint import memory_gb
+
+    cfg, size = sized(config, *words)
+    assert memory_gb(size, cfg, 1, training=False)["weights"] == pytest.approx(gigabytes, rel=1e-3)
+
+
+def test_a_folder_says_itself_how_it_is_stored_and_how_long_a_prompt_may_be(config, tmp_path):
+    import transformers
+
+    from dashvlm.backbones.tiny import twin_folder
+
+    cfg = config("model=qwen3_vl", "model.checkpoint=tiny", "data=synthetic")
+    made = transformers.AutoConfig.from_pretrained(twin_folder(cfg["model"]["twin"], tmp_path / "twins"))
+    made.dtype, made.text_config.max_position_embeddings = "bfloat16", 777
+    made.save_pretrained(tmp_path / "folder")
+    _, size = sized(config, "qwen3_vl", str(tmp_path / "folder"))
+    assert (size.dtype, size.context) == ("bfloat16", 777)
+
+
+def test_frames_are_bounded_by_the_context_too(config):
+    from dashvlm.backbones.footprint import largest_num_frames, prompt_tokens
+
+    cfg, size = sized(config, "smolvlm2", "500M")
+    most = largest_num_frames(size, cfg, 1e6)
+    assert prompt_tokens(size, cfg, most) <= 8192 < prompt_tokens(size, cfg, most + 1)
+
+
+def test_ways_to_fit_do_fit_and_are_only_said_where_they_are_needed(config):
+    from dashvlm.backbones.footprint import memory_gb, ways_to_fit
+
+    cfg, size = sized(config, "qwen3_vl", "4B", "trainer.precision=bf16-mixed", "data.num_frames=10")
+    assert memory_gb(size, cfg, 10, True)["total"] > 24
+    ways = ways_to_fit(size, cfg, 10, 24.0)
+    assert "model.gradient_checkpointing=true" in ways
+    assert "peft=qlora" not in ways  # activations are what is too much
+    for way in ways:
+        words = ["data.batch_size=1"] if way.startswith("data.batch") else [way]
+        again, other = sized(config, "qwen3_vl", "4B", "trainer.precision=bf16-mixed", "data.num_frames=10", *words)
+        assert memory_gb(other, again, int(again["data"]["num_frames"]), True)["total"] <= 24, way
+    assert ways_to_fit(size, cfg, 10, 1.0) == []
+    together = ways_to_fit(size, cfg, 40, 9.0)
+    assert [w.count(" and ") for w in together] == [2]
+
+
+def test_inspect_says_what_would_make_it_fit(dashvlm):
+    words = ["model=qwen3_vl", "model.checkpoint=4B", "data=synthetic", "data.num_frames=10", "memory_gb=24"]
+    out = " ".join(dashvlm("inspect", *words).stdout.split())
+    assert "as the checkpoint is stored, bfloat16" in out
+    assert "does not fit into memory_gb=24" in out
+    assert "good to a factor of two" in out
+
+
 def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monkeypatch):
     import torch
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -295,6 +296,12 @@ def test_dry_run_prices_and_asks_nothing(dashvlm, endpoint):
     assert "cost at most $" in done.stdout
     assert not server.paid()
     dashvlm("label", *words, env={"OPENAI_API_KEY": ""})  # a price needs no key
+    assert "above the cap" not in done.stdout
+    done = dashvlm("label", *words, "teacher.cap_usd=0.001", env={"OPENAI_API_KEY": ""})
+    told = re.search(r"above the cap: at worst the money ends after (\d+) of (\d+) answers; teacher.cap_usd=([\d.]+)",
+                     " ".join(done.stdout.split()))  # fmt: skip
+    assert int(told.group(1)) < int(told.group(2))
+    assert float(told.group(3)) >= float(re.search(r"cost at most \$([\d.]+)", done.stdout).group(1)) - 0.005
 
 
 def test_scenes_are_annotated_cleaned_and_taught(dashvlm, endpoint, tmp_path):

@@ -39,6 +39,8 @@ class Footprint:
         tokens_a_frame: visual tokens that the language model sees for a frame.
         patches_a_frame: patch tokens that the vision tower computes for a frame.
         source: where the dimensions come from.
+        dtype: what the checkpoint's weights are stored in; None if that is not known.
+        context: tokens that the language model takes; None if that is not known.
     """
 
     parameters: dict[str, int]
@@ -47,6 +49,8 @@ class Footprint:
     tokens_a_frame: int
     patches_a_frame: int
     source: str
+    dtype: str | None = None
+    context: int | None = None
 
     def linear(self, role: str) -> int:
         """Parameters of a role's linear layers: what 4-bit loading shrinks and what tokens multiply."""
@@ -113,7 +117,13 @@ def footprint(model: Mapping[str, Any], cache: Path, frame_size: tuple[int, int]
     layers["vision"] = (int(depth), int(width or vision.hidden_size))
     kwargs = model["twin"]["image_kwargs"] if str(model["checkpoint"]) == "tiny" else model["image_kwargs"]
     tokens, patches = visual_tokens(config, kwargs, frame_size or (720, 1280))
-    return Footprint(parameters, matrices, layers, tokens, patches, source)
+    known = (model.get("published") or {}).get(str(model["checkpoint"])) or {}
+    dtype, context = known.get("dtype"), known.get("context")
+    if not known:  # a twin or a folder says it itself
+        stored = getattr(config, "dtype", None) or getattr(text, "dtype", None)
+        dtype = "float32" if str(model["checkpoint"]) == "tiny" else stored and str(stored).removeprefix("torch.")
+        context = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    return Footprint(parameters, matrices, layers, tokens, patches, source, dtype, context and int(context))
 
 
 def visual_tokens(config: Any, image_kwargs: Mapping[str, Any], frame_size: tuple[int, int]) -> tuple[int, int]:
@@ -184,10 +194,11 @@ def memory_gb(size: Footprint, cfg: Mapping[str, Any], num_frames: int, training
     """
     peft, model = cfg["peft"], cfg["model"]
     precision = str(cfg["trainer"]["precision"])
-    # Published checkpoints are stored in 16 bit, twins in 32.
     full = peft["method"] == "full" and precision != "bf16-true"
-    wide = model["dtype"] == "auto" and (str(model["checkpoint"]) == "tiny" or full)
-    a_weight = 4.0 if wide else BYTES[str(model["dtype"])]
+    stored = "float32" if full else size.dtype or "bfloat16"
+    a_weight = BYTES[stored if model["dtype"] == "auto" and not peft.get("quantization") else str(model["dtype"])]
+    if precision in ("bf16-true", "64-true"):
+        a_weight = 2.0 if precision == "bf16-true" else 8.0
     quantised = [r for r in size.matrices if r != "lm_head"] if peft.get("quantization") else []
     four_bit = sum(size.linear(r) for r in quantised)
     weights = (sum(size.parameters.values()) - four_bit) * a_weight + four_bit * 0.53
@@ -195,7 +206,7 @@ def memory_gb(size: Footprint, cfg: Mapping[str, Any], num_frames: int, training
     state = 2 * (1.0 if "8bit" in str(cfg["optim"]["name"]) else 4.0)
     batch = int(cfg["data"]["batch_size" if training else "eval_batch_size"])
     images = 1 if (model.get("loader_options") or {}).get("frames") == "contact_sheet" else num_frames
-    length = TEXT_TOKENS + num_frames * TEXT_TOKENS_A_FRAME + images * size.tokens_a_frame
+    length = prompt_tokens(size, cfg, num_frames)
     a_value = 4.0 if precision == "32-true" and a_weight == 4.0 else 2.0
     activations = 0.0
     learns = training and trainable > 0
@@ -220,16 +231,54 @@ def memory_gb(size: Footprint, cfg: Mapping[str, Any], num_frames: int, training
     return found | {"total": sum(found.values())}
 
 
+def prompt_tokens(size: Footprint, cfg: Mapping[str, Any], num_frames: int) -> int:
+    """Tokens of a prompt with so many frames."""
+    sheet = (cfg["model"].get("loader_options") or {}).get("frames") == "contact_sheet"
+    return TEXT_TOKENS + num_frames * TEXT_TOKENS_A_FRAME + (1 if sheet else num_frames) * size.tokens_a_frame
+
+
+def spread_gb(parts: Mapping[str, float]) -> tuple[float, float]:
+    """Least and most that a prediction of :func:`memory_gb` may stand for: activations are good to a factor of two."""
+    return parts["total"] - parts["activations"] / 2, parts["total"] + parts["activations"]
+
+
 def largest_num_frames(size: Footprint, cfg: Mapping[str, Any], limit_gb: float, training: bool = True) -> int:
-    """The most frames a sample whose predicted peak stays within a limit; 0 if not even one fits."""
+    """The most frames a sample whose predicted peak and prompt stay within the limits; 0 if not even one fits."""
+
+    def fits(frames: int) -> bool:
+        within = size.context is None or prompt_tokens(size, cfg, frames) <= size.context
+        return within and memory_gb(size, cfg, frames, training)["total"] <= limit_gb
+
     low, high = 0, 1
-    while high <= 4096 and memory_gb(size, cfg, high, training)["total"] <= limit_gb:
+    while high <= 4096 and fits(high):
         low, high = high, high * 2
     while high - low > 1:
         middle = (low + high) // 2
-        fits = memory_gb(size, cfg, middle, training)["total"] <= limit_gb
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low
+
+
+def ways_to_fit(size: Footprint, cfg: Mapping[str, Any], num_frames: int, limit_gb: float) -> list[str]:
+    """Settings that alone bring a training step within a limit; all of them together if none does; else nothing."""
+    peft = {**cfg["peft"], "method": "lora", "quantization": "nf4", "train_roles": []}
+    peft = {"roles": ["language"], "rank": 16, **peft}
+    changes: dict[str, dict[str, Any]] = {
+        "data.batch_size=1 with trainer.accumulate_grad_batches": {"data": {**cfg["data"], "batch_size": 1}},
+        "model.gradient_checkpointing=true": {"model": {**cfg["model"], "gradient_checkpointing": True}},
+        "peft=qlora": {"peft": peft},
+    }
+    found = [
+        word
+        for word, part in changes.items()
+        if memory_gb(size, {**cfg, **part}, num_frames, True)["total"] <= limit_gb
+    ]
+    fewer = largest_num_frames(size, cfg, limit_gb)
+    if fewer:
+        found.append(f"data.num_frames={fewer}")
+    whole = {**cfg, **{k: v for part in changes.values() for k, v in part.items()}}
+    if not found and memory_gb(size, whole, num_frames, True)["total"] <= limit_gb:
+        found.append(" and ".join(changes))
+    return found
 
 
 def trainable_parameters(size: Footprint, peft: Mapping[str, Any]) -> int:
