@@ -1,5 +1,9 @@
 """One large batch and several small ones of a step have one gradient, whatever the answers' lengths."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -24,12 +28,18 @@ KINDS = {
 }  # fmt: skip
 
 
+KEEP = "TEST_GRADIENTS"
+"""Environment variable: the file that a process of several puts its gradients into."""
+
+
 class Recorder(torch.optim.SGD):
     """An optimiser that only looks."""
 
     def step(self, closure=None):
         closure()
         self.seen = [p.grad.clone() for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if os.environ.get(KEEP) and (not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0):
+            torch.save(self.seen, os.environ[KEEP])
 
 
 def drawn(module, batch):
@@ -45,7 +55,7 @@ def drawn(module, batch):
     return Rollout(torch.stack(ids), torch.stack(masks).long(), torch.cat(gains), None)
 
 
-def gradients(cfg, accumulate):
+def gradients(cfg, accumulate, processes=1):
     cfg = {**cfg, "data": {**cfg["data"], "batch_size": 4 // accumulate}}
     data, module = prepare_data(cfg), build_module(cfg)
     torch.manual_seed(0)
@@ -58,11 +68,13 @@ def gradients(cfg, accumulate):
     module.configure_optimizers = lambda: made
     samples = {"train": module.usable(data.samples["train"])}
     loaders = ClipDataModule(samples, data.store, module.collate, cfg["data"], 0, accumulate, 1, accumulate)
+    several = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
     pl.Trainer(
         max_steps=1, accumulate_grad_batches=accumulate, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-    ).fit(module, train_dataloaders=loaders.train_dataloader())  # fmt: skip
-    return made.seen
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
+        **several,
+    ).fit(module, datamodule=loaders)  # fmt: skip
+    return getattr(made, "seen", None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -73,3 +85,25 @@ def test_four_batches_of_one_are_one_batch_of_four(kind, config):
     assert scale > 0
     assert len(whole) == len(parts)
     assert max(float((a - b).abs().max()) for a, b in zip(whole, parts, strict=True)) < 1e-5 * scale
+
+
+MORE = [pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("reasoned", "dpo", "grpo, bnpo", "grpo, grpo")]
+
+
+@pytest.mark.parametrize("kind", ["sft", *MORE])
+def test_two_processes_have_the_gradient_of_one(kind, config, tmp_path, cache):
+    """The process group is real; it is forked from a process of its own."""
+    from .conftest import ROOT
+
+    whole = gradients(config(*TINY, *KINDS[kind]), 1)
+    words = [*TINY, *KINDS[kind], f"paths.cache_dir={cache}", f"paths.output_dir={tmp_path}"]
+    environment = {**os.environ, KEEP: str(tmp_path / "kept.pt"), "PYTHONPATH": str(ROOT)}
+    code = "import sys; from tests.test_accumulation import *; from dashvlm.cli import compose_train; " \
+        "gradients(compose_train(sys.argv[2:]), int(sys.argv[1]), 2)"  # fmt: skip
+    for accumulate in (2,) if kind == "sft" else (1, 2):
+        done = subprocess.run([sys.executable, "-c", code, str(accumulate), *words], cwd=ROOT, env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        parts = torch.load(tmp_path / "kept.pt")
+        scale = max(float(g.abs().max()) for g in whole)
+        assert max(float((a - b).abs().max()) for a, b in zip(whole, parts, strict=True)) < 1e-5 * scale

@@ -105,13 +105,14 @@ def test_every_planted_leak_is_found_by_name(world, tmp_path, leak):
     assert leak in failed(samples, task, store)
 
 
-def test_clean_worlds_pass_at_the_stated_rate(config):
+@pytest.mark.parametrize(("worlds", "most"), [(6, 2), pytest.param(20, 3, marks=pytest.mark.exhaustive)])
+def test_clean_worlds_pass_at_the_stated_rate(config, worlds, most):
     alarms = []
-    for seed in range(20):
+    for seed in range(worlds):
         samples, task, store = samples_of(config, "task=crash", "data.options.num_drives=32", seed=seed)
         alarms.append(sorted(failed(samples, task, store)))
     wrong = sum(bool(a) for a in alarms)
-    assert wrong <= 3, alarms  # at 5 % each, more than 3 of 20 happen once in sixty
+    assert wrong <= most, alarms  # at 5 % each, more than 3 of 20 happen once in sixty, more than 2 of 6 once in 450
     assert LEVEL == 0.05
 
 

@@ -380,7 +380,7 @@ def finished(config, folder, *words):
     """A run of three large steps, so that the adapter matters: its configuration and its module as scored."""
     from dashvlm.build import load_run
 
-    cfg = config(*WORLD, "trainer.max_steps=3", "optim.lr=0.01", *words)
+    cfg = config(*WORLD, "trainer.max_steps=3", "optim.lr=0.01", "model.dtype=float32", *words)
     folder.mkdir()
     run(cfg, folder)
     (folder / "config.yaml").write_text(json.dumps(cfg))
@@ -417,7 +417,8 @@ def test_merged_weights_loaded_with_plain_libraries_are_the_scored_run(config, t
     again = logits_of(merged, cfg, module)
     assert difference == pytest.approx(float((scored - again).abs().max()), abs=1e-6)
     assert difference < 1e-4
-    base = transformers.AutoModelForImageTextToText.from_pretrained(build_backbone(cfg).encoder.checkpoint).eval()
+    stored = build_backbone(cfg).encoder.checkpoint
+    base = transformers.AutoModelForImageTextToText.from_pretrained(stored, dtype="float32").eval()
     assert (logits_of(base, cfg, module) - scored).abs().max() > 1e-2  # the adapter does matter
     adapted = PeftModel.from_pretrained(base, str(tmp_path / "run" / "adapter")).eval()
     assert (logits_of(adapted, cfg, module) - scored).abs().max() < 1e-4

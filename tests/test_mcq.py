@@ -407,7 +407,7 @@ def test_reordered_scores_follow_the_option_not_the_place(config, monkeypatch):
 
 
 def test_options_can_be_scored_by_their_whole_text(config):
-    items, module, batch = module_and_batch(config, "task.answer_with=text")
+    items, module, batch = module_and_batch(config, "task.answer_with=text", "model.dtype=float32")
     with torch.no_grad():
         scores = module.compute_scores(batch)
         first = items[0].sample.clip.extra["choices"]

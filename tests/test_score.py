@@ -153,6 +153,19 @@ def test_several_horizons_give_the_challenges_mean(scored, train_csv, tmp_path):
     assert rows["primary"].sum() == 6
 
 
+def test_scores_that_are_no_probabilities_are_ranked_and_nothing_else(scored, train_csv, tmp_path):
+    path = tmp_path / "logits.csv"
+    logits = {k: 10 * v - 7 for k, v in SCORES.items()}
+    path.write_text("id,score\n" + "".join(f"{k},{v}\n" for k, v in logits.items() if k != "00003"))
+    result, rows, out = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "roc_auc") == pytest.approx(6 / 9)  # the missing positive is below all
+    assert set(result["metrics"]) == {"roc_auc", "ap"}
+    assert not [n for n in result["baselines"] if "accuracy" in n]
+    assert result["confusion"] == {}
+    assert "no probabilities" in out
+    assert rows.set_index("clip_id").loc["00001", "raw_score"] == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize(
     ("content", "words", "told"),
     [

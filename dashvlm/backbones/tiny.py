@@ -115,7 +115,7 @@ def _build(spec: Mapping[str, Any], folder: Path) -> None:
     ids = [tokenizer.convert_tokens_to_ids(t) for t in ends]
     net.generation_config.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=ids if len(ids) > 1 else ids[0])
     net.generation_config.update(**settings)
-    net.save_pretrained(folder)
+    net.to(getattr(torch, spec.get("dtype", "float32"))).save_pretrained(folder)
     save_processor(processor, folder)
     log.info(
         "built a tiny %s with %s parameters in %s",

@@ -13,13 +13,18 @@ import pandas as pd
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate, row_alarms
 
+ORDER = ("roc_auc", "ap")
+"""Metrics of the order of the scores alone."""
+NO_PROBABILITY = "scores outside 0 to 1 are no probabilities; their order is scored"
+
 
 def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     """Compute metrics, baselines and alarms.
 
     Args:
         table: a row a (clip, horizon) with ``clip_id, group, horizon_s, primary, target, score,
-            answer, status, pixels_off_score``. A failed row (score nan) counts as wrong.
+            answer, status, pixels_off_score``. A failed row (score nan) counts as wrong. Where ``score_is_rank``
+            is set the scores only order the rows: what needs a threshold or a probability is left out.
         seed: of the bootstrap.
 
     Returns:
@@ -29,8 +34,10 @@ def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     main = known[known["primary"]]
     weights = group_weights(main["group"].tolist(), RESAMPLES, seed) if len(main) else np.ones((1, 0))
     target, score = _columns(main)
-    metrics = {name: _estimate(metric, target, score, weights) for name, metric in F.METRICS.items()}
-    metrics |= _horizons(known, seed)
+    ranks = bool(main["score_is_rank"].any()) if "score_is_rank" in main else False
+    wanted = {n: m for n, m in F.METRICS.items() if not ranks or n in ORDER}
+    metrics = {name: _estimate(metric, target, score, weights) for name, metric in wanted.items()}
+    metrics |= {n: v for n, v in _horizons(known, seed).items() if not ranks or n != "mtta_s"}
     if (main["status"].notna() & (main["status"] != "failed")).any():
         parsed = (main["status"] == "parsed").to_numpy(float)
         metrics["parse_rate"] = mean_estimate(parsed, weights)
@@ -40,11 +47,14 @@ def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         reasoned = _as_wrong(main.assign(score=main["reasoned_score"]))["score"].to_numpy(np.float64)
         for name in ("roc_auc", "ap", "accuracy"):
             metrics[f"reasoned_{name}"] = _estimate(F.METRICS[name], target, reasoned, weights)
-    baselines = _baselines(main, target, weights)
+    baselines = {n: v for n, v in _baselines(main, target, weights).items() if not ranks or not n.endswith("accuracy")}
+    unavailable = {n: NO_PROBABILITY for n in (*F.METRICS, "mtta_s") if n not in ORDER} if ranks else {}
+    counted = dict(zip(("tn", "fp", "fn", "tp"), F.confusion(target, score).tolist(), strict=True))
     return {
+        **({"unavailable": unavailable} if ranks else {}),
         "metrics": {k: vars(v) for k, v in metrics.items()},
         "baselines": {k: vars(v) for k, v in baselines.items()},
-        "confusion": dict(zip(("tn", "fp", "fn", "tp"), F.confusion(target, score).tolist(), strict=True)),
+        "confusion": {} if ranks else counted,
         "counts": {
             "rows": len(table),
             "test_clips": len(main),
@@ -55,7 +65,7 @@ def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "padded_rows": int((main["num_padded"] > 0).sum()) if "num_padded" in main else 0,
         },
         "slices": slices(main, seed),
-        "alarms": alarms(main, metrics, baselines),
+        "alarms": alarms(main, metrics, baselines, ranks),
     }
 
 
@@ -83,7 +93,9 @@ def monitor_binary(target: F.Array, scores: F.Array) -> dict[str, float]:
     return {n: float(F.METRICS[n](target, scores[:, -1], ones)) for n in ("roc_auc", "ap", "accuracy", "brier")}
 
 
-def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str, Estimate]) -> list[str]:
+def alarms(
+    main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str, Estimate], ranks: bool = False
+) -> list[str]:
     """Say in sentences why a number might not measure what it seems to."""
     out = []
     score = main["score"][~main["_failed"]]
@@ -92,7 +104,7 @@ def alarms(main: pd.DataFrame, metrics: dict[str, Estimate], baselines: dict[str
         out.append(f"degenerate: every score is {score.iloc[0]:.4f}")
     elif len(score) > 4 and score.std() < 1e-3:
         out.append(f"degenerate: scores hardly vary (standard deviation {score.std():.1e})")
-    elif len(score) and said.nunique() == 1:
+    elif len(score) and said.nunique() == 1 and not ranks:
         out.append(f"degenerate at 0.5: every clip is called {'positive' if said.iloc[0] else 'negative'}")
     auc = metrics["roc_auc"]
     if np.isfinite(auc.value) and auc.low <= 0.5 <= auc.high:

@@ -157,7 +157,17 @@ def build_table(
     cleaned = sum(clean(t, rule) != t for t in texts if t)
     if cleaned:
         notes.append(f"{cleaned} of {len(texts)} texts were cleaned by the rule {rule!r} (clean=none keeps them)")
-    return _typed(task, table, truth), notes
+    return _ordered(_typed(task, table, truth)), notes
+
+
+def _ordered(table: pd.DataFrame) -> pd.DataFrame:
+    """Put ranks between 0 and 1 in the place of scores that are no probabilities, such as logits or per cent."""
+    raw = table["score"]
+    if not ((raw < 0) | (raw > 1)).any():
+        return table
+    # Strictly between 0 and 1, which stay the worst scores that a failed row gets.
+    ranks = raw.rank(method="average") / (raw.notna().sum() + 1)
+    return table.assign(raw_score=raw, score=ranks, score_is_rank=True)
 
 
 def _few(names: Sequence[str]) -> str:
