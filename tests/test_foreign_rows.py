@@ -255,7 +255,7 @@ def test_wrong_questions_are_named(change, reason, tmp_path, clip):
 )  # fmt: skip
 def test_every_spelling_of_a_letter_is_the_second_choice(choices, answer, tmp_path):
     item = {**GOOD_QUESTION, "choices": choices, "answer": answer}
-    row = roadbuddy._row(item, 0, "train", tmp_path / "train.json", tmp_path, "source")
+    row = roadbuddy._row(item, 0, False, tmp_path / "train.json", tmp_path, "source")
     assert row.get("problem") is None
     assert row["choices"][:2] == ["Đỏ", "Xanh"]
     assert row["extra"]["answer"] == 1
@@ -263,12 +263,10 @@ def test_every_spelling_of_a_letter_is_the_second_choice(choices, answer, tmp_pa
 
 def test_numbers_before_choices_are_their_letters(tmp_path):
     item = {**GOOD_QUESTION, "choices": ["1. Đỏ", "2. Xanh"], "answer": "2. Xanh"}
-    row = roadbuddy._row(item, 0, "train", tmp_path / "train.json", tmp_path, "source")
+    row = roadbuddy._row(item, 0, False, tmp_path / "train.json", tmp_path, "source")
     assert row["extra"]["answer"] == 1
     wrong = {**item, "answer": "1. Xanh"}  # number and text disagree
-    assert (
-        "none of the choices" in roadbuddy._row(wrong, 0, "train", tmp_path / "t.json", tmp_path, "source")["problem"]
-    )
+    assert "none of the choices" in roadbuddy._row(wrong, 0, False, tmp_path / "t.json", tmp_path, "source")["problem"]
 
 
 def test_words_that_look_like_letters_and_numbers_stay():
