@@ -79,16 +79,17 @@ def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.
     import pandas as pd
 
     from dashvlm.errors import DataError
-    from dashvlm.predictions.table import build_table, find_columns
+    from dashvlm.predictions.columns import find_columns
+    from dashvlm.predictions.table import build_table
     from dashvlm.predictions.truth import of_split, own_truth, read_truth
 
     if options["truth"] is None and set(records.columns) >= OWN and records.path.suffix == ".parquet":
         table = pd.read_parquet(records.path)
         return table, {"truth": "its own", "split": "scored"}, []
-    columns = find_columns(task.name, records, options["columns"])
     wanted = options["truth"]
+    columns = find_columns(task.name, records, options["columns"], own_truth=wanted is None)
     if wanted is None:
-        truth = own_truth(task.name, records, options)
+        truth = own_truth(task.name, records, options, list(columns.used().values()))
     elif Path(str(wanted)).exists():
         truth = read_truth(task.name, Path(str(wanted)), options["data"], options)
     elif str(wanted) == options["data"]["name"]:
@@ -98,8 +99,9 @@ def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.
             f"truth={wanted} is no file, no folder and no dataset", got="nothing of that name",
             do=f"name a file, or a dataset: truth={options['data']['name']} data.root=FOLDER",
         )  # fmt: skip
-    if wanted is not None and Path(str(wanted)).is_file() and str(wanted) == str(records.path):
-        truth.notes.append("predictions and truth are one file")
+    if wanted is not None:
+        columns = find_columns(task.name, records, options["columns"], [c.clip_id for c in truth.clips])
+    print("columns: " + "; ".join(f"{what} from {name!r}" for what, name in columns.used().items()))
     predicted = [row[columns.id] for row in records.rows if row.get(columns.id) is not None]
     truth = of_split(truth, str(options["split"]), predicted)
     horizon, rule = options["horizon_s"], str(options["clean"])
@@ -121,13 +123,13 @@ def _task_options(options: Mapping[str, Any], records: Records) -> dict[str, Any
     """The task; captions are structured or free as most texts are, unless ``task.style`` is given."""
     from hydra.core.hydra_config import HydraConfig
 
-    from dashvlm.predictions.table import find_columns
+    from dashvlm.predictions.columns import find_columns
     from dashvlm.tasks.navigation_text import parse_fields
 
     task = dict(options["task"])
     said = [word.split("=")[0].lstrip("+") for word in HydraConfig.get().overrides.task]
     if task["name"] == "caption" and "task.style" not in said:
-        column = find_columns("caption", records, options["columns"]).text
+        column = find_columns("caption", records, options["columns"], own_truth=options["truth"] is None).text
         heads = [bool(parse_fields(str(row.get(str(column)) or ""))) for row in records.rows]
         task["style"] = "structured" if 2 * sum(heads) > len(heads) else "caption"
     if task.get("reasoning") == "auto":

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Predictions that others wrote, scored as a run of ours is: right values, and nothing lost without a word."""
 
 import json
@@ -211,6 +212,84 @@ def test_a_runs_own_rows_give_its_own_numbers(scored, tmp_path, dashvlm):
     assert result["metrics"]["roc_auc"]["value"] == pytest.approx(known["metrics"]["roc_auc"]["value"])
 
 
+@pytest.mark.parametrize(
+    ("cells", "right"),
+    [
+        (["0,9", "0,8", "0,2", "0,7", "0,1", "0,3"], 7 / 9),
+        (["90%", "80%", "20%", "70%", "10%", "30%"], 7 / 9),
+        ([f"[{1 - s:.1f} {s}]" for s in SCORES.values()], 7 / 9),
+        ([f"tensor({s}, device='cuda:0')" for s in SCORES.values()], 7 / 9),
+        ([str(1.0000001 if s == 0.9 else s) for s in SCORES.values()], 7 / 9),
+    ],
+    ids=["comma", "per cent", "pair", "tensor", "float32"],
+)
+def test_numbers_are_read_as_programs_print_them(scored, train_csv, tmp_path, cells, right):
+    path = tmp_path / "s.csv"
+    path.write_text("id,score\n" + "".join(f'{k},"{c}"\n' for k, c in zip(LABELS, cells, strict=True)))
+    result, _, _ = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "roc_auc") == pytest.approx(right)
+    assert value(result, "accuracy") == pytest.approx(4 / 6)  # they are probabilities
+
+
+@pytest.mark.parametrize(
+    ("yes", "no"), [("POSITIVE", "NEGATIVE"), ("crash", "normal"), ("True", "False"), ("Answer: Yes", "Answer: No"),
+                    ("<think>No car, yes?</think> Yes", "<think>Yes?</think>No"), ("LABEL_1", "LABEL_0")],
+)  # fmt: skip
+def test_answers_are_read_in_the_words_that_programs_use(scored, train_csv, tmp_path, yes, no):
+    path = tmp_path / "s.jsonl"
+    rows = [{"id": k, "prediction": yes if s > 0.5 else no} for k, s in SCORES.items()]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result, _, _ = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "accuracy") == pytest.approx(4 / 6)
+    assert value(result, "parse_rate") == 1.0
+
+
+def test_a_score_of_how_sure_an_answer_is_becomes_the_probability_of_yes(scored, train_csv, tmp_path):
+    path = tmp_path / "pipeline.json"
+    rows = [
+        {"id": k, "label": "POSITIVE" if s > 0.5 else "NEGATIVE", "score": max(s, 1 - s)} for k, s in SCORES.items()
+    ]
+    path.write_text(json.dumps(rows))
+    result, _, out = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "roc_auc") == pytest.approx(7 / 9)
+    assert "were turned round" in out
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("id,answer\nq1,A\nq2,B\n", ["task=mcq"]),  # a submission is no truth about itself
+        ('[{"image": "a.jpg", "response": "foo"}, {"image": "b.jpg", "response": "bar"}]', ["task=caption"]),
+        ("id,score\n1,0.4\n2,0.6\n", ["task=crash"]),
+    ],
+)
+def test_one_column_is_not_prediction_and_truth(dashvlm, tmp_path, content, words):
+    path = tmp_path / ("p.csv" if content.startswith("id") else "p.json")
+    path.write_text(content)
+    done = dashvlm("score", *words, f"predictions={path}", check=False)
+    assert done.returncode == 2
+    assert "give truth=FILE" in done.stderr
+
+
+def test_what_cannot_be_read_at_all_is_no_result(dashvlm, train_csv, tmp_path):
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps([{"id": k, "scores": [0.1, 0.2, 0.7]} for k in LABELS]))  # a score a frame
+    done = dashvlm("score", "task=crash", f"predictions={path}", f"truth={train_csv}", check=False)
+    assert done.returncode == 2
+    assert "list of 3 numbers" in done.stderr
+
+
+def test_one_horizon_a_clip_is_scored_together_and_the_id_that_meets_is_taken(scored, train_csv, tmp_path):
+    path = tmp_path / "p.csv"
+    lines = [f"{i},{k}.mp4,{0.5 * (1 + i % 3)},{v}" for i, (k, v) in enumerate(SCORES.items())]
+    path.write_text("id,video,horizon_s,score\n" + "\n".join(lines))
+    result, _, out = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "roc_auc") == pytest.approx(7 / 9)
+    assert result["counts"]["failed_rows"] == 0
+    assert "map_horizons" not in result["metrics"]
+    assert "id from 'video'" in out
+
+
 # -- multiple choice -----------------------------------------------------------------------------
 
 QUESTIONS = [
@@ -268,6 +347,36 @@ def test_probabilities_of_letters_are_scored_and_texts_of_options_are_answers(sc
     assert rows.set_index("clip_id").loc["q4", "problem"] == "an empty prediction"
 
 
+PLAIN = "id,answer\nq1,A\nq2,B\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "right", "loss"),
+    [
+        ("gold.csv", "id,question,answer,prediction\nq1,x,A,C\nq2,x,B,C\n", 0.0, None),  # `answer` is the truth
+        ("texts.csv", "id,A,B,C,D,prediction\nq1,50,60,70,80,A\nq2,50,60,70,80,B\n", 1.0, None),  # options, no scores
+        ("short.csv", "id,A,B,C,D\nq1,0.7,0.2,0.1,\nq2,0.2,0.7,0.1,\n", 1.0, -np.log(0.7)),
+        ("named.csv", "id,prob_A,prob_B\nq1,0.7,0.3\nq2,0.4,0.6\n", 1.0, -np.log([0.7, 0.6]).mean()),
+        ("logs.json", '[{"id":"q1","scores":[-0.1,-3,-4]},{"id":"q2","scores":[-3,-0.1,-4]}]', 1.0, None),
+        ("percent.json", '[{"id":"q1","scores":[60,40]},{"id":"q2","scores":[70,30]}]', 0.5, None),
+        ("dict.json", '[{"id":"q1","probabilities":{"A":0.6,"B":0.4}},{"id":"q2","probabilities":{"A":0.3,"B":0.7}}]',
+         1.0, -np.log([0.6, 0.7]).mean()),
+        ("many.json", '[{"id":"q1","scores":[0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1,0.1]},{"id":"q2","answer":"B"}]', 0.5, None),
+        ("boxed.jsonl", '{"id":"q1","response":"So \\\\boxed{A}."}\n{"id":"q2","response":"Answer: B because"}', 1.0, None),
+    ],
+)  # fmt: skip
+def test_choices_as_programs_write_them(scored, tmp_path, name, content, right, loss):
+    truth, path = tmp_path / "truth.csv", tmp_path / name
+    truth.write_text(PLAIN)
+    path.write_text(content)
+    result, _, _ = scored("task=mcq", f"predictions={path}", f"truth={truth}")
+    assert value(result, "accuracy") == pytest.approx(right)
+    if loss is None:  # what is no probability has no log loss
+        assert "log_loss" not in result["metrics"]
+    else:
+        assert value(result, "log_loss") == pytest.approx(loss)
+
+
 # -- scenes and captions -------------------------------------------------------------------------
 
 
@@ -289,6 +398,10 @@ def test_scenes_are_read_from_texts_objects_and_columns(scored, tmp_path):
         "texts.jsonl": [
             {"video_id": f"abcdefg{i}-1.mp4", "response": f"Here:\n{json.dumps(s)}"} for i, s in enumerate(said)
         ],
+        "twice.jsonl": [
+            {"video_id": f"abcdefg{i}-1.mp4", "response": json.dumps(json.dumps(s))} for i, s in enumerate(said)
+        ],
+        "nested.jsonl": [{"video_id": f"abcdefg{i}-1.mp4", "output": {"parameters": s}} for i, s in enumerate(said)],
         "columns.jsonl": [{"video_id": f"abcdefg{i}-1.mp4", **s} for i, s in enumerate(said)],
     }.items():
         path = tmp_path / name

@@ -67,6 +67,8 @@ def csv_rows(
         DataError: if columns are missing or named twice, or quotes are not closed.
     """
     text = read_text(path, encoding)
+    if "\n" not in text:
+        text = text.replace("\r", "\n")  # as old Macs and some spreadsheets end lines
     head = text.lstrip("\r\n").split("\n", 1)[0]
     separator = max(_SEPARATORS, key=lambda s: (sum(_bare(c) in needed for c in head.split(s)), -_SEPARATORS.index(s)))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=True)

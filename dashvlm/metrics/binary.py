@@ -106,6 +106,8 @@ def alarms(
         out.append(f"degenerate: scores hardly vary (standard deviation {score.std():.1e})")
     elif len(score) and said.nunique() == 1 and not ranks:
         out.append(f"degenerate at 0.5: every clip is called {'positive' if said.iloc[0] else 'negative'}")
+    if len(main) and main["target"].nunique() == 1:
+        out.append("one class only: ROC AUC is not defined, AP says nothing")
     auc = metrics["roc_auc"]
     if np.isfinite(auc.value) and auc.low <= 0.5 <= auc.high:
         out.append(f"not better than chance: ROC AUC {auc} contains 0.5")

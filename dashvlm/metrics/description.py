@@ -188,6 +188,9 @@ def _alarms(
     baselines: Mapping[str, Estimate], prefixes: Sequence[str],
 ) -> list[str]:  # fmt: skip
     out = []
+    written = _texts(main["text"]) if not texts else []
+    if len(written) > 1 and len(set(written)) == 1:
+        out.append("degenerate: all texts are the same")
     heads = {json.dumps(parse_fields(t), sort_keys=True) for t in texts}
     if len(texts) > 1 and len(heads) == 1:
         out.append("degenerate: all texts have the same mandatory fields")

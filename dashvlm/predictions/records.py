@@ -77,6 +77,8 @@ def read_records(path: Path, encoding: str | None = None) -> Records:
     if not path.is_file():
         raise DataError(f"{path} does not exist", do="name a CSV, JSON, JSON lines or Parquet file")
     notes: list[str] = []
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods", ".gz", ".zip"):
+        raise DataError(f"{path} is a spreadsheet or packed", do="save it as CSV, or unpack it")
     if path.suffix.lower() in (".parquet", ".pq"):
         rows = _parquet(path)
     else:
@@ -97,7 +99,7 @@ def _parquet(path: Path) -> list[Record]:
         table = pd.read_parquet(path)
     except (ValueError, OSError) as error:
         raise DataError(f"{path} is no Parquet file", got=str(error).splitlines()[0], do="write it again") from error
-    found = table.to_dict("records")
+    found = (table.reset_index() if table.index.name else table).to_dict("records")
     return [{str(k): v for k, v in row.items()} for row in found]
 
 
@@ -131,8 +133,10 @@ def _json(path: Path, text: str, notes: list[str]) -> list[Record]:
             value = lists[0]
         elif lists:
             raise DataError(f"{path} holds several lists of records", got=", ".join(value), do="keep the one to score")
+        elif sum(isinstance(v, Mapping) for v in value.values()) == 1 and len(value) > 1:
+            value = _by_name(next(v for v in value.values() if isinstance(v, Mapping)))  # {"model": ..., "scores": {}}
         elif any(isinstance(v, Mapping | list) for v in value.values()) or len(value) > 1:
-            value = [{"id": k, **v} if isinstance(v, Mapping) else {"id": k, "prediction": v} for k, v in value.items()]
+            value = _by_name(value)
         else:
             value = [value]
     odd = [i for i, item in enumerate(value) if not isinstance(item, Mapping)]
@@ -140,8 +144,13 @@ def _json(path: Path, text: str, notes: list[str]) -> list[Record]:
     return [dict(item) for item in value if isinstance(item, Mapping)]
 
 
+def _by_name(value: Mapping[str, Any]) -> list[Record]:
+    """Records of an object whose keys are the clips' names."""
+    return [{"id": k, **v} if isinstance(v, Mapping) else {"id": k, "prediction": v} for k, v in value.items()]
+
+
 def _csv(path: Path, text: str, encoding: str | None, notes: list[str]) -> list[Record]:
-    head = text.lstrip("\r\n").split("\n", 1)[0]
+    head = re.split(r"\r\n|\n|\r", text.lstrip("\r\n"), maxsplit=1)[0]
     names = max((next(csv.reader(io.StringIO(head), delimiter=s), []) for s in _SEPARATORS), key=len)
     needed = [n.strip() for n in names if n.strip()]
     if not needed:

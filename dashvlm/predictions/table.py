@@ -2,87 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.data.formats import roadbuddy
-from dashvlm.data.rows import parse_label
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.captions import RULES, clean, rule_for
+from dashvlm.predictions.cells import as_choice, chance_of_yes, choice_scores, label_of, numbers_of, said_in
+from dashvlm.predictions.columns import Columns
 from dashvlm.predictions.records import Record, Records, common_key, text_of
-from dashvlm.predictions.truth import IDS, Truth
+from dashvlm.predictions.truth import Truth
 from dashvlm.tasks.base import Task, observe
 from dashvlm.tasks.scene_schema import FIELDS
 
-TEXTS = ("prediction", "response", "text", "output", "generated_text", "generated", "completion", "model_output",
-         "answer", "pred", "predicted")  # fmt: skip
-SCORES = ("score", "scores", "probability", "prob", "p_yes", "pred_score", "y_score", "confidence")
-ANSWERS = ("answer", "predicted_label", "predicted", "pred", "y_pred", "extracted_label")
-HORIZONS = ("horizon_s", "horizon")
 FEW = 3
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which column of the predictions is what; None where there is none."""
-
-    id: str
-    text: str | None
-    score: str | None
-    answer: str | None
-    horizon: str | None
-    letters: tuple[str, ...] = ()
-
-
-def find_columns(task: str, records: Records, named: Mapping[str, Any]) -> Columns:
-    """Find the columns by what the user named, then by usual names.
-
-    Raises:
-        DataError: if there is no id, or nothing to score.
-    """
-
-    def column(key: str, names: Sequence[str], what: str) -> str | None:
-        return records.column(named.get(key), names, f"columns.{key}", what)
-
-    name = column("id", IDS, "the clip's name")
-    text, score = column("text", TEXTS, "what was written"), column("score", SCORES, "the score")
-    answer = column("answer", ANSWERS, "the answer")
-    if text is not None and named.get("text") is None and text == answer:
-        text = None  # one column is one thing
-    if answer is None and task in ("crash", "mcq") and text is not None and named.get("text") is None:
-        bare = [text_of(row.get(text)) for row in records.rows]
-        if all(v is None or re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?|[A-Da-d]|yes|no|true|false", v, re.I) for v in bare):
-            numbers = {v for v in bare if v is not None}
-            if task == "crash" and score is None and not all(parse_label(v)[1] is None for v in numbers):
-                text, score = None, text  # a column of numbers between 0 and 1
-            else:
-                text, answer = None, text
-    letters = tuple(c for c in ("A", "B", "C", "D") if c in records.columns)
-    if task in ("scene", "caption"):
-        score = answer = None
-        text = text or column("answer", ANSWERS, "the answer")
-    elif task == "mcq" and len(letters) < 2:
-        letters = ()
-    if name is None:
-        raise DataError(
-            f"{records.path} has no column with the clip's name", got=", ".join(records.columns)[:300],
-            do="name it with columns.id=NAME",
-        )  # fmt: skip
-    fields = task == "scene" and sum(f in records.columns for f in FIELDS) >= FEW
-    if not (text or score or answer or fields or (task == "mcq" and letters)):
-        raise DataError(
-            f"{records.path} has nothing to score for task={task}", got=", ".join(records.columns)[:300],
-            do="name the column with columns.text=NAME, columns.answer=NAME or columns.score=NAME",
-        )  # fmt: skip
-    horizon = column("horizon", HORIZONS, "seconds before the event") if task == "crash" else None
-    return Columns(name, text, score, answer, horizon, letters if task == "mcq" else ())
 
 
 def build_table(
@@ -110,19 +49,25 @@ def build_table(
     found: dict[tuple[str, float], Record] = {}
     notes: list[str] = []
     twice: list[str] = []
+    read = [c for what, c in columns.used().items() if what != "choices"] + list(columns.letters)
+    nameless, several = 0, _at_several_horizons(records, columns)
+    if columns.horizon and not several:
+        notes.append("each clip is predicted at one horizon: all are scored together, without the challenge's mean")
     for row in records.rows:
         if not text_of(row.get(columns.id)):
-            notes.append(f"a prediction without {columns.id} was left out")
+            nameless += 1
             continue
-        place = (key(row[columns.id]), _number(row.get(columns.horizon)) or 0.0 if columns.horizon else 0.0)
+        place = (key(row[columns.id]), _number(row.get(columns.horizon)) or 0.0 if columns.horizon and several else 0.0)
         if place in found:
-            if found[place] != row:
+            if any(found[place].get(c) != row.get(c) for c in read):
                 raise DataError(
                     f"{records.path} has two different predictions of {row[columns.id]}",
                     got=" | ".join(str(_given(r, columns))[:60] for r in (found[place], row)), do="keep one a clip",
                 )  # fmt: skip
             twice.append(str(row[columns.id]))
         found.setdefault(place, row)
+    if nameless:
+        notes.append(f"{nameless} predictions without {columns.id} were left out")
     known = {key(c.clip_id) for c in truth.clips}
     strange = sorted({name for name, _ in found} - known)
     if len(strange) == len({name for name, _ in found}):
@@ -146,6 +91,7 @@ def build_table(
             rows.append({**_row(task, sample, found.get((key(clip.clip_id), horizon)), columns, rule),
                          "primary": horizon == primary})  # fmt: skip
     table = pd.DataFrame(rows)
+    _refuse_unreadable(table, records)
     missing = table.loc[table["problem"] == "no prediction", "clip_id"].drop_duplicates().tolist()
     if missing:
         notes.append(f"{len(missing)} of {len(truth.clips)} clips have no prediction and count as failed: "
@@ -157,7 +103,31 @@ def build_table(
     cleaned = sum(clean(t, rule) != t for t in texts if t)
     if cleaned:
         notes.append(f"{cleaned} of {len(texts)} texts were cleaned by the rule {rule!r} (clean=none keeps them)")
-    return _ordered(_typed(task, table, truth)), notes
+    return _ordered(_typed(task, _as_chance_of_yes(table, notes), truth)), notes
+
+
+def _refuse_unreadable(table: pd.DataFrame, records: Records) -> None:
+    """A column of which nothing can be read is another column than it seems, not a model that is always wrong."""
+    there = table[table["problem"] != "no prediction"]
+    wrong = there[there["problem"].notna() & there["problem"].astype(str).str.startswith(("the score", "an empty"))]
+    if len(there) and len(wrong) == len(there) and not there["answer"].notna().any():
+        raise DataError(
+            f"not one prediction of {records.path} can be read", got=str(wrong["problem"].iloc[0]),
+            do="name the column with columns.score=NAME, columns.answer=NAME or columns.text=NAME; a score is a number",
+        )  # fmt: skip
+
+
+def _as_chance_of_yes(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """Turn scores that say how sure an answer is, whichever it is, into the probability of yes."""
+    if "score" not in table or table["score"].isna().all():
+        return table
+    both = table[table["score"].notna() & table["answer"].notna()]
+    score, no = both["score"].astype(float), both["answer"] == 0
+    if len(both) and no.any() and (score >= 0.5).all() and (score <= 1).all():
+        flipped = both.index[no]
+        table.loc[flipped, "score"] = 1.0 - table.loc[flipped, "score"].astype(float)
+        notes.append(f"scores say how sure each answer is: those of the {len(flipped)} No answers were turned round")
+    return table
 
 
 def _ordered(table: pd.DataFrame) -> pd.DataFrame:
@@ -170,6 +140,13 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(raw_score=raw, score=ranks, score_is_rank=True)
 
 
+def _at_several_horizons(records: Records, columns: Columns) -> bool:
+    if columns.horizon is None:
+        return False
+    names = [str(row.get(columns.id)) for row in records.rows]
+    return len(set(names)) < len(names) or len({_number(r.get(columns.horizon)) for r in records.rows}) == 1
+
+
 def _few(names: Sequence[str]) -> str:
     return ", ".join(map(str, names[:FEW])) + (" ..." if len(names) > FEW else "")
 
@@ -179,12 +156,8 @@ def _given(row: Record, columns: Columns) -> Any:
 
 
 def _number(value: Any) -> float | None:
-    text = text_of(value)
-    try:
-        found = float(text) if text is not None else None
-    except ValueError:
-        return None
-    return found if found is not None and np.isfinite(found) else None
+    found = numbers_of(value)
+    return found[0] if found is not None and len(found) == 1 else None
 
 
 def _row(task: Task, sample: Sample, given: Record | None, columns: Columns, rule: str) -> dict[str, Any]:
@@ -217,15 +190,14 @@ def _crash(
     """A score, an answer, or both."""
     made: dict[str, Any] = {"text": text}
     if columns.score:
-        score = given.get(columns.score)
-        made["score"] = _number(score[-1] if isinstance(score, list) and score else score)
-        made |= {"problem": f"the score {score!r} is no number"} if made["score"] is None else {"status": None}
+        made["score"], made["problem"] = chance_of_yes(given.get(columns.score))
+        made["status"] = None
     said = text_of(given.get(columns.answer)) if columns.answer else None
-    label, wrong = parse_label(said)
-    if label is not None and not wrong:
+    label = label_of(said)
+    if label is not None:
         made |= {"answer": label, "status": "parsed"}
     elif said is not None or text is not None:
-        answer, status = task.parse(said if said is not None else text, seen)
+        answer, status = task.parse(said_in(str(said if said is not None else text), plain=True), seen)
         made |= {"answer": answer, "status": status}
     if columns.score and made["score"] is None:
         made["status"] = "failed"
@@ -236,27 +208,32 @@ def _mcq(
     task: Task, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
 ) -> dict[str, Any]:
     """A probability for each letter, or an answer."""
-    count = len(seen.choices) or int(clip.extra.get("num_choices") or 0) or roadbuddy.MAX_CHOICES
-    scores = given.get(columns.score) if columns.score else None
-    if columns.letters:
-        scores = [_number(given.get(letter)) for letter in columns.letters[:count]]
-    scores = scores if isinstance(scores, list) and all(_number(s) is not None for s in scores) else None
+    count = len(seen.choices) or int(clip.extra.get("num_choices") or 0)
+    room = count or roadbuddy.MAX_CHOICES
     made: dict[str, Any] = {"text": text, "scores": None}
-    if scores:
-        made["scores"] = ([float(s) for s in scores] + [0.0] * count)[: max(count, len(scores))]
+    value = given.get(columns.score) if columns.score else None
+    if columns.letters:
+        cells = [numbers_of(given.get(letter)) for letter in columns.letters]
+        value = [c[0] for c in cells if c] if all(cells[: sum(map(bool, cells))]) else None
+    scores = choice_scores(value, room)
+    if scores is not None and len(scores) > max(room, roadbuddy.MAX_CHOICES):
+        made["problem"], scores = f"{len(scores)} scores for {room} choices", None
+    if scores is not None:
+        made["scores"], _ = as_choice(scores[:room], room)
     said = text_of(given.get(columns.answer)) if columns.answer else None
     said = said if said is not None else text
     if said is not None:
-        letters = clip.extra.get("letters") or list(roadbuddy.LETTERS[:count])
+        said = said_in(said)
+        letters = clip.extra.get("letters") or list(roadbuddy.LETTERS[:room])
         bare = seen.choices or re.fullmatch(r"[(\[]?[A-Da-d][.):\]]*", said)
         exact = roadbuddy.choice_of(said, list(seen.choices), list(letters)) if bare else []
-        if len(exact) == 1 and exact[0] < count:
+        if len(exact) == 1 and exact[0] < room:
             answer, status = exact[0], "parsed"
         else:
-            answer, status = task.parse(said, Observation((0.0,), None, seen.choices or ("",) * count))
+            answer, status = task.parse(said, Observation((0.0,), None, seen.choices or ("",) * room))
         made |= {"answer": answer, "status": status}
     if made["scores"] is None and made.get("answer") is not None:
-        made["scores"] = [float(i == made["answer"]) for i in range(count)]
+        made["scores"] = [float(i == made["answer"]) for i in range(room)]
     if scores and said is None:
         made["status"] = None
     return made
@@ -267,6 +244,14 @@ def _written(
 ) -> dict[str, Any]:
     """A text, or the parameters of a scene as columns or an object."""
     value = given.get(columns.text) if columns.text else None
+    if isinstance(value, list) and len(value) == 1:
+        value, text = value[0], str(value[0])
+    if isinstance(value, Mapping):  # {"driving_parameters": {...}} has them one level down
+        inner = [v for v in value.values() if isinstance(v, Mapping)]
+        value = inner[0] if len(inner) == 1 and not set(value) & set(FIELDS) else value
+    if task.name == "scene" and isinstance(value, str) and value.lstrip().startswith('"'):
+        with contextlib.suppress(ValueError):  # JSON within JSON
+            text = str(json.loads(value))
     if isinstance(value, Mapping | list):
         text = json.dumps(value, ensure_ascii=False)
     elif columns.text is None:

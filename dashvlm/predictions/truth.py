@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from dashvlm.data.formats.bvpi_build import csv_files, joined
 from dashvlm.data.rows import Row, checked_row
 from dashvlm.data.textfiles import json_file
 from dashvlm.errors import DataError
+from dashvlm.predictions.cells import label_of, numbers_of
 from dashvlm.predictions.records import Record, Records, common_key, read_records, text_of
 from dashvlm.targets import resolve
 from dashvlm.tasks.navigation_text import segment
@@ -52,13 +55,19 @@ class Truth:
     notes: list[str] = field(default_factory=list)
 
 
-def own_truth(task: str, records: Records, options: Mapping[str, Any]) -> Truth:
+def own_truth(task: str, records: Records, options: Mapping[str, Any], taken: Sequence[str] = ()) -> Truth:
     """The right answers that a file of predictions brings itself.
+
+    Args:
+        task: of the predictions.
+        records: the predictions.
+        options: as for :func:`read_truth`.
+        taken: columns that hold predictions, which cannot be the truth too.
 
     Raises:
         DataError: if it has no such column.
     """
-    return _truth(_table(task, records, options), str(records.path), records.notes)
+    return _truth(_table(task, records, options, taken), str(records.path))
 
 
 def read_truth(task: str, path: Path, data: Mapping[str, Any], options: Mapping[str, Any]) -> Truth:
@@ -157,11 +166,12 @@ def _captions(path: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         yield {**row, "extra": {**extra, **({"navigation": truth.to_dict()} if truth is not None else {})}}
 
 
-def _table(task: str, records: Records, options: Mapping[str, Any]) -> Iterator[Row]:
+def _table(task: str, records: Records, options: Mapping[str, Any], taken: Sequence[str] = ()) -> Iterator[Row]:
     """Rows of a plain table: an id, what is right, and optionally group, split, question and choices."""
     named = options.get("truth_columns") or {}
     name = records.column(named.get("id"), IDS, "truth_columns.id", "the clip's name")
-    target = records.column(named.get("target"), TARGETS[task], "truth_columns.target", "what is right")
+    usual = [t for t in TARGETS[task] if t not in {c.strip().lower() for c in taken}]
+    target = records.column(named.get("target"), usual, "truth_columns.target", "what is right")
     if name is None or target is None:
         raise DataError(
             f"{records.path} has no column with {'the clip' if name is None else 'what is right'}",
@@ -185,8 +195,8 @@ def _table(task: str, records: Records, options: Mapping[str, Any]) -> Iterator[
 
 
 def _crash(row: Row, target: Any, record: Record) -> Row:
-    found = re.fullmatch(r"tensor\(\s*([01])\.?0*\s*(?:,.*)?\)", str(target).strip())  # torch's printed form
-    return {**row, "label": found.group(1) if found else text_of(target)}
+    label = label_of(target)
+    return {**row, "label": label if label is not None else text_of(target)}
 
 
 def _question(row: Row, target: Any, record: Record) -> Row:
@@ -196,7 +206,8 @@ def _question(row: Row, target: Any, record: Record) -> Row:
         try:
             choices = json.loads(choices)
         except ValueError:
-            choices = None
+            with contextlib.suppress(ValueError, SyntaxError):
+                choices = ast.literal_eval(choices)  # a list as Python prints it
     if isinstance(choices, Mapping):
         choices = [f"{k}. {v}" for k, v in choices.items()]
     if isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices):
@@ -204,8 +215,8 @@ def _question(row: Row, target: Any, record: Record) -> Row:
         row |= {"choices": texts, "question": text_of(record.get("question"))}
     else:
         texts, letters = [], []
-        number = text_of(record.get("num_choices"))
-        row["extra"] |= {"num_choices": int(float(number))} if number else {}
+        found = numbers_of(record.get("num_choices"))
+        row["extra"] |= {"num_choices": int(found[0])} if found else {}
     said = text_of(target)
     if said is None:
         return row
