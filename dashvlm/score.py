@@ -50,6 +50,9 @@ def score(cfg: DictConfig) -> None:
     if kind == "binary" and not table["score"].notna().any():
         kind = "answers"
     results = evaluate(table, 0, kind)
+    unread = table[table["status"].isin(["unparsed", "refused"])]["text"].dropna() if "text" in table else []
+    if len(unread) and not table["answer"].notna().any():
+        notes.append(f"no answer could be read, for example {str(unread.iloc[0])[:80]!r}")
     results["alarms"] = [*notes, *results["alarms"]]
     if "SPICE" in results.get("unavailable", {}):
         results["unavailable"]["SPICE"] = NOT_ASKED

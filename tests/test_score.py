@@ -279,6 +279,18 @@ def test_what_cannot_be_read_at_all_is_no_result(dashvlm, train_csv, tmp_path):
     assert "list of 3 numbers" in done.stderr
 
 
+def test_classes_are_no_scores_and_unreadable_answers_are_shown(dashvlm, scored, train_csv, tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text("id,prediction\n" + "".join(f"{k},{1 if v > 0.5 else -1}\n" for k, v in SCORES.items()))
+    done = dashvlm("score", "task=crash", f"predictions={path}", f"truth={train_csv}", check=False)
+    assert done.returncode == 2
+    assert "the scores are classes" in done.stderr
+    path.write_text("id,response\n" + "".join(f"{k},There is a car ahead\n" for k in SCORES))
+    result, _, out = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "parse_rate") == 0.0
+    assert "for example 'There is a car ahead'" in " ".join(out.split())
+
+
 def test_one_horizon_a_clip_is_scored_together_and_the_id_that_meets_is_taken(scored, train_csv, tmp_path):
     path = tmp_path / "p.csv"
     lines = [f"{i},{k}.mp4,{0.5 * (1 + i % 3)},{v}" for i, (k, v) in enumerate(SCORES.items())]

@@ -109,7 +109,7 @@ def build_table(
 def _refuse_unreadable(table: pd.DataFrame, records: Records) -> None:
     """A column of which nothing can be read is another column than it seems, not a model that is always wrong."""
     there = table[table["problem"] != "no prediction"]
-    wrong = there[there["problem"].notna() & there["problem"].astype(str).str.startswith(("the score", "an empty"))]
+    wrong = there[there["problem"].notna()]
     if len(there) and len(wrong) == len(there) and not there["answer"].notna().any():
         raise DataError(
             f"not one prediction of {records.path} can be read", got=str(wrong["problem"].iloc[0]),
@@ -135,6 +135,12 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     raw = table["score"]
     if not ((raw < 0) | (raw > 1)).any():
         return table
+    known = raw.dropna()
+    if (known == known.round()).all() and known.nunique() < FEW + 1:
+        raise DataError(
+            "the scores are classes", got=", ".join(f"{v:g}" for v in sorted(set(known))),
+            do="write 0 and 1, or yes and no, and name the column with columns.answer=NAME; a score is between 0 and 1",
+        )  # fmt: skip
     # Strictly between 0 and 1, which stay the worst scores that a failed row gets.
     ranks = raw.rank(method="average") / (raw.notna().sum() + 1)
     return table.assign(raw_score=raw, score=ranks, score_is_rank=True)
