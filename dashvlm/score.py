@@ -50,7 +50,7 @@ def score(cfg: DictConfig) -> None:
     if kind == "binary" and not table["score"].notna().any():
         kind = "answers"
     results = evaluate(table, 0, kind)
-    unread = table[table["status"].isin(["unparsed", "refused"])]["text"].dropna() if "text" in table else []
+    unread = table[table["status"].isin(["unparsed", "refused"])]["text"].dropna()
     if len(unread) and not table["answer"].notna().any():
         notes.append(f"no answer could be read, for example {str(unread.iloc[0])[:80]!r}")
     results["alarms"] = [*notes, *results["alarms"]]
