@@ -23,6 +23,7 @@ from dashvlm.data.manifest import Manifest, Quarantined, limited
 from dashvlm.data.samples import build_samples, union_of_times, with_demos
 from dashvlm.data.sampling import Times
 from dashvlm.errors import CheckpointError, ConfigError, DataError
+from dashvlm.stored import read_yaml
 from dashvlm.targets import resolve
 from dashvlm.tasks.base import Task, make_task, observe
 from dashvlm.training.module import VLMModule
@@ -294,8 +295,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if the folder holds none.
     """
-    import yaml
-
     path = folder / "config.yaml"
     if not path.is_file():
         known = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
@@ -304,8 +303,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             got=str(folder),
             do=f"name a folder with a config.yaml; beside it are {', '.join(known) or 'none'}",
         )
-    cfg: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return cfg
+    return read_yaml(path)
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:

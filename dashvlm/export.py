@@ -104,7 +104,9 @@ def merge(config: dict[str, Any], module: Any, source: Path, target: Path, into:
     own = {n: p.detach().cpu().contiguous() for n, p in module.named_parameters() if not n.startswith("backbone.")}
     if own:
         save_file(own, target / "head.safetensors")
-    again = transformers.AutoModelForImageTextToText.from_pretrained(target, dtype="auto").eval()
+    again = transformers.AutoModelForImageTextToText.from_pretrained(
+        target, trust_remote_code=False, dtype="auto"
+    ).eval()
     with torch.no_grad():
         after = again(**_example(config, module, again.dtype)).logits.float()
     return float((before - after).abs().max())

@@ -250,3 +250,18 @@ def test_wandb_and_hydra_stay_where_they_belong():
 
 def test_no_drawers():
     assert not [p for p in PACKAGE if p.stem in ("utils", "helpers", "common", "misc")]
+
+
+def test_no_call_of_transformers_may_run_a_checkpoints_code():
+    """Each Auto class says so itself: its default asks on a terminal, also where only a configuration is read."""
+    found = 0
+    for path in PACKAGE:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+                continue
+            owner = ast.unparse(node.func.value).rsplit(".", 1)[-1]
+            if node.func.attr == "from_pretrained" and owner.startswith("Auto"):
+                found += 1
+                said = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
+    assert found >= 8

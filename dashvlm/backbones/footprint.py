@@ -74,7 +74,8 @@ def meta_network(model: Mapping[str, Any], cache: Path) -> tuple[nn.Module, Any,
         config = config_of_twin({**model["twin"], "config": published[checkpoint]["config"]}, None)
         source = f"published dimensions ({published['source']})"
     elif Path(checkpoint).is_dir():
-        config, source = transformers.AutoConfig.from_pretrained(checkpoint), f"{checkpoint}/config.json"
+        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        source = f"{checkpoint}/config.json"
     else:
         raise ConfigError(
             f"the dimensions of model.checkpoint={checkpoint} are not known here",

@@ -32,7 +32,7 @@ def load_processor(checkpoint: str, revision: str | None = None) -> Any:
     if _json(checkpoint, "processor_config.json", revision).get("processor_class") == "OpenFlamingoProcessor":
         from dashvlm.backbones.openflamingo.processing import OpenFlamingoProcessor
 
-        return OpenFlamingoProcessor.from_pretrained(checkpoint)
+        return OpenFlamingoProcessor.from_pretrained(checkpoint, revision)
     try:
         return transformers.AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False, revision=revision)
     except (ImportError, ValueError) as error:
@@ -43,7 +43,7 @@ def load_processor(checkpoint: str, revision: str | None = None) -> Any:
     name = config.get("processor_class") or about.get("processor_class")
     if not name:
         raise CheckpointError(f"{checkpoint}: no processor class is named", do="install dashvlm[video]")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, revision=revision)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, revision=revision)
     images = _image_processor(checkpoint, revision)
     keep = ("image_seq_len", "image_seq_length")
     kept = {k: v for k, v in config.items() if k in keep}
@@ -56,7 +56,9 @@ UNKNOWN = "Unrecognized image processor"
 def _image_processor(checkpoint: str, revision: str | None) -> Any:
     """The image processor that a checkpoint names; of its model's type where transformers has dropped that name."""
     try:
-        return transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil", revision=revision)
+        return transformers.AutoImageProcessor.from_pretrained(
+            checkpoint, trust_remote_code=False, backend="pil", revision=revision
+        )
     except ValueError as error:
         if UNKNOWN not in str(error):
             raise

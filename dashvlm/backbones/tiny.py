@@ -78,7 +78,9 @@ def twin_folder(spec: Mapping[str, Any], cache: Path) -> Path:
 
 def config_of_twin(spec: Mapping[str, Any], folder: Path | None) -> Any:
     """Return the config a twin's spec describes; token ids come from its folder, or are placeholders."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder) if folder else _Placeholder()
+    tokenizer = (
+        transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False) if folder else _Placeholder()
+    )
     return _config(spec, tokenizer)
 
 

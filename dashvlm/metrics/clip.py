@@ -39,7 +39,8 @@ def clip_scores(
 
     try:
         net = CLIPModel.from_pretrained(checkpoint, use_safetensors=True).eval()
-        images, words = CLIPImageProcessorPil.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+        images = CLIPImageProcessorPil.from_pretrained(checkpoint)
+        words = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

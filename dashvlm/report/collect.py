@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from dashvlm.errors import DataError
 from dashvlm.identity import identity_of
+from dashvlm.stored import read_json, read_yaml
 
 GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "trainer", "callbacks")
 
 
+SHAPE = {"metrics": dict, "baselines": dict, "counts": dict, "alarms": list, "parameters": list, "feasibility": list,
+         "seconds": dict, "overrides": list}  # fmt: skip
+"""What ``result.json`` holds, where it holds it."""
 FIRST = ("model.name", "model.checkpoint", "objective.name", "data.name", "data.num_frames", "data.frame_interval_s",
          "data.pixels", "peft.method", "peft.rank", "start_from", "trainer.max_steps", "optim.lr", "seed")  # fmt: skip
 """Keys that a reader looks for first, where runs differ in many."""
@@ -24,7 +28,10 @@ def run_status(folder: Path) -> str:
     if (folder / "result.json").is_file():
         return "done"
     if (folder / "failed.json").is_file():
-        known = json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+        try:
+            known = read_json(folder / "failed.json")
+        except DataError:
+            return "damaged"
         return str(known.get("status", "failed"))
     return "broken" if (folder / "config.yaml").is_file() else "missing"
 
@@ -32,11 +39,19 @@ def run_status(folder: Path) -> str:
 def read_result(folder: Path) -> dict[str, Any]:
     """Read ``result.json``, or what is known of a run without one."""
     status = run_status(folder)
-    if status == "done":
-        return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
     known: dict[str, Any] = {"run_id": folder.name, "status": status}
-    if status in ("failed", "oom"):
-        known |= json.loads((folder / "failed.json").read_text(encoding="utf-8"))
+    try:
+        if status == "done":
+            found = read_json(folder / "result.json")
+            odd = [k for k, kind in SHAPE.items() if not isinstance(found.get(k, kind()), kind)]
+            odd += [k for k in ("status", "metrics") if k not in found]
+            return (
+                known | {"status": "damaged", "message": f"result.json: {odd[0]} is not as written"} if odd else found
+            )
+        if status in ("failed", "oom", "damaged"):
+            known |= read_json(folder / "failed.json")
+    except DataError as error:  # one damaged run must not hide the others
+        known |= {"status": "damaged", "message": f"{error.what}: {error.got}"}
     return known
 
 
@@ -47,15 +62,17 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
         ``run_id, status``, the configuration's identity (dotted keys), for each metric and
         baseline ``name, name.low, name.high``, ``alarms`` and ``message``.
     """
-    import yaml
-
     rows = []
     for folder in folders:
         result = read_result(folder)
         row: dict[str, Any] = {"run_id": folder.name, "status": result["status"]}
         config = folder / "config.yaml"
         if config.is_file():
-            known = identity_of(yaml.safe_load(config.read_text(encoding="utf-8")))
+            try:
+                known = identity_of(read_yaml(config))
+            except (DataError, KeyError, TypeError, AttributeError) as error:
+                known = {}
+                row |= {"status": "damaged", "message": f"config.yaml: {getattr(error, 'got', None) or error!r}"}
             row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
         for kind in ("metrics", "baselines"):
             for name, value in (result.get(kind) or {}).items():
@@ -64,7 +81,8 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
             row["evaluation"] = result.get("evaluation", "binary")
             row["primary_metric"] = result.get("primary_metric", "roc_auc")
         row["alarms"] = " | ".join(result.get("alarms") or [])
-        row["message"] = str(result.get("message") or "").splitlines()[0] if result.get("message") else ""
+        said = str(result.get("message") or row.get("message") or "")
+        row["message"] = said.splitlines()[0] if said else ""
         row["seconds"] = (result.get("seconds") or {}).get("all")
         row["gpu_hours"] = row["seconds"] * result["devices"] / 3600 if result.get("device", "cpu") != "cpu" else None
         row["peak_memory_gb"] = result.get("peak_memory_gb")

@@ -18,7 +18,6 @@ from PIL import Image
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
-import yaml
 
 from dashvlm.data.frames import FrameStore
 from dashvlm.errors import DataError
@@ -28,6 +27,7 @@ from dashvlm.metrics.compare import row_scores
 from dashvlm.report.collect import axes_of, label_of, ordered, read_result
 from dashvlm.report.plots import STYLE
 from dashvlm.report.tables import COSTS, SHOWN, cell, cost, paid
+from dashvlm.stored import read_yaml
 
 SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""
@@ -154,7 +154,7 @@ def _overlay(runs: Sequence[Path], labels: Mapping[str, str]) -> str:
 
 def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     """The worst and the best samples of a run, with frames (a JPEG in base 64), prompt and answer."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(run / "config.yaml")
     kind = read_result(run)["evaluation"]
     rows = pd.read_parquet(run / "predictions.parquet")
     rows = rows[rows["primary"] & rows["target"].notna()]

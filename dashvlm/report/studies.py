@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dashvlm.errors import ConfigError, DataError
+from dashvlm.stored import read_yaml
 
 STUDIES = Path(__file__).resolve().parents[2] / "experiments"
 FIELDS = ("form", "row", "metric", "value", "low", "high", "n", "run_id", "commit", "digest")
@@ -113,7 +112,7 @@ def load_study(name: str, root: Path = STUDIES) -> Study:
         near = difflib.get_close_matches(name, study_names(root), 1)
         meant = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"study={name} is unknown", do=f"{meant}use all or one of {', '.join(study_names(root))}")
-    spec = yaml.safe_load(path.read_text(encoding="utf-8"))
+    spec = read_yaml(path)
     if spec.get("runs_of"):
         base = load_study(str(spec["runs_of"]), root).spec
         spec = {**{k: base[k] for k in ("fixed", "axes", "seeds", "smoke") if k in base}, **spec}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import yaml
 
 from dashvlm.errors import DataError
 from dashvlm.identity import identity_of
@@ -18,6 +17,7 @@ from dashvlm.metrics.evaluate import evaluate
 from dashvlm.report.collect import collect
 from dashvlm.report.studies import Result, Study, result_line
 from dashvlm.report.tables import COSTS
+from dashvlm.stored import read_json, read_yaml
 
 AUDIT = "failed_readers"
 """Metric of a result: readers without pixels that are better than chance; ``n`` is how many there are."""
@@ -38,8 +38,8 @@ def run_results(study: Study, output: Path) -> list[Result]:
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for form, folder, said in _runs_of(study, output):
         _as_the_study_says(study, form, folder, said)
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        config = read_yaml(folder / "config.yaml")
+        result = read_json(folder / "result.json")
         rows = pd.read_parquet(folder / "predictions.parquet")
         again = evaluate(rows, int(config["seed"]), result["evaluation"])
         for metric, value in {**again["metrics"], **again["baselines"]}.items():

@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.identity import FETCHED, RUN_FILES, WANDB_FOLDER
+from dashvlm.stored import read_yaml
 
 NEEDED = ("config.yaml", "result.json", "predictions.parquet")
 TIMEOUT_S = 30
@@ -109,9 +108,9 @@ def _checked(path: Path) -> list[str]:
         DataError: if it is no configuration of a run.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
         task, said = str(config["task"]["name"]), (config.get("sweep") or {}).get("overrides") or []
-    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, DataError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             f"{path.name} of a W&B run is no configuration", got=f"{type(error).__name__}: {error}"
         ) from error

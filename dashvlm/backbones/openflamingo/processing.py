@@ -98,9 +98,13 @@ class OpenFlamingoProcessor:
         (Path(folder) / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, checkpoint: str) -> OpenFlamingoProcessor:
+    def from_pretrained(cls, checkpoint: str, revision: str | None = None) -> OpenFlamingoProcessor:
         """Load from a folder or hub id."""
-        images = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
-        path = cached_file(checkpoint, "chat_template.jinja", _raise_exceptions_for_missing_entries=False)
+        images = transformers.AutoImageProcessor.from_pretrained(
+            checkpoint, trust_remote_code=False, revision=revision, backend="pil"
+        )
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, revision=revision)
+        path = cached_file(
+            checkpoint, "chat_template.jinja", revision=revision, _raise_exceptions_for_missing_entries=False
+        )
         return cls(images, tokenizer, Path(path).read_text(encoding="utf-8") if path else None)

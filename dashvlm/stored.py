@@ -1,0 +1,89 @@
+"""Files of run folders and studies, which may come from a stranger: read within bounds, or refused by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dashvlm.errors import DataError
+
+MAX_BYTES = {"yaml": 1 << 20, "json": 64 << 20}
+MAX_NODES = 500_000
+MAX_DEPTH = 60
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        DataError: if it is missing, too large, nested too deep, no YAML, or no mapping; also where a few bytes stand
+            for a great many values (aliases of aliases).
+    """
+    text = _text(path, "yaml")
+    if _brackets(text) > MAX_DEPTH:
+        raise _unusable(path, "nested too deep")
+    try:
+        value = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise _unusable(path, " ".join(str(error).split())[:200] or "nested too deep") from error
+    return _mapping(path, value)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        DataError: as :func:`read_yaml`.
+    """
+    try:
+        value = json.loads(_text(path, "json"))
+    except (ValueError, RecursionError) as error:
+        raise _unusable(path, str(error)[:200] or "nested too deep") from error
+    return _mapping(path, value)
+
+
+def _text(path: Path, kind: str) -> str:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES[kind]:
+            raise _unusable(path, f"{size / 1e6:.0f} MB, at most {MAX_BYTES[kind] / 1e6:.0f} are read")
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise _unusable(path, f"not UTF-8 at byte {error.start}") from error
+    except OSError as error:
+        raise _unusable(path, str(error.strerror)) from error
+
+
+def _brackets(text: str) -> int:
+    """How deep brackets are nested at most; those inside texts count too, which no file of ours comes near."""
+    depth = most = 0
+    for char in text:
+        if char in "[{":
+            depth += 1
+            most = max(most, depth)
+        elif char in "]}":
+            depth = max(depth - 1, 0)
+    return most
+
+
+def _mapping(path: Path, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _unusable(path, f"a {type(value).__name__}, not a mapping")
+    waiting, seen = [(value, 0)], 0
+    while waiting:  # an alias stands for all that it names, and may name itself
+        node, depth = waiting.pop()
+        seen += 1
+        if seen > MAX_NODES or depth > MAX_DEPTH:
+            raise _unusable(path, "more values, or deeper ones, than such a file has")
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        waiting += [(child, depth + 1) for child in children]
+    return value
+
+
+def _unusable(path: Path, why: str) -> DataError:
+    return DataError(
+        f"{path} cannot be read", got=why, do="take the file from where the run was made, or remove the run's folder"
+    )
