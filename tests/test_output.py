@@ -244,7 +244,11 @@ def test_a_workspace_needs_an_entity(dashvlm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "notebooks").glob("*.py")))
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(p.name, marks=[pytest.mark.exhaustive] * p.name.startswith("03"))  # a sweep, as `make demo` is one
+     for p in sorted((ROOT / "notebooks").glob("*.py"))],
+)  # fmt: skip
 def test_every_notebook_runs(tmp_path, cache, name):
     jupytext = pytest.importorskip("jupytext")
     source = ROOT / "notebooks" / name

@@ -78,8 +78,16 @@ def test_every_command_composes_and_settings_are_what_their_source_says(name):
         assert found in ([wanted], wanted), f"{name}: {key} is {found}; {setting['says']}"
 
 
+LONG = ("bdd_scene", "leakage_audit", "nexar_frames", "roadbuddy")
+"""Studies whose smallest form takes long; the others take the same path by default."""
+OWNERS = sorted({load_study(name).owner for name in NAMES})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("owner", sorted({load_study(name).owner for name in NAMES}))
+@pytest.mark.parametrize(
+    "owner",
+    [pytest.param(o, marks=[pytest.mark.exhaustive] * (o in LONG)) for o in OWNERS],
+)
 def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, owner):
     dashvlm("train", *load_study(owner).words("smoke"))
     root = tmp_path / "studies"

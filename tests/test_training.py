@@ -33,9 +33,9 @@ def run_folders(output):
     return sorted(p.parent for p in output.glob("*/config.yaml"))
 
 
-def test_a_sweep_trains_once_then_skips(fresh_dashvlm, tmp_path):
+def test_a_sweep_trains_once_then_skips(dashvlm, tmp_path):
     words = [*SMALL, "-m", "data.num_frames=1,2,3", "trainer.max_steps=3"]
-    first = fresh_dashvlm("train", *words)
+    first = dashvlm("train", *words)
     runs = tmp_path / "runs"
     folders = run_folders(runs)
     assert len(folders) == 3
@@ -58,7 +58,7 @@ def test_a_sweep_trains_once_then_skips(fresh_dashvlm, tmp_path):
     assert (runs / "summary.png").stat().st_size > 5000
     assert "| num_frames |" in (runs / "summary.md").read_text()
     stamp = {f: (f / "result.json").stat().st_mtime_ns for f in folders}
-    again = fresh_dashvlm("train", *words)
+    again = dashvlm("train", *words)
     assert again.stdout.count("done before, skipped") == 3
     assert stamp == {f: (f / "result.json").stat().st_mtime_ns for f in folders}
 
@@ -165,7 +165,10 @@ def cut_at_step(folder, step):
         (folder / name).unlink(missing_ok=True)
 
 
-def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "stops", [(2, 5, 7), pytest.param(range(1, 9), marks=pytest.mark.exhaustive)], ids=["some", "all"]
+)
+def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_path, monkeypatch, stops):
     """The same proof without process starts: stop after each checkpoint in turn."""
     import dashvlm.run
     from dashvlm.training.callbacks import Checkpoint
@@ -182,7 +185,7 @@ def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_p
 
     reference, _ = run_in(tmp_path / "whole")
     save = Checkpoint._save
-    for stop_after in range(1, 9):
+    for stop_after in stops:
         folder, saves = tmp_path / f"stop{stop_after}", []
 
         def stop(self, trainer, name, saves=saves, stop_after=stop_after):
