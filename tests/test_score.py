@@ -152,6 +152,8 @@ def test_several_horizons_give_the_challenges_mean(scored, train_csv, tmp_path):
     assert value(result, "map_horizons") == pytest.approx((value(result, "ap@1s") + value(result, "ap@0.5s")) / 2)
     assert value(result, "roc_auc") == pytest.approx(7 / 9)
     assert rows["primary"].sum() == 6
+    result, rows, _ = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert set(rows.loc[rows["primary"], "horizon_s"]) == {0.5}  # the smallest, unless another is asked for
 
 
 def test_scores_that_are_no_probabilities_are_ranked_and_nothing_else(scored, train_csv, tmp_path):
@@ -165,6 +167,9 @@ def test_scores_that_are_no_probabilities_are_ranked_and_nothing_else(scored, tr
     assert result["confusion"] == {}
     assert "no probabilities" in out
     assert rows.set_index("clip_id").loc["00001", "raw_score"] == pytest.approx(2.0)
+    path.write_text("id,score\n" + "".join(f"{k},{v}\n" for k, v in logits.items() if k != "00012"))
+    result, _, _ = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "roc_auc") == pytest.approx(5 / 9)  # the missing negative is above all, the best one too
 
 
 @pytest.mark.parametrize(
