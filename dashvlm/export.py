@@ -38,7 +38,6 @@ def export(cfg: DictConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if (source / "adapter").is_dir():
         shutil.copytree(source / "adapter", folder / "adapter", dirs_exist_ok=True)
-    shutil.rmtree(folder / "merged", ignore_errors=True)
     unchecked = folder / "merged.unchecked"
     shutil.rmtree(unchecked, ignore_errors=True)
     difference = merge(config, module, source, unchecked, str(cfg.merge_into))
@@ -53,6 +52,7 @@ def export(cfg: DictConfig) -> None:
             + ("; the adapter was trained and scored on a 4-bit base and merged into the original one" * quantised),
             do=f"{again}adapter/ holds the run exactly; or accept it with max_difference={difference * 1.1:.2g}",
         )
+    shutil.rmtree(folder / "merged", ignore_errors=True)
     unchecked.rename(folder / "merged")
     (folder / "README.md").write_text(model_card(config, source, difference), encoding="utf-8")
     print(f"written: {folder}/")

@@ -8,7 +8,6 @@ python -m dashvlm.score task=crash predictions=RUN/predictions.parquet      (a r
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from dashvlm.predictions.records import Records
+    from dashvlm.predictions.truth import Truth
     from dashvlm.tasks.base import Task
 
 OWN = {"sample_id", "clip_id", "group", "horizon_s", "primary", "target", "status", "answer"}
@@ -34,6 +34,7 @@ def score(cfg: DictConfig) -> None:
         ConfigError: for an unknown option.
     """
     from dashvlm.config import plain
+    from dashvlm.content import content_of
     from dashvlm.metrics.captions import NOT_ASKED
     from dashvlm.metrics.evaluate import evaluate
     from dashvlm.predictions.records import read_records
@@ -56,10 +57,9 @@ def score(cfg: DictConfig) -> None:
     results["alarms"] = [*notes, *results["alarms"]]
     if "SPICE" in results.get("unavailable", {}):
         results["unavailable"]["SPICE"] = NOT_ASKED
-    if options["spice"]:
+    if options["spice"] and kind == "caption":
         _add_spice(table, results)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
-    folder = Path(options["paths"]["output_dir"]) / f"score-{task.name}-{path.stem}-{digest}"
+    folder = Path(options["paths"]["output_dir"]) / f"score-{task.name}-{path.stem}-{content_of(path)[2][:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "predictions.parquet", index=False)
     results |= {"status": "done", "run_id": folder.name, "predictions": str(path), **about}
@@ -81,29 +81,17 @@ def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.
     """The table, what it is of, and what was odd."""
     import pandas as pd
 
-    from dashvlm.errors import DataError
     from dashvlm.predictions.columns import find_columns
     from dashvlm.predictions.table import build_table
-    from dashvlm.predictions.truth import of_split, own_truth, read_truth
+    from dashvlm.predictions.truth import of_split, own_truth
 
     if options["truth"] is None and set(records.columns) >= OWN and records.path.suffix == ".parquet":
         table = pd.read_parquet(records.path)
         return table, {"truth": "its own", "split": "scored"}, []
-    wanted = options["truth"]
-    columns = find_columns(task.name, records, options["columns"], own_truth=wanted is None)
-    if wanted is None:
-        truth = own_truth(task.name, records, options, list(columns.used().values()))
-    elif Path(str(wanted)).exists():
-        truth = read_truth(task.name, Path(str(wanted)), options["data"], options)
-    elif str(wanted) == options["data"]["name"]:
-        truth = _dataset(options)
-    else:
-        raise DataError(
-            f"truth={wanted} is no file, no folder and no dataset", got="nothing of that name",
-            do=f"name a file, or a dataset: truth={options['data']['name']} data.root=FOLDER",
-        )  # fmt: skip
-    if wanted is not None:
-        columns = find_columns(task.name, records, options["columns"], [c.clip_id for c in truth.clips])
+    truth = _truth(task, options)
+    clips = [c.clip_id for c in truth.clips] if truth else []
+    columns = find_columns(task.name, records, options["columns"], clips, own_truth=truth is None)
+    truth = truth or own_truth(task.name, records, options, list(columns.used().values()))
     print("columns: " + "; ".join(f"{what} from {name!r}" for what, name in columns.used().items()))
     predicted = [row[columns.id] for row in records.rows if row.get(columns.id) is not None]
     truth = of_split(truth, str(options["split"]), predicted)
@@ -112,14 +100,25 @@ def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.
     return table, {"truth": truth.source, "split": truth.split}, [*records.notes[:3], *truth.notes, *notes]
 
 
-def _dataset(options: Mapping[str, Any]) -> Any:
-    """The truth of a configured dataset, split as a run would split it."""
+def _truth(task: Task, options: Mapping[str, Any]) -> Truth | None:
+    """What ``truth=`` names: a file, a folder, or the configured dataset, split as a run would split it."""
     from dashvlm.data.load import build_store, load_manifest
-    from dashvlm.predictions.truth import Truth
+    from dashvlm.errors import DataError
+    from dashvlm.predictions.truth import Truth, read_truth
 
+    if options["truth"] is None:
+        return None
+    wanted, data = str(options["truth"]), options["data"]
+    if Path(wanted).exists():
+        return read_truth(task.name, Path(wanted), data, options)
+    if wanted != data["name"]:
+        raise DataError(
+            f"truth={wanted} is no file, no folder and no dataset", got="nothing of that name",
+            do=f"name a file, or a dataset: truth={data['name']} data.root=FOLDER",
+        )  # fmt: skip
     manifest = load_manifest(options, build_store(options), require_videos=False)
     notes = [f"{len(manifest.quarantine)} rows of the dataset cannot be compared"] if manifest.quarantine else []
-    return Truth(manifest.clips, f"data={manifest.name} ({options['data']['root']})", notes=notes)
+    return Truth(manifest.clips, f"data={manifest.name} ({data['root']})", notes=notes)
 
 
 def _task_options(options: Mapping[str, Any], records: Records) -> dict[str, Any]:
@@ -141,20 +140,24 @@ def _task_options(options: Mapping[str, Any], records: Records) -> dict[str, Any
 
 
 def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
-    from dashvlm.metrics.captions import caption_scores
-    from dashvlm.metrics.intervals import Estimate
+    from dashvlm.metrics.java import Unavailable, spice
 
-    told = table[table["reference"].notna()] if "reference" in table else table[:0]
-    if len(told):
-        texts = [t if isinstance(t, str) else "" for t in told["text"]]
-        scores = caption_scores(told["reference"].tolist(), texts, with_spice=True)
-        results["unavailable"] = dict(scores.unavailable)
-        if "SPICE" in scores.values:
-            results["metrics"]["SPICE"] = vars(Estimate(scores.values["SPICE"], float("nan"), float("nan")))
+    told = table[table["reference"].notna()]
+    texts = [t if isinstance(t, str) else "" for t in told["text"]]
+    if not texts:
+        return
+    try:
+        value, _ = spice(told["reference"].tolist(), texts)
+    except Unavailable as error:
+        results["unavailable"]["SPICE"] = str(error)
+        return
+    results["metrics"]["SPICE"] = {"value": value, "low": None, "high": None}
+    results["unavailable"].pop("SPICE", None)
 
 
 def _published(name: str, path: Path, options: Mapping[str, Any]) -> None:
     """Print the numbers by a published table's own definition."""
+    from dashvlm.data.formats.bvpi_build import csv_files
     from dashvlm.report.recompute import against_published, recompute
     from dashvlm.report.studies import load_study
     from dashvlm.report.tables import print_table
@@ -163,7 +166,10 @@ def _published(name: str, path: Path, options: Mapping[str, Any]) -> None:
     known = {"row": "auto", "clean": options["clean"], "text_key": options["columns"]["text"], "spice": False,
              "annotations": options["annotations"], "captions": None}  # fmt: skip
     truth = Path(str(options["truth"] or ""))
-    if truth.is_file() and truth.suffix == ".csv":
+    if study.task == "caption" and truth.is_dir() and str(truth) != ".":
+        captions, annotations = csv_files(truth)
+        known |= {"captions": str(captions), "annotations": options["annotations"] or annotations}
+    elif truth.is_file() and truth.suffix == ".csv":
         known["captions"] = str(truth)
     for found in recompute(study, [path], known):
         if found.n:

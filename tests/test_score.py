@@ -260,6 +260,18 @@ def test_a_score_of_how_sure_an_answer_is_becomes_the_probability_of_yes(scored,
     assert "were turned round" in out
 
 
+def test_answers_by_a_high_threshold_are_no_sign_of_confidence(scored, train_csv, tmp_path):
+    """All scores above a half, and a threshold of 0.85 gives the answers: they are probabilities of yes."""
+    path = tmp_path / "p.csv"
+    path.write_text("id,score,pred\n" + "".join(f"{k},{0.5 + v / 2},{int(v > 0.75)}\n" for k, v in SCORES.items()))
+    result, _, out = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "roc_auc") == pytest.approx(7 / 9)
+    assert "turned round" not in out
+    path.write_text("id,p_yes,pred\n" + "".join(f"{k},{0.5 + v / 2},0\n" for k, v in SCORES.items()))
+    result, _, out = scored("task=crash", f"predictions={path}", f"truth={train_csv}")
+    assert value(result, "roc_auc") == pytest.approx(7 / 9)  # the column says whose probability it is
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -390,6 +402,7 @@ def test_choices_as_programs_write_them(scored, tmp_path, name, content, right, 
     assert value(result, "accuracy") == pytest.approx(right)
     if loss is None:  # what is no probability has no log loss
         assert "log_loss" not in result["metrics"]
+        assert result["unavailable"] == {"log loss": "no choice has a probability"}
     else:
         assert value(result, "log_loss") == pytest.approx(loss)
 

@@ -55,7 +55,7 @@ def evaluate_answers(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         "baselines": {k: vars(v) for k, v in baselines.items()},
         "numbers": {k: int(among.sum()) for k, (_, among) in asked.items() if not among.all()},
         "confusion": {
-            f"{kind}": int(((target == truth) & (said == word)).sum())
+            kind: int(((target == truth) & (said == word)).sum())
             for kind, truth, word in (("tn", 0, 0), ("fp", 0, 1), ("fn", 1, 0), ("tp", 1, 1),
                                       ("no_answer_0", 0, -1), ("no_answer_1", 1, -1))
         },

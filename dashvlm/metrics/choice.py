@@ -76,6 +76,7 @@ def evaluate_choice(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
             "unlabelled_rows": int(table["target"].isna().sum()),
             "over_latency_limit": int((latency > LATENCY_LIMIT_S).sum()),
         },
+        "unavailable": {} if "log_loss" in metrics or main.empty else {"log loss": "no choice has a probability"},
         "alarms": _alarms(main, said, latency, metrics, baselines),
     }  # fmt: skip
 

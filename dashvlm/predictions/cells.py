@@ -101,22 +101,23 @@ def said_in(text: str, plain: bool = False) -> str:
     return _ANSWER.sub("", rest) if plain else rest
 
 
-def choice_scores(value: Any, count: int) -> list[float] | None:
+def choice_scores(value: Any) -> list[float] | None:
     """Read scores of the choices: a list, a printed list, or a mapping of letters; None if they are none."""
     if isinstance(value, Mapping):
         named = {str(k).strip().upper(): v for k, v in value.items()}
         value = [named[letter] for letter in "ABCDEFGH" if letter in named]
     found = numbers_of(value)
-    if found is None or len(found) < 2:
-        return None
-    return found
+    return found if found is not None and len(found) > 1 else None
 
 
-def as_choice(scores: Sequence[float], count: int) -> tuple[list[float], bool]:
-    """Scores of ``count`` choices, and whether they are probabilities; others are turned into the choice they make."""
-    sure = all(0 <= s <= 1 for s in scores) and abs(sum(scores) - 1) <= SUM
-    width = max(count, len(scores))
-    if sure:
-        return [*scores, *[0.0] * (width - len(scores))], True
-    best = max(range(len(scores)), key=lambda i: scores[i])
-    return [float(i == best) for i in range(width)], False
+def are_shares(scores: Sequence[float]) -> bool:
+    """Whether scores are probabilities of all choices together."""
+    return all(0 <= s <= 1 for s in scores) and abs(sum(scores) - 1) <= SUM
+
+
+def as_probabilities(scores: Sequence[float], count: int) -> list[float]:
+    """Probabilities of ``count`` choices; of scores that are none, such as logits, the choice that they make."""
+    if not are_shares(scores):
+        best = max(range(len(scores)), key=lambda i: scores[i])
+        scores = [float(i == best) for i in range(len(scores))]
+    return [*scores, *[0.0] * (count - len(scores))]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dashvlm.errors import DataError
-from dashvlm.predictions.cells import label_of, numbers_of
+from dashvlm.predictions.cells import are_shares, label_of, numbers_of
 from dashvlm.predictions.records import Records, common_key, text_of
 from dashvlm.predictions.truth import IDS
 from dashvlm.tasks.scene_schema import FIELDS
@@ -125,7 +125,7 @@ def _letters(records: Records, answered: bool) -> tuple[str, ...]:
         if len(found) < 2:
             continue
         rows = [[n[0] for c in found if (n := numbers_of(row.get(c)))] for row in records.rows]
-        sums = [abs(sum(r) - 1) < 0.02 for r in rows if r]
-        if (sums and all(sums)) or (not answered and any(rows)):
+        filled = [r for r in rows if r]
+        if filled and (not answered or all(map(are_shares, filled))):
             return found
     return ()

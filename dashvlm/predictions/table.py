@@ -14,7 +14,7 @@ from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.data.formats import roadbuddy
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.captions import RULES, clean, rule_for
-from dashvlm.predictions.cells import as_choice, chance_of_yes, choice_scores, label_of, numbers_of, said_in
+from dashvlm.predictions.cells import as_probabilities, chance_of_yes, choice_scores, label_of, numbers_of, said_in
 from dashvlm.predictions.columns import Columns
 from dashvlm.predictions.records import Record, Records, common_key, text_of
 from dashvlm.predictions.truth import Truth
@@ -22,6 +22,11 @@ from dashvlm.tasks.base import Task, observe
 from dashvlm.tasks.scene_schema import FIELDS
 
 FEW = 3
+"""Names that a message shows."""
+CLASSES = 3
+"""So few different whole numbers are classes, not scores."""
+OF_YES = ("p_yes", "prob_1", "proba_1", "p1", "y_prob")
+"""Columns whose name says which answer a score is of."""
 
 
 def build_table(
@@ -103,7 +108,7 @@ def build_table(
     cleaned = sum(clean(t, rule) != t for t in texts if t)
     if cleaned:
         notes.append(f"{cleaned} of {len(texts)} texts were cleaned by the rule {rule!r} (clean=none keeps them)")
-    return _ordered(_typed(task, _as_chance_of_yes(table, notes), truth)), notes
+    return _ordered(_typed(task, _as_chance_of_yes(table, columns, notes), truth)), notes
 
 
 def _refuse_unreadable(table: pd.DataFrame, records: Records) -> None:
@@ -117,13 +122,17 @@ def _refuse_unreadable(table: pd.DataFrame, records: Records) -> None:
         )  # fmt: skip
 
 
-def _as_chance_of_yes(table: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
-    """Turn scores that say how sure an answer is, whichever it is, into the probability of yes."""
-    if "score" not in table or table["score"].isna().all():
+def _as_chance_of_yes(table: pd.DataFrame, columns: Columns, notes: list[str]) -> pd.DataFrame:
+    """Turn scores that say how sure an answer is, whichever it is, into the probability of yes.
+
+    They are such scores where all are between 0.5 and 1 and no threshold on them gives the answers.
+    """
+    if columns.score is None or columns.score.strip().lower() in OF_YES:
         return table
     both = table[table["score"].notna() & table["answer"].notna()]
     score, no = both["score"].astype(float), both["answer"] == 0
-    if len(both) and no.any() and (score >= 0.5).all() and (score <= 1).all():
+    no_threshold = no.any() and ((~no).sum() == 0 or score[no].max() > score[~no].min())
+    if no_threshold and score.between(0.5, 1).all():
         flipped = both.index[no]
         table.loc[flipped, "score"] = 1.0 - table.loc[flipped, "score"].astype(float)
         notes.append(f"scores say how sure each answer is: those of the {len(flipped)} No answers were turned round")
@@ -136,7 +145,7 @@ def _ordered(table: pd.DataFrame) -> pd.DataFrame:
     if not ((raw < 0) | (raw > 1)).any():
         return table
     known = raw.dropna()
-    if (known == known.round()).all() and known.nunique() < FEW + 1:
+    if (known == known.round()).all() and known.nunique() <= CLASSES:
         raise DataError(
             "the scores are classes", got=", ".join(f"{v:g}" for v in sorted(set(known))),
             do="write 0 and 1, or yes and no, and name the column with columns.answer=NAME; a score is between 0 and 1",
@@ -221,11 +230,11 @@ def _mcq(
     if columns.letters:
         cells = [numbers_of(given.get(letter)) for letter in columns.letters]
         value = [c[0] for c in cells if c] if all(cells[: sum(map(bool, cells))]) else None
-    scores = choice_scores(value, room)
+    scores = choice_scores(value)
     if scores is not None and len(scores) > max(room, roadbuddy.MAX_CHOICES):
         made["problem"], scores = f"{len(scores)} scores for {room} choices", None
     if scores is not None:
-        made["scores"], _ = as_choice(scores[:room], room)
+        made["scores"] = as_probabilities(scores[:room], room)
     said = text_of(given.get(columns.answer)) if columns.answer else None
     said = said if said is not None else text
     if said is not None:
