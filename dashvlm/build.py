@@ -15,6 +15,7 @@ from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpoin
 from dashvlm.backbones.base import Backbone
 from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.checksums import verify_weights
 from dashvlm.data.clip import SPLITS, Clip, Sample, Split
 from dashvlm.data.datamodule import SampleDataset, decode_once
 from dashvlm.data.frames import FrameStore
@@ -24,7 +25,7 @@ from dashvlm.data.samples import build_samples, union_of_times, with_demos
 from dashvlm.data.sampling import Times
 from dashvlm.errors import CheckpointError, ConfigError, DataError
 from dashvlm.stored import read_yaml
-from dashvlm.targets import resolve
+from dashvlm.targets import construct, resolve
 from dashvlm.tasks.base import Task, make_task, observe
 from dashvlm.training.module import VLMModule
 
@@ -201,7 +202,9 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
     kind = (model.get("twin") or {}).get("config", {}).get("class", "")
     if str(model["checkpoint"]) != "tiny" and hasattr(transformers, kind):
         check_family(checkpoint, getattr(transformers, kind).model_type, model.get("revision"))
-    backbone: Backbone = resolve(model["_target_"])(
+    backbone: Backbone = construct(
+        "backbone",
+        model["_target_"],
         checkpoint,
         image_kwargs=image_kwargs,
         roles=model["roles"],
@@ -228,7 +231,7 @@ def build_module(cfg: Config, for_training: bool = True) -> VLMModule:
     attach(backbone, peft)
     if for_training and cfg["model"]["gradient_checkpointing"]:
         enable_gradient_checkpointing(backbone)
-    module: VLMModule = resolve(cfg["objective"]["_target_"])(
+    module: VLMModule = resolve("objective", cfg["objective"]["_target_"])(
         backbone, make_task(cfg), cfg["objective"], cfg["optim"], int(cfg["seed"])
     )
     if cfg.get("start_from") and for_training:
@@ -250,6 +253,7 @@ def _start(module: VLMModule, folder: Path) -> None:
             f"start_from={folder} has no trained.safetensors",
             do="name the folder of a finished run; what starts from it is also measured against it",
         )
+    verify_weights(folder)
     load_trained(module, read_safetensors(path), f"start_from={folder}")
     log.info("starting from %s", folder)
 
@@ -260,26 +264,31 @@ def part_census(module: VLMModule) -> list[dict[str, Any]]:
     return census(module.backbone, own)
 
 
-def load_run(folder: Path, changed: Config | None = None) -> tuple[dict[str, Any], VLMModule]:
+def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tuple[dict[str, Any], VLMModule]:
     """Load a finished run: its configuration and its module with the trained weights.
 
     Args:
         folder: the run's.
+        paths: the ``paths`` group of the command. A run may come from somebody else, so the places that its own
+            configuration names are not used.
         changed: its configuration with what an evaluation asks differently (task, generation).
 
     Raises:
         ConfigError: if the folder is not a run's.
         CheckpointError: if its weights are missing or do not fit.
     """
-    cfg = dict(changed or read_config(folder))
-    module = build_module(cfg, for_training=False)
+    cfg = {**(changed or read_config(folder)), "paths": dict(paths)}
     path = folder / "trained.safetensors"
+    if cfg["model"]["_target_"] == "dashvlm.backbones.api.load":  # its address would get this user's key and pictures
+        raise ConfigError(f"{folder} names a model behind an endpoint", do="use `evaluate model=openai` without run=")
     if not path.exists():
         raise CheckpointError(
             f"{folder} has no trained.safetensors",
             got="the run is not finished",
             do="run the command that made it again: it resumes",
         )
+    verify_weights(folder)
+    module = build_module(cfg, for_training=False)
     start = folder / "start.safetensors"
     if start.exists():  # what the run is measured against
         load_trained(module, read_safetensors(start), str(start))

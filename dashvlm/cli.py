@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +12,9 @@ from hydra import initialize_config_dir
 from hydra import main as hydra_main
 from omegaconf import DictConfig
 
+from dashvlm import signals
 from dashvlm.config import CONF, check_overrides, check_words, flags_first, plain, with_quotes
-from dashvlm.errors import DashVLMError, DataError
+from dashvlm.errors import UNUSABLE, DashVLMError, unusable
 
 # Hydra answers these itself; nothing is run, so nothing needs checking.
 HYDRA_FLAGS = (
@@ -60,7 +60,7 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
         argv: the words after the verb.
 
     Returns:
-        The exit code: 0, or 2 for an error that the user can mend (printed without traceback).
+        The exit code: 0, 2 for an error that the user can mend (printed without traceback), 128 and more for a signal.
     """
     argv = with_quotes(flags_first(argv))
     asks = any(a.split("=")[0] in HYDRA_FLAGS for a in argv)
@@ -79,30 +79,21 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
             return None
 
     try:
-        if not asks:
-            check_words(overrides_of(argv))
-            with composing():
-                check_overrides(name, overrides_of(argv))
-        sys.argv = [f"dashvlm.{name}", *argv]
-        hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
+        with signals.stoppable():
+            if not asks:
+                check_words(overrides_of(argv))
+                with composing():
+                    check_overrides(name, overrides_of(argv))
+            sys.argv = [f"dashvlm.{name}", *argv]
+            hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
     except DashVLMError as error:
         failure.append(error)
+    except signals.Interrupted as stop:
+        print(f"\n{stop}; type the same command to go on", file=sys.stderr)
+        return stop.code
     for found in failure:
         explain(found)
     return 2 if failure else 0
-
-
-UNUSABLE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
-            errno.EEXIST, errno.ENAMETOOLONG)  # fmt: skip
-"""Errors of the file system that a user can mend."""
-
-
-def unusable(error: OSError) -> DataError:
-    """Such an error in our form."""
-    return DataError(
-        f"{error.filename or 'a file'} cannot be used", got=str(error.strerror),
-        do="give another folder (paths.output_dir=FOLDER, paths.cache_dir=FOLDER), or make room or rights there",
-    )  # fmt: skip
 
 
 def explain(error: DashVLMError) -> None:

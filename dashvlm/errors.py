@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
 
 class DashVLMError(Exception):
     """Base of all errors that the user, not the developer, can mend.
@@ -48,3 +51,25 @@ class TrainingError(DashVLMError):
 
 class TeacherError(DashVLMError):
     """A teacher behind an endpoint will not answer; what was paid for is kept."""
+
+
+UNUSABLE = (errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR,
+            errno.EEXIST, errno.ENAMETOOLONG)  # fmt: skip
+"""Errors of the file system that a user can mend."""
+
+
+def unusable(error: OSError, folder: Path | None = None) -> DataError:
+    """Such an error in our form.
+
+    Args:
+        error: from the file system.
+        folder: where it was about to write, for errors that name no file.
+    """
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    place = error.filename or folder
+    return DataError(
+        f"{place or 'a file'} cannot be {'written' if full else 'used'}", got=str(error.strerror),
+        do=f"make room there (df -h {folder or '.'}) and run the same command again, or give another folder "
+        "(paths.output_dir=FOLDER, paths.cache_dir=FOLDER)" if full else
+        "give another folder (paths.output_dir=FOLDER, paths.cache_dir=FOLDER), or get the rights to write there",
+    )  # fmt: skip

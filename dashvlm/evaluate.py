@@ -11,12 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
+
+from dashvlm.errors import DataError
+from dashvlm.stored import read_yaml
 
 
 def evaluate(cfg: DictConfig) -> None:
     """Write predictions and ``result.json`` into a folder of their own and print the table."""
+    from dashvlm import checksums
     from dashvlm.build import build_module, load_run, prepare_data, read_config
     from dashvlm.cli import log_to_terminal
     from dashvlm.config import plain, refuse
@@ -26,7 +29,7 @@ def evaluate(cfg: DictConfig) -> None:
     from dashvlm.identity import run_id
     from dashvlm.report.plots import plot_run
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
-    from dashvlm.results import write_json
+    from dashvlm.results import write_json, write_yaml
     from dashvlm.rules import check
     from dashvlm.run import quiet_libraries
     from dashvlm.scoring import score, write_results
@@ -45,12 +48,12 @@ def evaluate(cfg: DictConfig) -> None:
     # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
     config["model"] |= checkpoint_fingerprint(config["model"])
-    module = load_run(Path(source), config)[1] if source else build_module(config, for_training=False)
+    module = load_run(Path(source), config["paths"], config)[1] if source else build_module(config, for_training=False)
     module.eval()
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    write_yaml(folder / "config.yaml", config)
     used = config["data"]
     origin = f"as {source} was trained" if source else "as configured"
     print(
@@ -63,6 +66,7 @@ def evaluate(cfg: DictConfig) -> None:
     results["alarms"] += _seen_in_training(Path(source), rows) if source else []
     plot_run(rows, results, folder / "plots", data.store)
     write_json(folder / "result.json", results)
+    checksums.note(folder, checksums.SMALL)
     for title, names, lines in detail_tables(results):
         print_table(title, names, lines)
     header, body = result_table(results)
@@ -82,8 +86,8 @@ def _with_task(argv: list[str]) -> list[str]:
     if path is None or not path.is_file() or any(a.startswith("task=") for a in argv):
         return argv
     try:
-        task = str(yaml.safe_load(path.read_text(encoding="utf-8"))["task"]["name"])
-    except (yaml.YAMLError, LookupError, TypeError, ValueError):
+        task = str(read_yaml(path)["task"]["name"])
+    except (DataError, LookupError, TypeError):
         return argv  # reading the run will say what is wrong
     return [*argv, f"task={task}"]
 

@@ -23,6 +23,7 @@ def export(cfg: DictConfig) -> None:
 
     from dashvlm.build import load_run
     from dashvlm.cli import log_to_terminal
+    from dashvlm.config import plain
     from dashvlm.errors import CheckpointError, ConfigError
     from dashvlm.run import quiet_libraries
 
@@ -33,7 +34,7 @@ def export(cfg: DictConfig) -> None:
     if cfg.merge_into not in INTO:
         raise ConfigError(f"merge_into={cfg.merge_into} is unknown", do=f"use one of {', '.join(INTO)}")
     source = Path(cfg.run)
-    config, module = load_run(source)
+    config, module = load_run(source, plain(cfg)["paths"])
     folder = Path(cfg.output or source / "export")
     folder.mkdir(parents=True, exist_ok=True)
     if (source / "adapter").is_dir():

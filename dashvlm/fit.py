@@ -12,11 +12,13 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+from dashvlm import signals
 from dashvlm.backbones.adapters import load_trained
 from dashvlm.build import Data, label_balance
 from dashvlm.data.datamodule import ClipDataModule
-from dashvlm.errors import CheckpointError, ConfigError, DataError
-from dashvlm.training.callbacks import Checkpoint, build_callbacks, load_weights, resume_point
+from dashvlm.errors import ConfigError, DataError
+from dashvlm.training.callbacks import Checkpoint, build_callbacks
+from dashvlm.training.checkpoints import BEST, SealedCheckpoints, load_weights, resume_point, verify_seal
 from dashvlm.training.module import VLMModule
 from dashvlm.training.precision import precision_options
 
@@ -30,12 +32,15 @@ def build_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> pl.Trainer:
         ConfigError: if this machine has not what the group asks for.
     """
     options = cfg["trainer"]
+    precision = precision_options(options["precision"], str(options["strategy"]))
+    plugins = [SealedCheckpoints(), *precision.pop("plugins", [])]
     try:
         return pl.Trainer(
             accelerator=options["accelerator"],
             devices=options["devices"],
             strategy=options["strategy"],
-            **precision_options(options["precision"], str(options["strategy"])),
+            plugins=plugins,
+            **precision,
             log_every_n_steps=int(options["log_every_n_steps"]),
             enable_model_summary=False,
             enable_progress_bar=_progress(cfg),
@@ -97,25 +102,19 @@ def fit(
     loaders = ClipDataModule(
         taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.repeats, accumulate,
     )  # fmt: skip
-    last = checkpoints / "last.ckpt"
-    done = resume_point(last)
-    if done is not None:
+    resume, done = resume_point(checkpoints) or (None, 0)
+    if resume is not None:
         loaders.start = done
         log.info("resuming at batch %d of %d", done, batches)
     log.info("training on %s; %d steps", label_balance(module.task, train), steps)
     started = time.perf_counter()
     module.train()  # from_pretrained hands out networks in evaluation mode
-    resume = str(last) if done is not None else None
-    trainer.fit(module, datamodule=loaders, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    best = checkpoints / "best.ckpt"
+    with signals.noted():
+        trainer.fit(module, datamodule=loaders, ckpt_path=resume, weights_only=True)
+    best = checkpoints / BEST
     point = next(c for c in trainer.callbacks if isinstance(c, Checkpoint))  # type: ignore[attr-defined]
-    if point.best is not None and not best.exists():
-        raise CheckpointError(
-            f"{best} is gone, and with it the weights that validation chose",
-            do="run the same command again: training starts over",
-        )
+    if point.best is not None:
+        verify_seal(best)  # the weights that validation chose; without them the same command trains again
     if val_every and best.exists() and not _ends_better(cfg, trainer, module, loaders, batches % val_every):
         load_trained(module, load_weights(best), str(best))
     return trainer, time.perf_counter() - started

@@ -22,6 +22,7 @@ def predict(cfg: DictConfig) -> None:
 
     from dashvlm.build import load_run, read_config
     from dashvlm.cli import log_to_terminal
+    from dashvlm.config import plain
     from dashvlm.data.guard import Limits, guarded
     from dashvlm.data.load import build_store
     from dashvlm.errors import ConfigError
@@ -45,7 +46,7 @@ def predict(cfg: DictConfig) -> None:
             "predict draws the risk of a yes/no task", got=f"task={trained}",
             do="use `python -m dashvlm.evaluate run=... data=...`, which writes an answer for each clip",
         )  # fmt: skip
-    config, module = load_run(source)
+    config, module = load_run(source, plain(cfg)["paths"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module.to(device)
     anchors = np.arange(0.0, float(index.times_s[-1]) + 1e-9, float(cfg.stride_s))

@@ -1,4 +1,4 @@
-"""``result.json``: written whole or not at all, with null for what is not defined."""
+"""``result.json`` and ``config.yaml``: written whole or not at all, with null for what is not defined."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON atomically; numbers that are not finite become null."""
-    text = json.dumps(_plain(content), indent=2, ensure_ascii=False)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
+    _write(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write YAML atomically."""
+    _write(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -1,4 +1,4 @@
-"""One run: prepare, fit, score, write. ``python -m dashvlm.run FOLDER`` runs a folder's config.
+"""One run: prepare, fit, score, write.
 
 The folder ends with ``result.json`` (or ``failed.json``), ``predictions.parquet``, ``adapter/``,
 ``trained.safetensors``, ``checkpoints/``, ``plots/``, ``metrics/metrics.csv`` and ``job.log``.
@@ -8,10 +8,8 @@ Imports no Hydra.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,10 +23,10 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from dashvlm.build import Data, build_module, prepare_data, read_config
+from dashvlm import checksums
+from dashvlm.build import Data, build_module, prepare_data
 from dashvlm.data.audit import audit, class_of
 from dashvlm.data.manifest import leakage_report, write_ledgers
-from dashvlm.errors import ConfigError, DashVLMError, OutOfMemory, TrainingError
 from dashvlm.fit import best_validation, build_trainer, fit, validation_alarms
 from dashvlm.report.html import gallery
 from dashvlm.report.plots import plot_curves, plot_run
@@ -80,6 +78,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             raise explained(error, cfg, longest, _memory_there_is(), training) from error
         if trainer.is_global_zero:
             _export(module, folder)
+            checksums.note(folder, checksums.WEIGHTS)
             results = write_results(cfg, data, rows, folder, module)
             results["alarms"] += validation_alarms(trainer, cfg)
             readers = audit(data.samples, class_of(module.task), data.store, int(cfg["seed"]))
@@ -105,6 +104,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 images |= plot_curves(folder / "metrics" / "metrics.csv", folder / "plots")
             if notes:
                 write_json(folder / "result.json", results | {"notes": notes})
+            checksums.note(folder, checksums.SMALL)
     finally:
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:
             shown = cfg["logger"]["name"] == "wandb" and results is not None
@@ -196,55 +196,3 @@ def quiet_libraries() -> None:
         ".*Experiment logs directory.*", ".*You have overridden .transfer_batch_to_device.*",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", text)
-
-
-def main(folder: Path) -> int:
-    """Run a folder's configuration; log to its ``job.log``; return the exit code."""
-    rank = int(os.environ.get("LOCAL_RANK", 0))
-    handler = logging.FileHandler(folder / ("job.log" if rank == 0 else f"job.rank{rank}.log"))
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[handler, logging.StreamHandler(sys.stdout)] if rank == 0 else [handler],
-        force=True,
-    )
-    logging.captureWarnings(True)
-    for noisy in ("httpx", "httpx2", "openai", "pytorch_lightning.utilities.rank_zero", "fsspec", "matplotlib"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    quiet_libraries()
-    if handler.stream:
-        faulthandler.enable(handler.stream)
-    (folder / "failed.json").unlink(missing_ok=True)
-    try:
-        run(read_config(folder), folder)
-    except KeyboardInterrupt:
-        log.warning("interrupted; the same command resumes")
-        return 130
-    except Exception as error:
-        # What the user can mend needs no traceback on the screen; the log has it anyway.
-        mendable = isinstance(error, DashVLMError | OSError)
-        for other in logging.getLogger().handlers:
-            if other is not handler and mendable:
-                other.setLevel(logging.CRITICAL)
-        log.exception("run failed")
-        if mendable and rank == 0:
-            print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
-        if rank == 0:
-            resumable = not isinstance(error, TrainingError | ConfigError | OutOfMemory | ValueError)
-            with contextlib.suppress(OSError):
-                write_json(
-                    folder / "failed.json",
-                    {
-                        "status": "oom" if isinstance(error, OutOfMemory) else "failed",
-                        "error": type(error).__name__,
-                        "message": str(error),
-                        "resumable": resumable,
-                    },
-                )
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -1,17 +1,15 @@
 """Sweeps: plan the grid, run each job in a fresh process, skip what is done, print one table.
 
-A job is a folder with a ``config.yaml``; it runs as ``python -m dashvlm.run FOLDER``, whatever
+A job is a folder with a ``config.yaml``; it runs as ``python -m dashvlm.job FOLDER``, whatever
 launcher or sweeper started it. So jobs share no state, ``ddp`` re-launches one job and not the
 sweep, and any job can be run again by hand.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,16 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig
 
-from dashvlm.cli import UNUSABLE, compose_train, composing, explain, overrides_of, unusable
+from dashvlm import checksums, signals
+from dashvlm.cli import compose_train, composing, explain, overrides_of
 from dashvlm.config import check_overrides, check_words, flags_first, plain, refuse, with_quotes
 from dashvlm.content import checkpoint_fingerprint
 from dashvlm.data.manifest import Manifest, fingerprint
-from dashvlm.errors import ConfigError, DashVLMError
+from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, unusable
 from dashvlm.identity import run_id
+from dashvlm.job import LOCK, locked
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
+from dashvlm.results import write_yaml
 from dashvlm.rules import check
 
 PLAN = "DASHVLM_SWEEP_PLAN"
@@ -107,8 +107,18 @@ def launch(argv: list[str]) -> int:
     """Run ``dashvlm.train``: one job or a sweep.
 
     Returns:
-        The exit code: 0 if everything finished, 1 if a job failed, 2 for a wrong configuration.
+        The exit code: 0 if everything finished, 1 if a job failed, 2 for a wrong configuration, 128 and the signal's
+        number if it was asked to stop.
     """
+    try:
+        with signals.stoppable():
+            return _launch(argv)
+    except signals.Interrupted as stop:
+        print(f"\n{stop}; type the same command to go on", file=sys.stderr)
+        return stop.code
+
+
+def _launch(argv: list[str]) -> int:
     from dashvlm.cli import HYDRA_FLAGS, start
 
     argv = with_quotes(flags_first(argv))
@@ -140,6 +150,8 @@ def launch(argv: list[str]) -> int:
         better = "maximize" if mode["callbacks"]["checkpoint"]["mode"] == "max" else "minimize"
         argv = [*argv, f"hydra.sweeper.direction={better}"]
     code = start("train", job, argv)
+    if signals.is_stop(code):
+        return code
     if multi and (plan.configs[0] if plan.configs else plan.base)["trainer"]["data_only"]:
         return code  # the data were looked at; there is no run to put into a table
     return code or (summarise(plan) if multi else _SINGLE.get("code", 0))
@@ -193,8 +205,6 @@ def job(cfg: DictConfig) -> float:
         _SINGLE["code"] = code
         if code == 0:
             _print_run(folder)
-    if code == 130:
-        raise KeyboardInterrupt
     best = (read_result(folder).get("validation") or {}).get("best")
     worst = float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
     return float(best) if best is not None else worst
@@ -229,32 +239,33 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
 
     Returns:
         The child's exit code; 0 if the run was finished before.
+
+    Raises:
+        Interrupted: if it was asked to stop.
     """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(folder, "is running in another process; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder) as lock:
         status = run_status(folder)
         if status == "done":
             _say(folder, "done before, skipped (remove the folder to run it again, with another logger say)")
             return 0
         if status in ("failed", "oom") and not read_result(folder).get("resumable"):
             _say(folder, "failed before, running again")
-            for name in ("last.ckpt", "best.ckpt"):
-                (folder / "checkpoints" / name).unlink(missing_ok=True)
-        elif (folder / "checkpoints" / "last.ckpt").exists():
+            for path in (folder / "checkpoints").glob("*.ckpt"):
+                path.unlink()
+        elif list((folder / "checkpoints").glob("last*.ckpt")):
             _say(folder, "was interrupted, resuming")
         else:
             _say(folder, "starting")
-        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-        (folder / "config.yaml").write_text(text, encoding="utf-8")
-        code = _in_fresh_process(folder)
-        if code < 0:
-            reason = signal.Signals(-code).name
+        if checksums.changed(folder, ["config.yaml"]):
+            _say(folder, "config.yaml was changed by hand; what counts is the command line")
+        write_yaml(folder / "config.yaml", config)
+        checksums.note(folder, ["config.yaml"])
+        code = _in_fresh_process(folder, lock.fileno())
+        if code > 128:
             with (folder / "job.log").open("a", encoding="utf-8") as log:
-                log.write(f"the process was ended by {reason}; the same command resumes it\n")
+                log.write(f"the process was ended by {signals.name_of(code)}; the same command resumes it\n")
+        if signals.is_stop(code):
+            raise signals.Interrupted(code - 128)
         if code:
             _say(folder, f"failed (exit code {code}); see {folder / 'job.log'}")
         return code
@@ -367,18 +378,12 @@ def _check_data(config: Mapping[str, Any]) -> None:
                 [[str(v) for v in row.values()] for row in rows])  # fmt: skip
 
 
-def _in_fresh_process(folder: Path) -> int:
-    """Run a folder's configuration; a Ctrl-C reaches the child through the terminal, so let it end by itself."""
-    child = subprocess.Popen([sys.executable, "-m", "dashvlm.run", str(folder)])
-    while True:
-        try:
-            return child.wait()
-        except KeyboardInterrupt:
-            try:
-                child.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                child.kill()
-            return 130
+def _in_fresh_process(folder: Path, lock: int) -> int:
+    """Run a folder's configuration; the child keeps the lock as long as it lives."""
+    child = subprocess.Popen(
+        [sys.executable, "-m", "dashvlm.job", str(folder)], pass_fds=[lock], env={**os.environ, LOCK: str(lock)}
+    )
+    return signals.wait_for(child)
 
 
 def _say(folder: Path, what: str) -> None:

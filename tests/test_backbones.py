@@ -38,7 +38,7 @@ def make(family, cache, config):
     folder = str(twin_folder(spec["twin"], cache / "twins"))
 
     def build(quantization=None, checkpoint=folder):
-        load = resolve(spec["_target_"])
+        load = resolve("backbone", spec["_target_"])
         return load(checkpoint, spec["twin"]["image_kwargs"], spec["roles"], "float32", quantization)
 
     return build

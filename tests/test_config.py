@@ -14,7 +14,7 @@ from dashvlm.config import CONF, check_overrides, flags_first, plain
 from dashvlm.errors import ConfigError
 from dashvlm.identity import run_id
 from dashvlm.rules import check
-from dashvlm.targets import resolve
+from dashvlm.targets import PACKAGES, resolve
 
 from .conftest import ROOT
 
@@ -52,8 +52,8 @@ def test_every_option_composes_and_passes_the_check(option):
     remote = ["peft=frozen"] if name == "openai" and group == "model" else []  # it cannot be trained
     cfg = composed(option, "model.checkpoint=tiny", *remote, *(f"task={t}" for t in data.get("tasks", ())[:1]))
     assert check(cfg) == []
-    assert resolve(cfg["objective"]["_target_"])
-    assert resolve(cfg["data"]["importer"])
+    assert resolve("objective", cfg["objective"]["_target_"])
+    assert resolve("importer", cfg["data"]["importer"])
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: p.relative_to(CONF).as_posix())
@@ -167,8 +167,9 @@ def test_run_id_ignores_where_and_how_fast_but_not_what():
      "dashvlm.nope.x", "dashvlm.run.yaml.load", "functools.partial"],
 )  # fmt: skip
 def test_nothing_foreign_can_be_named_as_target(name):
-    with pytest.raises(ConfigError):
-        resolve(name)
+    for kind in PACKAGES:
+        with pytest.raises(ConfigError, match="may not name"):
+            resolve(kind, name)
 
 
 # -- layering -----------------------------------------------------------------------------------

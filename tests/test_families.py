@@ -317,6 +317,7 @@ def test_inspect_says_what_would_make_it_fit(dashvlm):
 def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monkeypatch):
     import torch
 
+    import dashvlm.job
     import dashvlm.run
     from dashvlm.errors import OutOfMemory
     from dashvlm.report.collect import collect
@@ -337,7 +338,7 @@ def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monke
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
-    assert dashvlm.run.main(folder) == 1
+    assert dashvlm.job.main(folder) == 1
     row = collect([folder]).iloc[0]
     assert row["status"] == "oom"
     assert "out of memory" in row["message"]
@@ -384,7 +385,7 @@ def finished(config, folder, *words):
     folder.mkdir()
     run(cfg, folder)
     (folder / "config.yaml").write_text(json.dumps(cfg))
-    return cfg, load_run(folder)[1]
+    return cfg, load_run(folder, cfg["paths"])[1]
 
 
 def logits_of(net, cfg, module):

@@ -325,7 +325,7 @@ def test_a_choice_without_a_question_is_refused():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_one_pass_over_all_letters_equals_one_pass_a_letter(config, cache, family):
     spec = config(f"model={family}", "model.checkpoint=tiny", "data=synthetic")["model"]
-    load_model = resolve(spec["_target_"])
+    load_model = resolve("backbone", spec["_target_"])
     backbone = load_model(
         str(twin_folder(spec["twin"], cache / "twins")), spec["twin"]["image_kwargs"], spec["roles"], "float32"
     )

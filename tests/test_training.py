@@ -249,64 +249,24 @@ def test_no_step_is_the_model_as_it_is(dashvlm, tmp_path, word):
     assert all(not v.any() for k, v in load_file(folder / "trained.safetensors").items() if "lora_B" in k)
 
 
-def test_a_damaged_checkpoint_starts_over_and_ends_the_same(dashvlm, tmp_path):
-    dashvlm("train", *SHORT, output=tmp_path / "whole")
-    reference = final_state(tmp_path / "whole")
-    folder = reference[0]
-    last = folder / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    (folder / "result.json").unlink()
-    done = dashvlm("train", *SHORT, output=tmp_path / "whole")
-    assert "training starts over" in done.stdout + (folder / "job.log").read_text()
-    assert_same_run(reference, final_state(tmp_path / "whole"))
-
-
 def test_a_checkpoint_with_code_in_it_is_refused(tmp_path):
     import pickle
 
     from dashvlm.errors import CheckpointError
-    from dashvlm.training.callbacks import load_weights
+    from dashvlm.training.checkpoints import load_weights, write_checkpoint
 
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
     for name, write in (
-        ("a.ckpt", lambda p: torch.save({"state_dict": Payload()}, p)),
+        ("a.ckpt", lambda p: write_checkpoint({"state_dict": Payload()}, p)),
         ("b.ckpt", lambda p: p.write_bytes(pickle.dumps(Payload()))),
     ):
         write(tmp_path / name)
-        with pytest.raises(CheckpointError, match="cannot be read"):
+        with pytest.raises(CheckpointError, match="cannot be read|is damaged"):
             load_weights(tmp_path / name)
     assert not (tmp_path / "executed").exists()
-
-
-def test_a_full_disk_keeps_the_old_checkpoint(config, tmp_path, monkeypatch):
-    import dashvlm.run
-
-    cfg = config(*SHORT, "objective.generate=false")
-    folder = tmp_path / "run"
-    folder.mkdir()
-    import io
-
-    import pytorch_lightning.trainer.trainer as trainer_module
-
-    real = trainer_module.Trainer.save_checkpoint
-    count = []
-
-    def full(self, path, *args, **kwargs):
-        count.append(path)
-        if len(count) == 3:
-            raise OSError(28, "No space left on device", str(path))
-        return real(self, path, *args, **kwargs)
-
-    monkeypatch.setattr(trainer_module.Trainer, "save_checkpoint", full)
-    with pytest.raises(OSError, match="No space"):
-        dashvlm.run.run(cfg, folder)
-    raw = (folder / "checkpoints" / "last.ckpt").read_bytes()
-    assert torch.load(io.BytesIO(raw), weights_only=True)["global_step"] >= 1
-    monkeypatch.undo()
-    assert dashvlm.run.run(cfg, folder)["steps"] == 6
 
 
 def test_the_stream_sees_every_sample_equally_often_and_splits_over_processes():

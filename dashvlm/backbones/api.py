@@ -20,6 +20,7 @@ from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.errors import ConfigError, TeacherError
 from dashvlm.labels.client import Teacher
 from dashvlm.labels.exchange import Reply, Request
+from dashvlm.targets import configurable
 
 FLOOR = -20.0
 """Log-probability of a choice that is not among the alternatives."""
@@ -140,6 +141,7 @@ class ApiBackbone(Backbone):
         raise _untrainable()
 
 
+@configurable("backbone")
 def load(
     checkpoint: str, cache_dir: str, logprobs: bool = True, image_kwargs: Any = None, roles: Any = None,
     dtype: Any = None, quantization: Any = None, attn_implementation: Any = None, **options: Any,

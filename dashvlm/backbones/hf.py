@@ -22,6 +22,7 @@ from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
 from dashvlm.errors import CheckpointError
+from dashvlm.targets import configurable
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,7 @@ def check_family(checkpoint: str, expected: str, revision: str | None = None) ->
     )
 
 
+@configurable("backbone")
 def load(
     checkpoint: str,
     image_kwargs: Mapping[str, Any],

@@ -184,13 +184,25 @@ def _config(spec: Mapping[str, Any], tokenizer: Any) -> Any:
 
 
 def _make(spec: Mapping[str, Any], suffix: str = "") -> Any:
-    return _class(spec["class"] + suffix)(**{k: v for k, v in spec.items() if k != "class"})
+    return _class(str(spec["class"]) + suffix)(**{k: v for k, v in spec.items() if k != "class"})
+
+
+PARTS = (
+    transformers.PreTrainedModel,
+    transformers.PreTrainedConfig,
+    transformers.ProcessorMixin,
+    transformers.image_processing_base.ImageProcessingMixin,
+)
+"""What a twin is made of; nothing else of transformers may be named."""
 
 
 def _class(name: str) -> Any:
     if "." in name:  # a class of ours
-        return resolve(name)
-    made = getattr(transformers, name, None)
-    if made is None:
-        raise ConfigError("model.twin names a class that transformers does not have", got=name)
+        return resolve("backbone", name)
+    made = getattr(transformers, name, None) if re.fullmatch(r"[A-Za-z]\w*", name) else None
+    if not (isinstance(made, type) and issubclass(made, PARTS)):
+        raise ConfigError(
+            "model.twin names what is no model, configuration or processor of transformers", got=name[:200],
+            do="name one of its classes",
+        )  # fmt: skip
     return made

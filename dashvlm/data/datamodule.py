@@ -14,6 +14,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from dashvlm import signals
 from dashvlm.data.augment import augment
 from dashvlm.data.clip import Clip, FrameArray, Sample, Split
 from dashvlm.data.frames import FrameStore
@@ -262,7 +264,10 @@ class ClipDataModule(pl.LightningDataModule):
         # fork server imports the heavy modules once for the workers of all loaders.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["torch", "transformers", "dashvlm.data.datamodule"])
-        return {"num_workers": workers, "multiprocessing_context": context, "persistent_workers": True}
+        with signals.shielded():  # a signal to the whole group is the trainer's, which still needs its workers
+            forkserver.ensure_running()
+        return {"num_workers": workers, "multiprocessing_context": context, "persistent_workers": True,
+                "worker_init_fn": signals.start_worker}  # fmt: skip
 
 
 def decode_once(

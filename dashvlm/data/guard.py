@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dashvlm import signals
 from dashvlm.errors import DashVLMError, VideoError
 
 _idle: queue.LifoQueue[_Process] = queue.LifoQueue()
@@ -162,6 +163,8 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     requests = sys.stdin.buffer
+    for signum in signals.STOPPING:  # those to every process of a job, too: it ends with its input
+        signal.signal(signum, signal.SIG_IGN)
     while True:
         try:
             limits, module, function, arguments = _receive(requests)

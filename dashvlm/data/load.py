@@ -41,7 +41,7 @@ def load_manifest(cfg: Config, store: FrameStore, require_videos: bool = True) -
     """
     data = cfg["data"]
     root = Path(data["root"])
-    rows = resolve(data["importer"])(root, data.get("options") or {})
+    rows = resolve("importer", data["importer"])(root, data.get("options") or {})
     if data.get("labels"):
         rows = with_labels(rows, read_labels(Path(data["labels"])), cfg["task"]["name"], data["label_options"])
     if data.get("pairs"):

@@ -29,7 +29,7 @@ def write_pairs(config: dict[str, Any]) -> Path:
     quiet_libraries()
     source = Path(config["teacher"]["run"])
     trained = {**read_config(source), "paths": config["paths"], "trainer": config["trainer"]}
-    _, module = load_run(source)
+    _, module = load_run(source, config["paths"])
     module.options["generate"] = True
     data = prepare_data(trained)
     samples, task = data.samples["train"], module.task

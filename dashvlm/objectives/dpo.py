@@ -13,6 +13,7 @@ from dashvlm.backbones.base import Answers, Backbone
 from dashvlm.data.clip import Sample
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.text import TextModule
+from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task
 from dashvlm.training.collate import Collate, Stage
 
@@ -35,6 +36,7 @@ def dpo_loss(gain: Tensor, lengths: Tensor, beta: float, variant: str) -> tuple[
 
 
 @final
+@configurable("objective")
 class DPOModule(TextModule):
     """Makes the better answer of a pair likelier than the worse one, relative to a reference."""
 

@@ -16,6 +16,7 @@ from dashvlm.backbones.base import Backbone
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.rewards import grade, in_form, read, weights_of
 from dashvlm.objectives.text import TextModule
+from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task
 
 
@@ -79,6 +80,7 @@ def grpo_loss(logprobs: Tensor, rollout: Rollout, options: Mapping[str, Any]) ->
 
 
 @final
+@configurable("objective")
 class GRPOModule(TextModule):
     """Draws completions, rewards them, and makes those likelier that beat their group."""
 

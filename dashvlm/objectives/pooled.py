@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dashvlm.backbones.adapters import role_of
 from dashvlm.backbones.base import Backbone
 from dashvlm.errors import ConfigError
+from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task
 from dashvlm.training.module import VLMModule
 
@@ -35,6 +36,7 @@ class AttentionPool(nn.Module):
 
 
 @final
+@configurable("objective")
 class PooledModule(VLMModule):
     """Binary cross entropy or focal loss on one logit."""
 

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from dashvlm.errors import ConfigError
 from dashvlm.objectives.text import TextModule
+from dashvlm.targets import configurable
 
 
 @final
+@configurable("objective")
 class SFTModule(TextModule):
     """Next-token prediction of the answer and its end token; the prompt is masked."""
 

@@ -85,7 +85,9 @@ def read_truth(task: str, path: Path, data: Mapping[str, Any], options: Mapping[
     if path.is_dir():
         if task == "crash" and data["name"] == "nexar" and (path / "train.csv").is_file():
             return read_truth(task, path / "train.csv", data, options)  # the importer would want the videos
-        return _truth(resolve(data["importer"])(path, {**data["options"], "event_time": "ignore"}), str(path))
+        return _truth(
+            resolve("importer", data["importer"])(path, {**data["options"], "event_time": "ignore"}), str(path)
+        )
     known = _dataset_rows(task, path, options)
     if known is not None:
         return _truth(known, str(path))

@@ -8,17 +8,18 @@ scored is read from it.
 from __future__ import annotations
 
 import functools
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
+import jinja2.sandbox
 import pandas as pd
 
 from dashvlm.data.clip import Clip, Messages, Observation, Sample
 from dashvlm.errors import ConfigError
-from dashvlm.targets import resolve
+from dashvlm.targets import construct
 from dashvlm.tasks.parsing import Status
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -207,15 +208,17 @@ def make_task(cfg: Mapping[str, Any]) -> Task:
     options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name")}
     if options.get("reasoning") == "auto":
         options["reasoning"] = bool(cfg["data"].get("labels"))
-    made: Task = resolve(cfg["task"]["_target_"])(**options)
+    made: Task = construct("task", cfg["task"]["_target_"], **options)
     return made
 
 
 @functools.cache
 def _template(name: str) -> jinja2.Template:
     path = PROMPTS / f"{name}.j2"
-    if not path.is_file():
+    if not re.fullmatch(r"\w+", name) or not path.is_file():  # a name, no path
         known = sorted(p.stem for p in PROMPTS.glob("*.j2"))
         raise ConfigError("unknown task.prompt", got=name, do=f"use one of {', '.join(known)}")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False)
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False
+    )
     return environment.from_string(path.read_text(encoding="utf-8"))

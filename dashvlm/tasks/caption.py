@@ -16,6 +16,7 @@ from typing import Any, final
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError
+from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.navigation_text import HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
 from dashvlm.tasks.parsing import Status, is_refusal
@@ -25,6 +26,7 @@ STYLES = ("structured", "caption")
 
 
 @final
+@configurable("task")
 class CaptionTask(Task):
     """Describe a picture for navigation.
 

@@ -13,6 +13,7 @@ from typing import Any, final
 import pandas as pd
 
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
+from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_yes_no
 from dashvlm.tasks.reasoning import LEAD, lead_after, wrap
@@ -23,6 +24,7 @@ QUESTION = "Is a vehicle collision likely to happen within 1 to 2 seconds?"
 
 
 @final
+@configurable("task")
 class CrashTask(Task):
     """Yes/no question about a clip; the score is P(Yes) against P(No).
 

@@ -19,6 +19,7 @@ import pandas as pd
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
 from dashvlm.metrics.choice import said_choice
+from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_letter
 
@@ -29,6 +30,7 @@ _TONES = {"\u0300", "\u0301", "\u0303", "\u0309", "\u0323"}
 
 
 @final
+@configurable("task")
 class MCQTask(Task):
     """Which option is right?
 

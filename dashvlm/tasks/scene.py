@@ -14,6 +14,7 @@ from typing import Any, final
 
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
+from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, is_refusal
 from dashvlm.tasks.scene_schema import FIELDS, SCHEMA
@@ -21,6 +22,7 @@ from dashvlm.tasks.scene_text import SECTIONS, TITLES, Annotation, compose, read
 
 
 @final
+@configurable("task")
 class SceneTask(Task):
     """Describe a scene in sections.
 

@@ -1,23 +1,20 @@
-"""Checkpoints that resume to the bit, and early stopping."""
+"""When checkpoints are written so that a run resumes to the bit, and early stopping."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
+import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 
-from dashvlm.errors import CheckpointError
-
-log = logging.getLogger(__name__)
+from dashvlm import signals
 
 
 class Checkpoint(pl.Callback):
@@ -25,7 +22,10 @@ class Checkpoint(pl.Callback):
 
     Lightning's own ModelCheckpoint would also save between a step and the validation that belongs
     to it; a run resumed from there skips that validation and may end with another best. Here the
-    checkpoint of such a step is written after its validation. Files are replaced atomically.
+    checkpoint of such a step is written after its validation.
+
+    A signal ends training with a checkpoint after the optimiser step at hand. During a validation it ends it at
+    once: the validation's own checkpoint would come after it, and resuming repeats the steps since the last one.
 
     Args:
         folder: where to write.
@@ -54,6 +54,10 @@ class Checkpoint(pl.Callback):
         self.session = f"{os.getpid()}-{time.time_ns()}"
         self.started = time.perf_counter()
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the signals back, which Lightning has taken for itself."""
+        signals.install()
+
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
@@ -65,8 +69,20 @@ class Checkpoint(pl.Callback):
         """Save, unless the validation of this very step comes next."""
         done = batch_idx + 1
         validates = self.val_every and done % self.val_every == 0
-        if done % self.every == 0 and done % self.accumulate == 0 and not validates:
+        # Completions that are used for several steps cannot be drawn again from the middle of them.
+        whole = done % (self.accumulate * int(getattr(pl_module, "repeats", 1))) == 0
+        stops = whole and _asked_to_stop(trainer)
+        if validates:
+            return
+        if stops or (done % self.every == 0 and done % self.accumulate == 0):
             self._save(trainer, "last")
+        if stops:
+            raise signals.Interrupted(signals.received() or signal.SIGTERM)
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *rest: Any) -> None:
+        """Stop in the middle of a long validation."""
+        if _asked_to_stop(trainer):
+            raise signals.Interrupted(signals.received() or signal.SIGTERM)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the best, then the last, which remembers the best's value."""
@@ -81,6 +97,8 @@ class Checkpoint(pl.Callback):
                 self.best, self.best_step = now, trainer.global_step
                 self._save(trainer, "best")
         self._save(trainer, "last")
+        if _asked_to_stop(trainer):
+            raise signals.Interrupted(signals.received() or signal.SIGTERM)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run must know."""
@@ -95,8 +113,15 @@ class Checkpoint(pl.Callback):
         trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only=name == "best")
         if trainer.is_global_zero:
             path = self.folder / SESSIONS / f"{self.session}.txt"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(f"{time.perf_counter() - self.started:.3f}\n", encoding="utf-8")
+            with contextlib.suppress(OSError):  # a stopwatch must not cost a checkpoint
+                path.parent.mkdir(exist_ok=True)
+                path.write_text(f"{time.perf_counter() - self.started:.3f}\n", encoding="utf-8")
+
+
+def _asked_to_stop(trainer: pl.Trainer) -> bool:
+    """Whether any process of a run was asked to stop; all of them agree."""
+    asked = signals.received() is not None
+    return bool(trainer.strategy.reduce_boolean_decision(asked, all=False)) if trainer.world_size > 1 else asked
 
 
 SESSIONS = "sessions"
@@ -123,43 +148,6 @@ class PatientStopping(EarlyStopping):
         value = trainer.callback_metrics.get(self.monitor)
         if value is None or math.isfinite(float(value)):
             super()._run_early_stopping_check(trainer)
-
-
-def resume_point(path: Path) -> int | None:
-    """Return the number of batches that a checkpoint has behind it; None without a usable one, or without its best."""
-    if not path.exists():
-        return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        done, best = int(progress["processed"]), state["callbacks"].get("Checkpoint", {}).get("best")
-    except Exception as error:
-        log.warning("%s cannot be read (%s); training starts over", path, type(error).__name__)
-        path.rename(path.with_suffix(".unreadable"))
-        return None
-    if best is not None and not path.with_name("best.ckpt").exists():
-        # The steps before cannot be validated again, so no other weights may stand for the best.
-        log.warning("%s is gone; training starts over", path.with_name("best.ckpt"))
-        path.unlink()
-        return None
-    return done
-
-
-def load_weights(path: Path) -> Mapping[str, torch.Tensor]:
-    """Read the trained parameters of a checkpoint without running anything in it.
-
-    Raises:
-        CheckpointError: if it cannot be read safely.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise CheckpointError(
-            f"{path} cannot be read",
-            got=str(error).splitlines()[0] if str(error) else type(error).__name__,
-            do="a checkpoint with code in it is refused; train again or name another file",
-        ) from error
-    return dict(state)
 
 
 def build_callbacks(

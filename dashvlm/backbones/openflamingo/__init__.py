@@ -14,6 +14,7 @@ from dashvlm.backbones.openflamingo.configuration import OpenFlamingoConfig
 from dashvlm.backbones.openflamingo.convert import load_pt
 from dashvlm.backbones.openflamingo.modeling import OpenFlamingoForConditionalGeneration
 from dashvlm.errors import CheckpointError
+from dashvlm.targets import configurable
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ AutoConfig.register("open_flamingo", OpenFlamingoConfig)
 AutoModelForImageTextToText.register(OpenFlamingoConfig, OpenFlamingoForConditionalGeneration)
 
 
+@configurable("backbone")
 def load(
     checkpoint: str,
     image_kwargs: Mapping[str, Any],

@@ -7,7 +7,10 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, MptConfig, PreTrainedConfig
 
+from dashvlm.targets import configurable
 
+
+@configurable("backbone")
 @strict
 class OpenFlamingoConfig(PreTrainedConfig):
     """CLIP vision tower, perceiver resampler, MPT with gated cross attention.

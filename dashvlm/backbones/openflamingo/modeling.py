@@ -17,6 +17,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from dashvlm.backbones.openflamingo.configuration import OpenFlamingoConfig
 from dashvlm.backbones.openflamingo.layers import FlamingoBlock, Gate, PerceiverResampler, bias_free_norm
+from dashvlm.targets import configurable
 
 
 class OpenFlamingoPreTrainedModel(PreTrainedModel):
@@ -118,6 +119,7 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         return alibi[None].to(x.dtype).masked_fill(~allowed, lowest)
 
 
+@configurable("backbone")
 class OpenFlamingoForConditionalGeneration(OpenFlamingoPreTrainedModel, GenerationMixin):
     """The network with its tied language head."""
 

@@ -13,11 +13,13 @@ import transformers
 from transformers.utils import cached_file
 
 from dashvlm.errors import DataError
+from dashvlm.targets import configurable
 
 IMAGE, END_OF_CHUNK = "<image>", "<|endofchunk|>"
 MAX_IMAGES = 33  # 32 demonstrations and the question
 
 
+@configurable("backbone")
 class OpenFlamingoProcessor:
     """A tokenizer and an image processor with the calls that ``HFEncoder`` makes.
 

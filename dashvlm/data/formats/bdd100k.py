@@ -16,10 +16,12 @@ from dashvlm.data.pictures import SUFFIXES, stored_path
 from dashvlm.data.rows import Row
 from dashvlm.data.textfiles import json_file, json_lines
 from dashvlm.errors import DataError
+from dashvlm.targets import configurable
 
 VIDEOS = (".mov", ".mp4", ".avi", ".mkv", ".webm")
 
 
+@configurable("importer")
 def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row an annotated video.
 

@@ -17,6 +17,7 @@ from dashvlm.data.rows import Row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.data.textfiles import csv_rows, json_file, json_lines
 from dashvlm.errors import DataError
+from dashvlm.targets import configurable
 from dashvlm.tasks.caption import CAPTION_PROMPT, json_annotation
 from dashvlm.tasks.navigation_text import (
     NOUNS,
@@ -32,6 +33,7 @@ from dashvlm.tasks.navigation_text import (
 )
 
 
+@configurable("importer")
 def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row a picture.
 

@@ -16,10 +16,12 @@ from dashvlm.data.clip import SPLITS
 from dashvlm.data.rows import Row, group_of
 from dashvlm.data.textfiles import json_lines, text_problem
 from dashvlm.errors import DataError
+from dashvlm.targets import configurable
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".ts")
 
 
+@configurable("importer")
 def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row a line of each split's file.
 

@@ -16,6 +16,7 @@ from typing import Any
 from dashvlm.data.rows import Row, parse_label
 from dashvlm.data.textfiles import csv_rows
 from dashvlm.errors import DataError
+from dashvlm.targets import configurable
 
 COLUMNS = ("id", "time_of_event", "time_of_alert", "target")
 HUB_COLUMNS = ("file_name", "time_of_event", "time_of_alert")
@@ -27,6 +28,7 @@ HOW = (
 )
 
 
+@configurable("importer")
 def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row for each line of ``train.csv``, or of each ``metadata.csv``.
 

@@ -17,6 +17,7 @@ from typing import Any
 from dashvlm.data.rows import Row, parse_seconds
 from dashvlm.data.textfiles import json_file
 from dashvlm.errors import DataError
+from dashvlm.targets import configurable
 
 MAX_CHOICES = 4  # the submission knows A to D
 LETTERS = "ABCDEFGH"
@@ -28,6 +29,7 @@ _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff\u00ad"))
 SOURCE = r"^[^_]+_([^_]+)_"
 
 
+@configurable("importer")
 def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row a question.
 

@@ -16,10 +16,12 @@ from dashvlm.data.synthetic.encode import write_scene
 from dashvlm.data.synthetic.language import annotation, questions, rationale
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
 from dashvlm.data.synthetic.street import caption, draw_streets, write_street
+from dashvlm.targets import configurable
 
 log = logging.getLogger(__name__)
 
 
+@configurable("importer")
 def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     """Yield a row a scene, rendering the videos first if they are not there.
 
