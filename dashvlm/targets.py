@@ -69,7 +69,7 @@ def resolve(kind: str, name: Any) -> Any:
     return found
 
 
-def construct(kind: str, name: Any, *given: Any, **options: Any) -> Any:
+def construct(kind: str, name: Any, /, *given: Any, **options: Any) -> Any:
     """Call a marked object with arguments of our own and options from a configuration.
 
     Raises:

@@ -20,24 +20,31 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
 import openai
 
 from dashvlm.data.clip import FrameArray, Messages
-from dashvlm.errors import ConfigError, DashVLMError, TeacherError
+from dashvlm.errors import ConfigError, DashVLMError, DataError, TeacherError
 from dashvlm.labels.exchange import (
     Json,
     Reply,
     Request,
     Tally,
     data_url,
+    http_client,
+    log_probabilities,
     retry_after,
     slim,
     sum_of,
+    used_tokens,
     without_images,
     write_safely,
 )
+from dashvlm.stored import read_json
 
 log = logging.getLogger(__name__)
+MALFORMED = (ValueError, LookupError, AttributeError, TypeError, RecursionError, OverflowError)
+"""What an answer of another form than asked for leads to."""
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
@@ -168,7 +175,7 @@ class Teacher:
         waiting.reverse()
         async with openai.AsyncOpenAI(
             api_key=self._key, base_url=str(self.options["base_url"]), max_retries=0,
-            timeout=float(self.options["timeout_s"]),
+            timeout=float(self.options["timeout_s"]), http_client=http_client(str(self.options["base_url"])),
         ) as client:  # fmt: skip
 
             async def work() -> None:
@@ -207,7 +214,7 @@ class Teacher:
             self.tally.cached += 1
             return kept
         if self._marker(request).exists():
-            found = await self._look_up(client, request, float(self.options["settle_s"]))
+            found = await self._look_up(client, request, most_usd, float(self.options["settle_s"]))
             if found is not None:
                 return found
             self.tally.asked_again += 1
@@ -233,7 +240,7 @@ class Teacher:
             if attempt < int(self.options["retries"]):
                 await asyncio.sleep(pause)
                 if self._marker(request).exists():  # it may have been answered after all
-                    found = await self._look_up(client, request, settle_s=0.0)
+                    found = await self._look_up(client, request, most_usd, settle_s=0.0)
                     if found is not None:
                         return found
                     self._book(request, "perhaps paid", most_usd)
@@ -250,7 +257,7 @@ class Teacher:
             async with asyncio.timeout(float(self.options["timeout_s"])):
                 raw = await client.chat.completions.with_raw_response.create(**self._sent(request))
                 body = json.loads(raw.content)
-            return self._keep(request, body), "", 0.0
+            return self._keep(request, body, most_usd), "", 0.0
         except openai.APIStatusError as error:
             problem = f"HTTP {error.status_code}"
             if error.status_code < 500 and error.status_code != 408:
@@ -259,10 +266,10 @@ class Teacher:
             if error.status_code not in RETRIED:
                 return None, f"{problem}: {self._clean(str(error))}", None
             return None, problem, retry_after(error.response.headers) or pause
-        except (TimeoutError, openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError) as error:
+        except (TimeoutError, openai.OpenAIError, httpx.HTTPError, *MALFORMED) as error:
             problem = f"{type(error).__name__}: {self._clean(str(error))}"[:160]
             log.warning("no answer (%s), call %d of %d", problem, attempt + 1, int(self.options["retries"]) + 1)
-            found = await self._look_up(client, request, float(self.options["settle_s"]), lost_now=True)
+            found = await self._look_up(client, request, most_usd, float(self.options["settle_s"]), lost_now=True)
             return found, problem, pause
 
     def _sent(self, request: Request) -> Json:
@@ -272,6 +279,12 @@ class Teacher:
 
     def _stop_if_hopeless(self, error: openai.APIStatusError) -> None:
         code = str(getattr(error, "code", "") or "")
+        if 300 <= error.status_code < 400:
+            raise TeacherError(
+                f"the endpoint {self.options['base_url']} redirects, which is not followed with pictures and a key",
+                got=self._clean(f"HTTP {error.status_code} to {error.response.headers.get('location', '?')}")[:300],
+                do="if you trust that address, set teacher.base_url to it",
+            ) from None
         if error.status_code in (401, 403) or code in ("insufficient_quota", "model_not_found"):
             raise TeacherError(
                 f"the endpoint {self.options['base_url']} refuses model {self.options['model']}",
@@ -280,7 +293,12 @@ class Teacher:
             ) from None
 
     async def _look_up(
-        self, client: openai.AsyncOpenAI, request: Request, settle_s: float, lost_now: bool = False
+        self,
+        client: openai.AsyncOpenAI,
+        request: Request,
+        most_usd: float,
+        settle_s: float,
+        lost_now: bool = False,
     ) -> Reply | None:
         """Find the stored completion of a request that may have been answered; None if there is none.
 
@@ -291,15 +309,17 @@ class Teacher:
         pause = 0.25
         while self._can_look_up:
             try:
-                page = await client.chat.completions.list(metadata={"dashvlm_key": request.key}, limit=1)
+                async with asyncio.timeout(float(self.options["timeout_s"])):
+                    page = await client.chat.completions.list(metadata={"dashvlm_key": request.key}, limit=1)
                 if page.data:
+                    reply = self._keep(request, page.data[0].model_dump(), most_usd)
                     self.tally.recovered += 1
-                    return self._keep(request, page.data[0].model_dump())
+                    return reply
             except openai.APIStatusError as error:
                 if error.status_code not in RETRIED:
                     self._can_look_up = False  # the endpoint stores nothing
                     break
-            except (openai.OpenAIError, ValueError, LookupError, AttributeError, TypeError):
+            except (TimeoutError, openai.OpenAIError, httpx.HTTPError, *MALFORMED):
                 pass
             if time.time() > lost + settle_s:
                 break
@@ -309,9 +329,9 @@ class Teacher:
 
     # -- the cache -----------------------------------------------------------------------------
 
-    def _keep(self, request: Request, body: Json) -> Reply:
+    def _keep(self, request: Request, body: Json, most_usd: float) -> Reply:
         """Write an answer to the cache, then count it."""
-        reply = self._reply(body)  # a body that is no answer must not be kept
+        reply = self._reply(body, most_usd)  # a body that is no answer must not be kept
         self._book(request, "answer", reply.cost_usd)
         write_safely(self._file(request), json.dumps(slim(body), ensure_ascii=False))
         self._marker(request).unlink(missing_ok=True)
@@ -331,24 +351,27 @@ class Teacher:
         path = self._file(request)
         if not path.is_file():
             return None
-        reply = self._reply(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            reply = self._reply(read_json(path))
+        except (DataError, *MALFORMED) as error:
+            log.warning("the kept answer %s is damaged (%s) and asked for again", path, type(error).__name__)
+            path.replace(path.with_suffix(".damaged"))
+            return None
         return Reply(reply.text, reply.refused, reply.finish, reply.tokens, 0.0, True, reply.first)
 
-    def _reply(self, body: Json) -> Reply:
+    def _reply(self, body: Json, most_usd: float = 0.0) -> Reply:
+        """Read an answer; one that does not say, or cannot have used, what it says counts as the dearest."""
         choices = body.get("choices") if isinstance(body, dict) else None
         if not isinstance(choices, list) or any(not isinstance(c, dict) for c in choices):
             raise ValueError("the body is no completion")
-        usage = body.get("usage") or {}
-        tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
+        tokens = used_tokens(body)
+        cost = most_usd if tokens is None else self._price(*tokens)
         first = choices[0] if choices else {}
         message = first.get("message") or {}
-        content = (first.get("logprobs") or {}).get("content") or [None]
-        alternatives = (content[0] or {}).get("top_logprobs") or []
         return Reply(
             str(message.get("content") or ""),
             bool(message.get("refusal")) or first.get("finish_reason") == "content_filter",
-            str(first.get("finish_reason") or ""), tokens, self._price(*tokens),
-            first={str(a["token"]): float(a["logprob"]) for a in alternatives},
+            str(first.get("finish_reason") or ""), tokens or (0, 0), cost, first=log_probabilities(first),
         )  # fmt: skip
 
     def _file(self, request: Request) -> Path:

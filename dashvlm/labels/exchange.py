@@ -1,4 +1,8 @@
-"""What is exchanged with a teacher: requests, replies, what they cost; files that survive a crash."""
+"""What is exchanged with a teacher: requests, replies, what they cost; files that survive a crash.
+
+An endpoint is not trusted: how long it may make us wait, how much it may send and what it may claim to have used are
+bounded here.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,27 @@ import contextlib
 import email.utils
 import io
 import json
+import math
 import os
 import random
 import time
-from collections.abc import Callable, Mapping
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import httpx2 as httpx
+import openai
 from PIL import Image
 
 Json = dict[str, Any]
+MAX_WAIT_S = 600.0
+"""Longest pause that an endpoint can ask for."""
+MAX_ANSWER_BYTES = 8 << 20
+MAX_TOKENS = 10_000_000
+"""More than any request uses; what claims more is not believed."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +99,96 @@ def write_safely(path: Path, text: str) -> None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the endpoint asks to wait."""
+    """Seconds that the endpoint asks to wait, at most :data:`MAX_WAIT_S`; None if it says nothing sensible.
+
+    Example:
+        >>> [retry_after({"retry-after": x}) for x in ("2", "-1", "nan", "1e99", "soon")]
+        [2.0, None, None, 600.0, None]
+    """
     try:
         if "retry-after-ms" in headers:
-            return float(headers["retry-after-ms"]) / 1000
-        said = headers["retry-after"]
-        if not said.strip().replace(".", "").isdigit():  # a date
-            return min(max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time()), 600.0)
-        return min(float(said), 600.0)
-    except (KeyError, ValueError, TypeError):
+            wait = float(headers["retry-after-ms"]) / 1000
+        else:
+            try:
+                wait = float(headers["retry-after"])
+            except ValueError:  # a date
+                wait = max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError, TypeError, OverflowError):
         return None
+    return min(wait, MAX_WAIT_S) if wait >= 0 else None
+
+
+def used_tokens(body: Json) -> tuple[int, int] | None:
+    """Prompt and completion tokens that an answer says it used; None if that cannot be true.
+
+    Example:
+        >>> used_tokens({"usage": {"prompt_tokens": 7, "completion_tokens": 2}})
+        (7, 2)
+        >>> used_tokens({"usage": {"prompt_tokens": -7, "completion_tokens": 2}}) is None
+        True
+    """
+    usage = body.get("usage")
+    said = [usage.get(k) for k in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+    if any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= MAX_TOKENS for n in said) or said[0] == 0:
+        return None
+    return int(said[0]), int(said[1])  # type: ignore[arg-type]
+
+
+def log_probabilities(choice: Json) -> dict[str, float]:
+    """Log-probabilities of the alternatives of the first token, those that are some."""
+    node: Any = choice.get("logprobs")
+    for key, kind in (("content", list), (0, dict), ("top_logprobs", list)):
+        try:
+            node = node[key]
+        except (LookupError, TypeError):
+            return {}
+        if not isinstance(node, kind):
+            return {}
+    found: dict[str, float] = {}
+    for one in node:
+        value = one.get("logprob") if isinstance(one, dict) else None
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value <= 1e-6:
+            found[str(one.get("token"))] = float(value)
+    return found
+
+
+class _Bounded(httpx.AsyncByteStream):
+    """A body that ends with an error where it becomes too long."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for part in self.stream:
+            size += len(part)
+            if size > MAX_ANSWER_BYTES:
+                raise httpx.RemoteProtocolError(f"an answer of more than {MAX_ANSWER_BYTES >> 20} MB")
+            yield part
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
+
+
+class _Transport(httpx.AsyncHTTPTransport):
+    """HTTP without compressed bodies, which may hold a thousand times what was sent."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        request.headers["Accept-Encoding"] = "identity"
+        response = await super().handle_async_request(request)
+        if response.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+            await response.aclose()
+            raise httpx.RemoteProtocolError("a compressed answer, which was not asked for")
+        response.stream = _Bounded(response.stream)
+        return response
+
+
+def http_client(base_url: str) -> httpx.AsyncClient:
+    """The connection to an endpoint: bounded, through the environment's proxy, following no redirect."""
+    where = urllib.parse.urlsplit(base_url)
+    known = urllib.request.getproxies()
+    proxy = None if urllib.request.proxy_bypass(where.hostname or "") else known.get(where.scheme) or known.get("all")
+    return openai.DefaultAsyncHttpxClient(transport=_Transport(proxy=proxy), follow_redirects=False)
 
 
 def sum_of(ledger: Path | None) -> float:
