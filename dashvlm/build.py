@@ -15,6 +15,7 @@ from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpoin
 from dashvlm.backbones.base import Backbone
 from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.checksums import changed as changed_files
 from dashvlm.checksums import verify_weights
 from dashvlm.data.clip import SPLITS, Clip, Sample, Split
 from dashvlm.data.datamodule import SampleDataset, decode_once
@@ -288,6 +289,8 @@ def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tupl
             do="run the command that made it again: it resumes",
         )
     verify_weights(folder)
+    if changed_files(folder):
+        log.warning("%s: changed after the run: %s", folder, ", ".join(changed_files(folder)))
     module = build_module(cfg, for_training=False)
     start = folder / "start.safetensors"
     if start.exists():  # what the run is measured against

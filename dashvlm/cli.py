@@ -6,15 +6,28 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import initialize_config_dir
 from hydra import main as hydra_main
 from omegaconf import DictConfig
 
-from dashvlm import signals
-from dashvlm.config import CONF, check_overrides, check_words, flags_first, plain, with_quotes
-from dashvlm.errors import UNUSABLE, DashVLMError, unusable
+from dashvlm import checksums, signals
+from dashvlm.config import (
+    CONF,
+    check_overrides,
+    check_secrets,
+    check_words,
+    flags_first,
+    make_private,
+    plain,
+    refuse,
+    with_quotes,
+)
+from dashvlm.errors import UNUSABLE, DashVLMError, DataError, unusable
+from dashvlm.plaintext import say
+from dashvlm.redaction import CleanFormatter, clean, problems
 
 # Hydra answers these itself; nothing is run, so nothing needs checking.
 HYDRA_FLAGS = (
@@ -68,6 +81,8 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
 
     def guarded(cfg: DictConfig) -> Any:
         try:
+            refuse(problems(plain(cfg)))
+            make_private(cfg)
             return task(cfg)
         except DashVLMError as error:
             failure.append(error)
@@ -77,9 +92,20 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
                 raise
             failure.append(unusable(error))
             return None
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            if not _changed_run(cfg):
+                raise
+            failure.append(
+                DataError(
+                    f"{cfg.run}/config.yaml cannot be used", got=f"{type(error).__name__}: {error}"[:300],
+                    do="copy the run's folder again from where it was made; it was changed after the run",
+                )
+            )  # fmt: skip
+            return None
 
     try:
         with signals.stoppable():
+            check_secrets(overrides_of(argv))
             if not asks:
                 check_words(overrides_of(argv))
                 with composing():
@@ -89,21 +115,29 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
     except DashVLMError as error:
         failure.append(error)
     except signals.Interrupted as stop:
-        print(f"\n{stop}; type the same command to go on", file=sys.stderr)
+        say(f"\n{stop}; type the same command to go on", error=True)
         return stop.code
     for found in failure:
         explain(found)
     return 2 if failure else 0
 
 
+def _changed_run(cfg: DictConfig) -> bool:
+    """Whether a verb works on a run that is not, or cannot be shown to be, as it was written."""
+    folder = Path(str(cfg.get("run") or "")) if "run" in cfg else None
+    return folder is not None and (not (folder / checksums.FILE).is_file() or bool(checksums.changed(folder)))
+
+
 def explain(error: DashVLMError) -> None:
     """Print an error without a traceback."""
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    say(clean(f"{type(error).__name__}: {error}"), error=True)
 
 
 def log_to_terminal() -> None:
     """Show progress lines of verbs that run in this process."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout, force=True)
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(CleanFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in (
         "httpx",
         "httpx2",

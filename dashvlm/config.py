@@ -6,15 +6,17 @@ Together with the verbs and ``sweep`` the only place that imports Hydra. Loads n
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from dashvlm.errors import ConfigError
+from dashvlm.redaction import problems
 from dashvlm.rules import flatten, near
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -63,6 +65,20 @@ def hydra_quotes(value: str) -> str:
     """A text as Hydra's grammar quotes it."""
     inner = re.sub(r"(\\*)'", r"\1\1\\'", value)
     return "'" + re.sub(r"(\\+)$", r"\1\1", inner) + "'"
+
+
+def check_secrets(words: Iterable[str]) -> None:
+    """Refuse words that hold a secret, before anything prints or writes them.
+
+    Raises:
+        ConfigError: naming the keys, never the values.
+    """
+    refuse(problem for word in words for problem in problems(word))
+
+
+def make_private(cfg: Mapping[str, Any] | DictConfig) -> None:
+    """What this process and its children make is for its user alone, or for the group with ``paths.shared=true``."""
+    os.umask(0o007 if (cfg.get("paths") or {}).get("shared") else 0o077)
 
 
 def check_words(words: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ python -m dashvlm.evaluate model=smolvlm2 task=crash data=nexar        (zero-sho
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dashvlm.errors import DataError
-from dashvlm.stored import read_yaml
+from dashvlm.plaintext import say
+from dashvlm.stored import read_json, read_yaml
 
 
 def evaluate(cfg: DictConfig) -> None:
@@ -56,7 +56,7 @@ def evaluate(cfg: DictConfig) -> None:
     write_yaml(folder / "config.yaml", config)
     used = config["data"]
     origin = f"as {source} was trained" if source else "as configured"
-    print(
+    say(
         f"{used['num_frames']} frames, {_sampling(used)}, on {used['name']} ({used['root']}), {origin} "
         "unless the command line says otherwise"
     )
@@ -76,7 +76,7 @@ def evaluate(cfg: DictConfig) -> None:
         body,
         results["alarms"],
     )
-    print(f"written: {folder}/")
+    say(f"written: {folder}/")
 
 
 def _with_task(argv: list[str]) -> list[str]:
@@ -100,7 +100,7 @@ def _sampling(data: dict[str, Any]) -> str:
 def _seen_in_training(source: Path, rows: Any) -> list[str]:
     """Warn if a group that is scored was trained on."""
     path = source / "leakage.json"
-    trained = set(json.loads(path.read_text(encoding="utf-8"))["training_groups"]) if path.exists() else set()
+    trained = set(map(str, read_json(path).get("training_groups") or ())) if path.exists() else set()
     shared = sorted(trained & set(rows["group"]))
     return [f"{len(shared)} of the scored groups have names that were trained on, first {shared[0]}"] if shared else []
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dashvlm.plaintext import say
+
 
 def export(cfg: DictConfig) -> None:
     """Write ``adapter/``, ``merged/`` and ``README.md`` and print how far the logits moved.
@@ -42,7 +44,7 @@ def export(cfg: DictConfig) -> None:
     unchecked = folder / "merged.unchecked"
     shutil.rmtree(unchecked, ignore_errors=True)
     difference = merge(config, module, source, unchecked, str(cfg.merge_into))
-    print(f"parity: largest difference of logits, the scored run against merged/ as it is loaded: {difference:.2e}")
+    say(f"parity: largest difference of logits, the scored run against merged/ as it is loaded: {difference:.2e}")
     quantised = bool(config["peft"].get("quantization"))
     if not difference <= float(cfg.max_difference):
         shutil.rmtree(unchecked)
@@ -56,7 +58,7 @@ def export(cfg: DictConfig) -> None:
     shutil.rmtree(folder / "merged", ignore_errors=True)
     unchecked.rename(folder / "merged")
     (folder / "README.md").write_text(model_card(config, source, difference), encoding="utf-8")
-    print(f"written: {folder}/")
+    say(f"written: {folder}/")
 
 
 INTO = ("original", "dequantised")

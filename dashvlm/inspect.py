@@ -16,6 +16,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dashvlm.plaintext import say
+from dashvlm.stored import read_yaml
+
 
 def inspect(cfg: DictConfig) -> None:
     """Dispatch on what the command line names."""
@@ -39,10 +42,10 @@ def inspect(cfg: DictConfig) -> None:
 
             target = Path(config["paths"]["output_dir"]) / "inspect-bvpi"
             made = write_rows(Path(config["data"]["root"]), target)
-            print("\n".join(f"{name}: {n} rows" for name, n in made.items()) + f"\nwritten: {target}/")
+            say("\n".join(f"{name}: {n} rows" for name, n in made.items()) + f"\nwritten: {target}/")
             return
         counts = write_from_folders(Path(config["data"]["root"]), f"{QUESTION}(0: No, 1: Yes)")
-        print("\n".join(f"{split}.jsonl: {n} clips" for split, n in counts.items()))
+        say("\n".join(f"{split}.jsonl: {n} clips" for split, n in counts.items()))
         return
     if config.pop("labels"):
         inspect_labels(Path(cfg.labels))
@@ -62,7 +65,7 @@ def inspect_labels(path: Path) -> None:
     from dashvlm.report.tables import print_rows
 
     file = read_labels(path)
-    print(f"{path}: {len(file.labels)} labels" + "".join(f"; left out {n}: {why}" for why, n in file.dropped.items()))
+    say(f"{path}: {len(file.labels)} labels" + "".join(f"; left out {n}: {why}" for why, n in file.dropped.items()))
     rows, leaks = [], []
     for mode in sorted({label.mode for label in file.labels}, reverse=True):
         mine = [label for label in file.labels if label.mode == mode]
@@ -74,20 +77,18 @@ def inspect_labels(path: Path) -> None:
     if leaks:
         print_rows("what gives the class away besides evidence", leaks)
     else:
-        print("  no rationales of both classes to probe")
+        say("  no rationales of both classes to probe")
 
 
 def with_task(argv: list[str]) -> list[str]:
     """Add the task that a dataset is for, unless the command line names one."""
-    import yaml
-
     from dashvlm.config import CONF
 
     named = [a.split("=", 1)[1] for a in argv if a.startswith("data=")]
     path = CONF / "data" / f"{named[-1]}.yaml" if named else None
     if path is None or not path.is_file() or any(a.startswith("task=") for a in argv):
         return argv
-    first = (yaml.safe_load(path.read_text(encoding="utf-8")).get("tasks") or ["crash"])[0]
+    first = (read_yaml(path).get("tasks") or ["crash"])[0]
     return [*argv, f"task={first}"]
 
 
@@ -110,9 +111,9 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
         print_rows(title, rows)
     for name, spread in card["numbers"].items():
         if spread:
-            print(f"  {name:13s} " + ", ".join(f"{k} {v:g}" for k, v in spread.items()))
+            say(f"  {name:13s} " + ", ".join(f"{k} {v:g}" for k, v in spread.items()))
     if card["feasibility"]:
-        print()
+        say()
         print_rows(
             f"clips with enough history before the anchor (horizon {options['horizon_s']:g} s)",
             card["feasibility"],
@@ -121,25 +122,25 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
         short = point["clips"] - point["feasible"]
         if short:
             asked = f"data.num_frames={point['num_frames']} data.frame_interval_s={point['frame_interval_s']:g}"
-            print(
+            say(
                 f"  ! {short} of {point['clips']} clips have less than the {point['needs_s']:g} s that {asked} need; "
                 f"data.short_history={options['short_history']} decides what happens to them"
             )
     leak = card["leakage"]
-    print(f"  groups in several splits: {len(leak['groups_in_several_splits'])}")
-    print(f"  a split by row would put into training the group of {_share(leak['row_split_would_share'])} of the test "
+    say(f"  groups in several splits: {len(leak['groups_in_several_splits'])}")
+    say(f"  a split by row would put into training the group of {_share(leak['row_split_would_share'])} of the test "
           f"clips, the very video of {_share(leak['row_split_would_share_video'])}")  # fmt: skip
     shared = leak["files_in_several_splits"]
     if shared:
-        print(f"  ! {len(shared)} files are in several splits: " + "; ".join(shared[:5]))
+        say(f"  ! {len(shared)} files are in several splits: " + "; ".join(shared[:5]))
     if options["sampling"] == "anchored":
-        print(f"  the anchor's time alone reaches ROC AUC {_estimate(card['anchor_auc'])} (0.5 tells nothing)")
-    print(f"  files with the same content: {(card['duplicates'] or 'none') if card['videos'] else NONE}")
+        say(f"  the anchor's time alone reaches ROC AUC {_estimate(card['anchor_auc'])} (0.5 tells nothing)")
+    say(f"  files with the same content: {(card['duplicates'] or 'none') if card['videos'] else NONE}")
     if card["several_streams"]:
-        print(f"  {card['several_streams']} files hold several video streams; the default, largest one is read")
+        say(f"  {card['several_streams']} files hold several video streams; the default, largest one is read")
     usable = [c for c in manifest.clips if "failed" not in c.extra]
     if not usable:
-        print(f"  no video of the {len(manifest.clips)} rows is there; the first that is missing: "
+        say(f"  no video of the {len(manifest.clips)} rows is there; the first that is missing: "
               f"{manifest.clips[0].extra['failed']}")  # fmt: skip
     problems = [p for p in card["problems"] if usable or not p["reason"].startswith("scored as failed")]
     if problems:
@@ -147,14 +148,14 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
         print_table(f"{len(problems)} rows with problems{first}", ["clip", "split", "reason"],
                     [[p["clip_id"], p["split"], p["reason"]] for p in problems[:30]])  # fmt: skip
     else:
-        print("  other rows with problems: none")
+        say("  other rows with problems: none")
     folder = Path(config["paths"]["output_dir"]) / f"inspect-{card['name']}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "card.json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     samples, _ = build_samples(usable, {**options, "short_history": "pad_oldest"})
     if samples:
         contact_sheet(samples, store, task, folder / "contact_sheet.png")
-    print(f"written: {folder}/card.json{', contact_sheet.png' if samples else ''}")
+    say(f"written: {folder}/card.json{', contact_sheet.png' if samples else ''}")
     if audited:
         inspect_shortcuts(usable, options, task, store, folder)
 
@@ -182,18 +183,18 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
     else:
         there = {s: sum(class_of(task)(x) is not None for x in samples[s]) for s in ("train", "test")}
         needed = f"it needs {FEWEST} labelled clips of two classes in each"
-        print(
+        say(
             f"  no audit: {there['train']} labelled clips in the training split, {there['test']} in the test split; "
             f"{needed}"
         )
     print_rows(
         "near-duplicates across splits",
         [{"clip": a, "looks like": b, "hash bits that differ": f"{share:.1%}"} for a, b, share in alike[:20]],
-    ) if alike else print("  near-duplicates across splits: none")
+    ) if alike else say("  near-duplicates across splits: none")
     found = {"readers": rows, "near_duplicates": alike, "audited": bool(rows),
              "needs": f"{FEWEST} labelled clips of two classes in the training and in the test split"}  # fmt: skip
     (folder / "audit.json").write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {folder}/audit.json")
+    say(f"written: {folder}/audit.json")
     failed = [r.name for r in readers if r.fails] + [f"{len(alike)} near-duplicates"] * bool(alike)
     if failed:
         raise DataError(
@@ -228,7 +229,7 @@ def inspect_model(config: dict[str, Any]) -> None:
     print_rows(title, rows)
     flops = fp.flops_a_frame(size)
     shown = f"{frame_size[1]}x{frame_size[0]}" if frame_size else "the video's own size"
-    print(
+    say(
         f"  a frame of {shown}: {size.tokens_a_frame} visual tokens, {size.patches_a_frame} patches; forward "
         f"{flops['vision'] / 1e12:.3g} TFLOPs vision, {flops['language'] / 1e12:.3g} TFLOPs language"
     )
@@ -244,10 +245,10 @@ def inspect_model(config: dict[str, Any]) -> None:
         try:
             check_targets(leaves, peft["roles"], peft.get("targets") or ())
         except ConfigError as error:
-            print(f"\nwith this peft group: {error}")
+            say(f"\nwith this peft group: {error}")
             return
     trainable = fp.trainable_parameters(size, peft)
-    print(f"  peft.method={peft['method']}: {trainable:,} parameters train, {100 * trainable / total:.2f} %")
+    say(f"  peft.method={peft['method']}: {trainable:,} parameters train, {100 * trainable / total:.2f} %")
     steps = {name: fp.memory_gb(size, config, frames, training)
              for name, training in (("training step", True), ("scoring", False))}  # fmt: skip
     memory = []
@@ -256,23 +257,23 @@ def inspect_model(config: dict[str, Any]) -> None:
         row = {"predicted peak, GB": name, **{k: round(v, 2) for k, v in parts.items()}}
         memory.append(row | {"between": f"{least:.1f} and {most:.1f}"})
     stored = f"as the checkpoint is stored, {size.dtype}" if size.dtype else "as 16 bit: how it is stored is not known"
-    print(f"  weights count {stored if config['model']['dtype'] == 'auto' else config['model']['dtype']}")
+    say(f"  weights count {stored if config['model']['dtype'] == 'auto' else config['model']['dtype']}")
     print_rows(f"memory at {frames} frames, batch {data['batch_size']}, {config['trainer']['precision']}", memory)
-    print("  weights are exact; activations are a formula, good to a factor of two (between); nothing was measured")
+    say("  weights are exact; activations are a formula, good to a factor of two (between); nothing was measured")
     limit, tokens = float(config["memory_gb"]), fp.prompt_tokens(size, config, frames)
     bound = (
         f"; its context is {size.context:,} tokens, a prompt of {frames} frames has {tokens:,}" if size.context else ""
     )
-    print(
+    say(
         f"  within memory_gb={limit:g}: at most {fp.largest_num_frames(size, config, limit)} frames for training, "
         f"{fp.largest_num_frames(size, config, limit, training=False)} for scoring{bound}"
     )
     if size.context and tokens > size.context:
-        print(f"  ! {frames} frames are more than the context holds")
+        say(f"  ! {frames} frames are more than the context holds")
     if steps["training step"]["total"] > limit:
         ways = fp.ways_to_fit(size, config, frames, limit)
         said = f"each of these would make it: {'; '.join(ways)}" if ways else "no setting that is known here would do"
-        print(f"  ! a training step does not fit into memory_gb={limit:g}; {said}")
+        say(f"  ! a training step does not fit into memory_gb={limit:g}; {said}")
 
 
 def _share(value: float | None) -> str:

@@ -11,14 +11,18 @@ import faulthandler
 import fcntl
 import logging
 import os
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from dashvlm import signals
+from dashvlm import checksums, signals
 from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, OutOfMemory, TrainingError, unusable
+from dashvlm.identity import run_id
+from dashvlm.plaintext import say
+from dashvlm.redaction import CleanFormatter, clean
 from dashvlm.results import write_json
 
 log = logging.getLogger(__name__)
@@ -99,7 +103,9 @@ def _main(folder: Path, rank: int) -> int:
         faulthandler.enable(handler.stream)
     (folder / "failed.json").unlink(missing_ok=True)
     try:
-        dashvlm.run.run(read_config(folder), folder)
+        config = read_config(folder)
+        _refuse_other_settings(config, folder)
+        dashvlm.run.run(config, folder)
     except KeyboardInterrupt:
         raise signals.Interrupted(signal.SIGINT) from None
     except Exception as error:
@@ -112,7 +118,7 @@ def _main(folder: Path, rank: int) -> int:
                 other.setLevel(logging.CRITICAL)
         log.error("run failed", exc_info=error)
         if mendable and rank == 0:
-            print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+            say(clean(f"\n{type(error).__name__}: {error}"), error=True)
         if rank == 0:
             with contextlib.suppress(OSError):
                 write_json(folder / "failed.json", _failure(error))
@@ -120,13 +126,31 @@ def _main(folder: Path, rank: int) -> int:
     return 0
 
 
+def _refuse_other_settings(config: Mapping[str, Any], folder: Path) -> None:
+    """Notice a configuration that was edited by hand.
+
+    Raises:
+        ConfigError: if it describes another run than the folder's.
+    """
+    name = run_id(config)
+    if re.search(r"-[0-9a-f]{8}$", folder.name) and name != folder.name:
+        raise ConfigError(
+            f"{folder / 'config.yaml'} was changed by hand, and the change would change the result",
+            got=f"its settings are those of {name}",
+            do="undo the change; other settings are a run of their own, started with `python -m dashvlm.train`",
+        )
+    if checksums.changed(folder, ["config.yaml"]):
+        log.warning("config.yaml was changed by hand, in nothing that changes the result")
+
+
 def _log_to(folder: Path, rank: int) -> logging.FileHandler:
     handler = logging.FileHandler(folder / ("job.log" if rank == 0 else f"job.rank{rank}.log"))
+    handlers: list[logging.Handler] = [handler, logging.StreamHandler(sys.stdout)] if rank == 0 else [handler]
+    for one in handlers:
+        one.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-        handlers=[handler, logging.StreamHandler(sys.stdout)] if rank == 0 else [handler],
+        handlers=handlers,
         force=True,
     )
     logging.raiseExceptions = False  # a full disk cannot be logged to it
@@ -141,7 +165,7 @@ def _failure(error: Exception) -> dict[str, Any]:
     return {
         "status": "oom" if isinstance(error, OutOfMemory) else "failed",
         "error": type(error).__name__,
-        "message": str(error),
+        "message": clean(str(error)),
         "resumable": not isinstance(error, TrainingError | ConfigError | OutOfMemory | ValueError),
     }
 

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig
 
+from dashvlm.plaintext import cells, say
+
 
 def predict(cfg: DictConfig) -> None:
     """Write ``risk.csv`` and ``risk.png``, and on request the video with the curve drawn in."""
@@ -54,14 +56,14 @@ def predict(cfg: DictConfig) -> None:
     folder = Path(cfg.output or f"{cfg.paths.output_dir}/predict-{source.name}-{video.stem}")
     folder.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
-    table.to_csv(folder / "risk.csv", index=False)
+    cells(table).to_csv(folder / "risk.csv", index=False)
     plot_risk(table["time_s"], table["risk"], folder / "risk.png", f"{video.name}, {source.name}")
-    print(f"{len(table)} anchors, highest risk {table['risk'].max():.3f} at "
+    say(f"{len(table)} anchors, highest risk {table['risk'].max():.3f} at "
           f"{table['time_s'][table['risk'].idxmax()]:.2f} s; "
           f"{int((table['repeated_frames'] > 0).sum())} anchors repeat their oldest frame")  # fmt: skip
     if cfg.overlay:
         draw_overlay(video, build_store(config), rows, folder / "risk.mp4")
-    print(f"written: {folder}/")
+    say(f"written: {folder}/")
 
 
 def risk_over_time(

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dashvlm.redaction import problems
+
 Rule = tuple[Callable[[Any], bool], str]
 """A test of a value, and what is allowed in words."""
 
@@ -68,6 +70,7 @@ OBJECTIVE_MONITORS = {
 
 RULES: dict[str, Rule] = {
     "seed": _whole(0),
+    "paths.shared": _flag(),
     "data.num_frames": _whole(1, 1024),
     "data.frame_interval_s": _number(0, open_low=True),
     "data.horizon_s": _number(0),
@@ -181,7 +184,7 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
         if key in flat and flat[key] != "???" and not test(flat[key]):
             value = flat[key]
             errors.append(f"{key}={_show(value)}: must be {allowed}{near(str(value), _words(allowed))}")
-    return errors + _cross_rules(flat, cfg)
+    return errors + problems(cfg) + _cross_rules(flat, cfg)
 
 
 def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ from dashvlm.report.html import gallery
 from dashvlm.report.plots import plot_curves, plot_run
 from dashvlm.results import write_json
 from dashvlm.scoring import score, score_start, write_results
+from dashvlm.stored import read_table
 from dashvlm.training.callbacks import earlier_seconds
 from dashvlm.training.loggers import build_loggers, finish
 from dashvlm.training.memory import explained, is_out_of_memory
@@ -139,7 +140,7 @@ def _start_measured(cfg: Mapping[str, Any], data: Data, module: VLMModule, folde
             found.to_parquet(path.with_suffix(".tmp"), index=False)
             path.with_suffix(".tmp").replace(path)
         return found
-    return pd.read_parquet(path)
+    return read_table(path)
 
 
 def _export(module: VLMModule, folder: Path) -> None:

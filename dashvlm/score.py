@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from dashvlm.plaintext import say
+from dashvlm.stored import read_table
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -74,25 +77,23 @@ def score(cfg: DictConfig) -> None:
     (folder / "score.md").write_text(to_markdown(header, body, results["alarms"]), encoding="utf-8")
     if options["published"]:
         _published(str(options["published"]), path, options)
-    print(f"written: {folder}/")
+    say(f"written: {folder}/")
 
 
 def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.DataFrame, dict[str, Any], list[str]]:
     """The table, what it is of, and what was odd."""
-    import pandas as pd
-
     from dashvlm.predictions.columns import find_columns
     from dashvlm.predictions.table import build_table
     from dashvlm.predictions.truth import of_split, own_truth
 
     if options["truth"] is None and set(records.columns) >= OWN and records.path.suffix == ".parquet":
-        table = pd.read_parquet(records.path)
+        table = read_table(records.path)
         return table, {"truth": "its own", "split": "scored"}, []
     truth = _truth(task, options)
     clips = [c.clip_id for c in truth.clips] if truth else []
     columns = find_columns(task.name, records, options["columns"], clips, own_truth=truth is None)
     truth = truth or own_truth(task.name, records, options, list(columns.used().values()))
-    print("columns: " + "; ".join(f"{what} from {name!r}" for what, name in columns.used().items()))
+    say("columns: " + "; ".join(f"{what} from {name!r}" for what, name in columns.used().items()))
     predicted = [row[columns.id] for row in records.rows if row.get(columns.id) is not None]
     truth = of_split(truth, str(options["split"]), predicted)
     horizon, rule = options["horizon_s"], str(options["clean"])

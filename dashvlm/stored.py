@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from dashvlm.errors import DataError
 
-MAX_BYTES = {"yaml": 1 << 20, "json": 64 << 20}
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_BYTES = {"yaml": 1 << 20, "json": 64 << 20, "jsonl": 64 << 20, "parquet": 4 << 30}
 MAX_NODES = 500_000
 MAX_DEPTH = 60
+MAX_CELLS = 200_000_000
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -43,6 +49,59 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _unusable(path, str(error)[:200] or "nested too deep") from error
     return _mapping(path, value)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines; lines that are no object, such as the torn last one of a killed process, are left out.
+
+    Raises:
+        DataError: if the file is missing, too large or not UTF-8.
+    """
+    found = []
+    for line in _text(path, "jsonl").split("\n"):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a Parquet file.
+
+    Args:
+        path: the file.
+        columns: that it must have.
+
+    Raises:
+        DataError: if it is missing, damaged, far larger unpacked than a table of predictions, or lacks a column.
+    """
+    import pandas as pd
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    try:
+        size = path.stat().st_size
+        meta = pq.read_metadata(path)
+        groups = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
+        if max(size, sum(groups)) > MAX_BYTES["parquet"] or meta.num_rows * meta.num_columns > MAX_CELLS:
+            raise _unusable(path, f"{meta.num_rows} rows, {meta.num_columns} columns: more than such a table has")
+        table = pd.read_parquet(path)
+    except OSError as error:
+        raise _unusable(path, str(error.strerror or error).splitlines()[0][:200]) from error
+    except (pyarrow.ArrowException, ValueError, TypeError, KeyError, OverflowError, MemoryError) as error:
+        raise _unusable(path, (str(error).splitlines() or [type(error).__name__])[0][:200]) from error
+    lacking = [c for c in columns if c not in table]
+    if lacking:
+        raise _unusable(path, f"no column {', '.join(lacking)}")
+    return table
+
+
+def is_name(text: Any) -> bool:
+    """Whether a text can be the name of a run's folder, and nothing that leads elsewhere."""
+    return isinstance(text, str) and bool(re.fullmatch(r"[A-Za-z0-9_][\w.+-]{0,200}", text, re.ASCII))
 
 
 def _text(path: Path, kind: str) -> str:

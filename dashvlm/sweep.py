@@ -21,15 +21,26 @@ from omegaconf import DictConfig
 
 from dashvlm import checksums, signals
 from dashvlm.cli import compose_train, composing, explain, overrides_of
-from dashvlm.config import check_overrides, check_words, flags_first, plain, refuse, with_quotes
+from dashvlm.config import (
+    check_overrides,
+    check_secrets,
+    check_words,
+    flags_first,
+    make_private,
+    plain,
+    refuse,
+    with_quotes,
+)
 from dashvlm.content import checkpoint_fingerprint
 from dashvlm.data.manifest import Manifest, fingerprint
 from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, unusable
 from dashvlm.identity import run_id
 from dashvlm.job import LOCK, locked
+from dashvlm.plaintext import cells, say
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
 from dashvlm.results import write_yaml
 from dashvlm.rules import check
+from dashvlm.stored import read_lines
 
 PLAN = "DASHVLM_SWEEP_PLAN"
 POINT = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "reference",
@@ -114,7 +125,7 @@ def launch(argv: list[str]) -> int:
         with signals.stoppable():
             return _launch(argv)
     except signals.Interrupted as stop:
-        print(f"\n{stop}; type the same command to go on", file=sys.stderr)
+        say(f"\n{stop}; type the same command to go on", error=True)
         return stop.code
 
 
@@ -126,10 +137,12 @@ def _launch(argv: list[str]) -> int:
     if any(a.split("=")[0] in HYDRA_FLAGS for a in argv):
         return start("train", lambda cfg: None, argv)
     try:
+        check_secrets(overrides_of(argv))
         check_words(overrides_of(argv))
         plan = make_plan(overrides_of(argv))
         if plan.axes and not multi:
             raise ConfigError(f"{', '.join(plan.axes)}: several values make a sweep", do="add -m behind the verb")
+        make_private(plan.base)
         if multi:
             plan.folder.mkdir(parents=True, exist_ok=True)
             (plan.folder / "jobs.jsonl").unlink(missing_ok=True)
@@ -278,8 +291,8 @@ def summarise(plan: Plan) -> int:
     from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_markdown
 
     jobs = plan.folder / "jobs.jsonl"
-    lines = jobs.read_text(encoding="utf-8").split("\n")[:-1] if jobs.exists() else []
-    folders = list(dict.fromkeys(Path(json.loads(line)["folder"]) for line in lines))
+    lines = read_lines(jobs) if jobs.exists() else []
+    folders = list(dict.fromkeys(Path(line["folder"]) for line in lines))
     if not folders:
         return 1
     table = collect(folders)
@@ -287,13 +300,13 @@ def summarise(plan: Plan) -> int:
     header, body = sweep_rows(table, axes)
     output = plan.folder.parent.parent
     notes = notes_of(table) + comparison_notes(output, table)
-    print()
+    say()
     print_table(f"sweep {plan.sweep_id}: {len(folders)} runs", header, body, notes)
     for target in (plan.folder, output):
-        table.to_csv(target / "summary.csv", index=False)
+        cells(table).to_csv(target / "summary.csv", index=False)
         (target / "summary.md").write_text(to_markdown(header, body, notes), encoding="utf-8")
         plot_sweep(table, axes, target / "summary.png")
-    print(f"written: {output}/summary.csv, summary.md, summary.png (kept in {plan.folder})")
+    say(f"written: {output}/summary.csv, summary.md, summary.png (kept in {plan.folder})")
     return 0 if (table["status"] == "done").all() else 1
 
 
@@ -365,7 +378,7 @@ def _print_run(folder: Path) -> None:
         print_table(title, names, rows)
     title = result_title(folder.name, result)
     print_table(title, header, body, result["alarms"])
-    print(f"written: {folder}/")
+    say(f"written: {folder}/")
 
 
 def _check_data(config: Mapping[str, Any]) -> None:
@@ -387,4 +400,4 @@ def _in_fresh_process(folder: Path, lock: int) -> int:
 
 
 def _say(folder: Path, what: str) -> None:
-    print(f"[{folder.name}] {what}", flush=True)
+    say(f"[{folder.name}] {what}")

@@ -184,6 +184,14 @@ def load_trained(module: nn.Module, state: Mapping[str, torch.Tensor], source: s
             f"{len(foreign)} keys are foreign (first: {foreign[:1]})",
             do="use the configuration that the checkpoint was trained with",
         )
+    shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
+    other = [n for n, value in state.items() if tuple(value.shape) != shapes[n]]
+    if other:
+        raise CheckpointError(
+            f"{source}: the checkpoint does not fit this model",
+            got=f"{other[0]} is {tuple(state[other[0]].shape)}, not {shapes[other[0]]}",
+            do="use the configuration that the checkpoint was trained with",
+        )
     module.load_state_dict(state, strict=False)
 
 

@@ -26,6 +26,7 @@ from dashvlm.data.pictures import confined_files, files_of
 from dashvlm.data.rows import Row, checked_row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError, DataError
+from dashvlm.plaintext import cells
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ def limited(manifest: Manifest, count: int) -> Manifest:
 def write_ledgers(manifest: Manifest, report: Mapping[str, Any], folder: Path) -> None:
     """Write ``quarantine.csv`` and ``leakage.json`` into a run's folder."""
     frame = pd.DataFrame([vars(q) for q in manifest.quarantine], columns=["clip_id", "split", "reason"])
-    frame.to_csv(folder / "quarantine.csv", index=False)
+    cells(frame).to_csv(folder / "quarantine.csv", index=False)
     (folder / "leakage.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 

@@ -59,15 +59,13 @@ def confined_files(root: Path, names: str | Sequence[str]) -> Path:
         DataError: if a name leads out of ``root`` (absolute path, ``..``, symbolic link).
     """
     base = root.resolve()
-    allowed = [base, *_caches(root.absolute()), *_caches(base)]
     found = []
     for name in [names] if isinstance(names, str) else names:
         if not name:
             raise DataError("a clip without a file name", do="name a video, a folder or pictures")
         odd = SEPARATOR in str(name) or "\x00" in str(name) or "://" in str(name) or len(str(name)) > 1000
         path = base if odd else stored_path(base, str(name))
-        inside = files_of(path) if not odd and path.is_dir() else []
-        if odd or not all(any(p.resolve().is_relative_to(a) for a in allowed) for p in (path, *inside)):
+        if odd or not lies_in(root, path):
             raise DataError(
                 "a video path leads out of the data root",
                 got=f"{str(name)[:200]!r} under {root}",
@@ -77,6 +75,18 @@ def confined_files(root: Path, names: str | Sequence[str]) -> Path:
     if not found:
         raise DataError("a clip without a file name", do="name a video, a folder or pictures")
     return Path(SEPARATOR.join(found))
+
+
+def lies_in(root: Path, path: Path) -> bool:
+    """Whether a clip's file, all its files or all pictures of its folder lie in a dataset's folder, links followed.
+
+    A snapshot of the hub is a folder whose files are links into the cache beside it.
+    """
+    base = root.resolve()
+    allowed = [base, *_caches(root.absolute()), *_caches(base)]
+    files = [Path(name) for name in str(path).split(SEPARATOR)]
+    files += [file for folder in files if folder.is_dir() for file in files_of(folder)]
+    return all(any(file.resolve().is_relative_to(a) for a in allowed) for file in files)
 
 
 def _caches(root: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.errors import ConfigError
+from dashvlm.plaintext import say
 
 
 def write_pairs(config: dict[str, Any]) -> Path:
@@ -57,6 +58,6 @@ def write_pairs(config: dict[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(p, ensure_ascii=False) + "\n" for p in pairs), encoding="utf-8")
-    print(f"{len(pairs)} pairs, {right} answers were right and make none; the better text is the longer one in "
+    say(f"{len(pairs)} pairs, {right} answers were right and make none; the better text is the longer one in "
           f"{longer / len(pairs):.0%}\nwritten: {path}")  # fmt: skip
     return path

@@ -15,6 +15,7 @@ import pandas as pd
 
 from dashvlm.data.textfiles import csv_rows, read_text, strict_json
 from dashvlm.errors import DataError
+from dashvlm.stored import read_table
 
 Record = dict[str, Any]
 _SEPARATORS = ",;\t|"
@@ -95,10 +96,7 @@ def read_records(path: Path, encoding: str | None = None) -> Records:
 
 
 def _parquet(path: Path) -> list[Record]:
-    try:
-        table = pd.read_parquet(path)
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path} is no Parquet file", got=str(error).splitlines()[0], do="write it again") from error
+    table = read_table(path)
     found = (table.reset_index() if table.index.name else table).to_dict("records")
     return [{str(k): v for k, v in row.items()} for row in found]
 

@@ -14,6 +14,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from dashvlm.plaintext import cells, say
+from dashvlm.stored import read_table
+
 
 def report(cfg: DictConfig) -> None:
     """Dispatch on what is asked for."""
@@ -62,11 +65,11 @@ def _fetch(options: dict[str, Any], study: str | None) -> None:
 
     owner = load_study(study).owner if study and study != "all" else None
     there, lacking = fetch_runs(str(options["wandb"]), output, owner)
-    print(f"{len(there)} finished runs of {options['wandb']} are in {output}")
+    say(f"{len(there)} finished runs of {options['wandb']} are in {output}")
     if owner and not there:
-        print(f"  ! none of its finished runs has the tag of the study {owner} (study:{owner}/full or /smoke)")
+        say(f"  ! none of its finished runs has the tag of the study {owner} (study:{owner}/full or /smoke)")
     if lacking:
-        print(f"  ! {len(lacking)} without the files that tables are made from: {', '.join(lacking[:5])}")
+        say(f"  ! {len(lacking)} without the files that tables are made from: {', '.join(lacking[:5])}")
 
 
 def report_runs(options: dict[str, Any]) -> None:
@@ -86,7 +89,7 @@ def report_runs(options: dict[str, Any]) -> None:
             do="train one first, or name another folder: paths.output_dir=FOLDER",
         )
     table = collect(folders)
-    table.to_csv(output / "report.csv", index=False)
+    cells(table).to_csv(output / "report.csv", index=False)
     if "task.name" not in table:
         table["task.name"] = None
     parts, latex, pictures, said = [], [], [], {}
@@ -107,7 +110,7 @@ def report_runs(options: dict[str, Any]) -> None:
     names = ["report.csv", "report.md", "report.tex", *pictures]
     if options["html"]:
         names.append(write_html(folders, table, output / "report.html", Path(options["paths"]["cache_dir"]), said).name)
-    print(f"written: {output}/{', '.join(names)}")
+    say(f"written: {output}/{', '.join(names)}")
 
 
 def report_comparison(folders: list[Path], output: Path) -> None:
@@ -129,7 +132,7 @@ def report_comparison(folders: list[Path], output: Path) -> None:
             do="compare='[runs/A,runs/B]', each once",
         )
     kind = kinds.pop()
-    tables = [pd.read_parquet(f / "predictions.parquet") for f in folders]
+    tables = [read_table(f / "predictions.parquet") for f in folders]
     body = []
     for folder, table in zip(folders[1:], tables[1:], strict=True):
         found = compare(tables[0], table, kind)
@@ -144,10 +147,10 @@ def report_comparison(folders: list[Path], output: Path) -> None:
     title = f"{PRIMARY[kind]}, paired by sample, groups resampled together; against {folders[0].name}"
     print_table(title, header, body)
     output.mkdir(parents=True, exist_ok=True)
-    pd.DataFrame(body, columns=header).to_csv(output / "compare.csv", index=False)
+    cells(pd.DataFrame(body, columns=header)).to_csv(output / "compare.csv", index=False)
     (output / "compare.md").write_text(f"### {title}\n\n{to_markdown(header, body)}", encoding="utf-8")
     (output / "compare.tex").write_text(to_latex(title, header, body), encoding="utf-8")
-    print(f"written: {output}/compare.csv, compare.md, compare.tex")
+    say(f"written: {output}/compare.csv, compare.md, compare.tex")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from dashvlm.checksums import changed
 from dashvlm.errors import DataError
 from dashvlm.identity import identity_of
 from dashvlm.stored import read_json, read_yaml
@@ -64,35 +65,57 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
     """
     rows = []
     for folder in folders:
-        result = read_result(folder)
-        row: dict[str, Any] = {"run_id": folder.name, "status": result["status"]}
-        config = folder / "config.yaml"
-        if config.is_file():
-            try:
-                known = identity_of(read_yaml(config))
-            except (DataError, KeyError, TypeError, AttributeError) as error:
-                known = {}
-                row |= {"status": "damaged", "message": f"config.yaml: {getattr(error, 'got', None) or error!r}"}
-            row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
-        for kind in ("metrics", "baselines"):
-            for name, value in (result.get(kind) or {}).items():
-                row |= _columns(name, value)
-        if result["status"] == "done":
-            row["evaluation"] = result.get("evaluation", "binary")
-            row["primary_metric"] = result.get("primary_metric", "roc_auc")
-        row["alarms"] = " | ".join(result.get("alarms") or [])
-        said = str(result.get("message") or row.get("message") or "")
-        row["message"] = said.splitlines()[0] if said else ""
-        row["seconds"] = (result.get("seconds") or {}).get("all")
-        row["gpu_hours"] = row["seconds"] * result["devices"] / 3600 if result.get("device", "cpu") != "cpu" else None
-        row["peak_memory_gb"] = result.get("peak_memory_gb")
-        parts = result.get("parameters") or []
-        row["trainable"] = parts[-1]["trainable"] if parts else None
-        row["latency"] = result.get("latency_s")
-        points = result.get("feasibility") or []
-        row["feasible"] = f"{points[0]['feasible']}/{points[0]['clips']}" if points else ""
-        rows.append(row)
+        try:
+            rows.append(_row(folder))
+        except (
+            TypeError,
+            LookupError,
+            AttributeError,
+            ValueError,
+        ) as error:  # it must not hide the others
+            said = f"result.json is not as written: {type(error).__name__}: {error}".splitlines()[0]
+            rows.append({"run_id": folder.name, "status": "damaged", "message": said, "alarms": ""})
     return pd.DataFrame(rows)
+
+
+def _row(folder: Path) -> dict[str, Any]:
+    result = read_result(folder)
+    row: dict[str, Any] = {"run_id": folder.name, "status": result["status"]}
+    config = folder / "config.yaml"
+    if config.is_file():
+        try:
+            known = identity_of(read_yaml(config))
+        except (DataError, KeyError, TypeError, AttributeError) as error:
+            known = {}
+            row |= {"status": "damaged", "message": f"config.yaml: {getattr(error, 'got', None) or error!r}"}
+        row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
+    for kind in ("metrics", "baselines"):
+        for name, value in (result.get(kind) or {}).items():
+            row |= _columns(name, value)
+    if result["status"] == "done":
+        row["evaluation"] = result.get("evaluation", "binary")
+        row["primary_metric"] = result.get("primary_metric", "roc_auc")
+    row["alarms"] = " | ".join([*(result.get("alarms") or []), *_by_hand(folder)])
+    said = str(result.get("message") or row.get("message") or "")
+    row["message"] = said.splitlines()[0] if said else ""
+    row["seconds"] = (result.get("seconds") or {}).get("all")
+    row["gpu_hours"] = row["seconds"] * result["devices"] / 3600 if result.get("device", "cpu") != "cpu" else None
+    row["peak_memory_gb"] = result.get("peak_memory_gb")
+    parts = result.get("parameters") or []
+    row["trainable"] = parts[-1]["trainable"] if parts else None
+    row["latency"] = result.get("latency_s")
+    points = result.get("feasibility") or []
+    row["feasible"] = f"{points[0]['feasible']}/{points[0]['clips']}" if points else ""
+    return row
+
+
+def _by_hand(folder: Path) -> list[str]:
+    """An alarm if files of a run are not as it wrote them."""
+    try:
+        found = changed(folder)
+    except DataError as error:
+        return [error.what]
+    return [f"changed after the run: {', '.join(found)}"] if found else []
 
 
 def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from dashvlm.errors import DataError
 from dashvlm.metrics.compare import best_of, over_seeds, primary_values, shared_rows
 from dashvlm.metrics.evaluate import PRIMARY
 from dashvlm.report.collect import axes_of, label_of
+from dashvlm.stored import read_table
 
 
 def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
@@ -34,7 +37,8 @@ def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
     for run in done["run_id"]:
         path = output / str(run) / "predictions.parquet"
         if path.is_file():
-            tables[str(run)] = pd.read_parquet(path)
+            with contextlib.suppress(DataError):  # the table of runs shows it as damaged
+                tables[str(run)] = read_table(path)
     if len(tables) < 2 or not len(shared_rows(list(tables.values()))[0]):
         return []
     name, value, share, optimism = best_of(tables, kind)

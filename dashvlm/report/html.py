@@ -20,6 +20,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.pictures import lies_in
 from dashvlm.errors import DataError
 from dashvlm.identity import FETCHED
 from dashvlm.metrics import functional as F
@@ -27,10 +28,11 @@ from dashvlm.metrics.compare import row_scores
 from dashvlm.report.collect import axes_of, label_of, ordered, read_result
 from dashvlm.report.plots import STYLE
 from dashvlm.report.tables import COSTS, SHOWN, cell, cost, paid
-from dashvlm.stored import read_yaml
+from dashvlm.stored import read_table, read_yaml
 
 SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""
+NEEDED = ("primary", "target", "score")
 MOST = 8
 """Frames of a sample that it shows."""
 
@@ -61,13 +63,14 @@ def write_html(
         by_name = {f.name: f for f in done}
         labels = _labels(shown, axes)
         runs = [by_name[name] for name in labels if name in by_name]
+        shown_of, damaged = _galleries(runs, cache)
         kind = next(iter(shown["evaluation"].dropna()), "binary") if "evaluation" in shown else "binary"
         sections.append(
             {
                 "task": str(task), "rows": _rows(shown, axes, kind), "header": _header(shown, axes, kind),
                 "pictures": _pictures(path.parent / sweep_picture(task), runs, kind, labels),
-                "samples": [sample | {"label": labels[run.name]} for run in runs for sample in gallery(run, cache)],
-                "runs": [(r.name, labels[r.name]) for r in runs], "notes": list(notes.get(str(task), ())),
+                "samples": [s | {"label": labels[run.name]} for run, found in shown_of.items() for s in found],
+                "runs": [(r.name, labels[r.name]) for r in runs], "notes": [*notes.get(str(task), ()), *damaged],
             }
         )  # fmt: skip
     source = (Path(__file__).parent / "templates" / "report.html.j2").read_text(encoding="utf-8")
@@ -126,7 +129,10 @@ def _overlay(runs: Sequence[Path], labels: Mapping[str, str]) -> str:
     with mpl.rc_context(STYLE):
         figure, (roc, pr, reliability) = plt.subplots(1, 3, figsize=(11, 3.4))
         for run in runs:
-            rows = pd.read_parquet(run / "predictions.parquet")
+            try:
+                rows = read_table(run / "predictions.parquet", NEEDED)
+            except DataError:
+                continue  # the gallery says so
             rows = rows[rows["primary"] & rows["target"].notna() & rows["score"].notna()]
             if rows["target"].nunique() < 2:
                 continue
@@ -152,11 +158,22 @@ def _overlay(runs: Sequence[Path], labels: Mapping[str, str]) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
+def _galleries(runs: Sequence[Path], cache: Path) -> tuple[dict[Path, list[dict[str, Any]]], list[str]]:
+    """The samples of each run, and a note for each whose files are damaged."""
+    made, damaged = {}, []
+    for run in runs:
+        try:
+            made[run] = gallery(run, cache)
+        except (DataError, LookupError, TypeError, ValueError) as error:
+            damaged.append(f"no samples of {run.name}: {error}".split("\n")[0])
+    return made, damaged
+
+
 def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     """The worst and the best samples of a run, with frames (a JPEG in base 64), prompt and answer."""
     config = read_yaml(run / "config.yaml")
     kind = read_result(run)["evaluation"]
-    rows = pd.read_parquet(run / "predictions.parquet")
+    rows = read_table(run / "predictions.parquet", ("primary", "target", "path", "clip_id", "frame_times_s"))
     rows = rows[rows["primary"] & rows["target"].notna()]
     rows = rows.assign(_right=row_scores(rows, kind), _kind="")
     if kind == "binary":
@@ -166,10 +183,24 @@ def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     data = config["data"]
     size = data["frame_size"]
     store = FrameStore(cache / "frames", data["reader"], tuple(size) if size else None, float(data["store_gb"]))
-    if (run / FETCHED).is_file():  # its paths were written by somebody else: nothing of this machine is opened
-        picked = picked.assign(path=None)
+    picked = picked.assign(path=[_allowed(p, run, data["root"], cache) for p in picked["path"]])
     blank = data["pixels"] == "off"
     return [_sample(run.name, row, kind, store, blank) for _, row in picked.iterrows()]
+
+
+def _allowed(path: Any, run: Path, root: Any, cache: Path) -> str | None:
+    """A sample's file if a report may open it; a run folder may come from somebody else.
+
+    It must lie in the run's data root or in the cache, and neither may be so wide as to hold this user's other files.
+    """
+    if not isinstance(path, str) or (run / FETCHED).is_file():
+        return None
+    try:
+        wide = [Path.home().resolve(), Path("/etc"), Path(__file__).resolve()]
+        places = [p for p in (Path(str(root)), cache) if not any(w.is_relative_to(p.resolve()) for w in wide)]
+        return path if any(lies_in(place, Path(path)) for place in places) else None
+    except (OSError, ValueError, RuntimeError):
+        return None
 
 
 def _sample(run: str, row: Any, kind: str, store: FrameStore, blank: bool) -> dict[str, Any]:

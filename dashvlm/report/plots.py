@@ -21,6 +21,7 @@ from dashvlm.metrics import functional as F
 log = logging.getLogger(__name__)
 STYLE = {
     "figure.dpi": 130, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
+    "text.parse_math": False,  # a dollar sign in somebody's text is no formula
     "axes.grid": True, "grid.alpha": 0.3, "axes.titlesize": 10, "savefig.bbox": "tight",
 }  # fmt: skip
 BLUE, ORANGE, GREY = "#1f5fa8", "#d9772b", "#8a8a8a"

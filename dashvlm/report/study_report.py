@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.errors import ConfigError, DataError
+from dashvlm.plaintext import say
 from dashvlm.report.recompute import Recomputed, against_published, recompute, unknown
 from dashvlm.report.studies import (
     AGAIN,
@@ -54,11 +55,11 @@ def report_study(options: Mapping[str, Any]) -> None:
 
         entity, _, project = str(options["workspace"]).rpartition("/")
         for study in studies:
-            print(f"written: {save_workspace(study, entity, project)}")
+            say(f"written: {save_workspace(study, entity, project)}")
         return
     if options["command"]:
         for study in studies:
-            print(f"python -m dashvlm.train {shlex.join(study.words(str(options['command'])))}")
+            say(f"python -m dashvlm.train {shlex.join(study.words(str(options['command'])))}")
         return
     if len(studies) > 1 and not options["check"] and not options["freeze"]:
         print_table(*overview(studies))
@@ -87,7 +88,7 @@ def report_study(options: Mapping[str, Any]) -> None:
             do="look at what changed, then `make studies` (report study=all freeze=true)",
         )  # fmt: skip
     if options["check"]:
-        print(
+        say(
             f"nothing is stale in {', '.join(names)}: of {frozen} frozen numbers {computed} were computed again from "
             "what is here, the others are as they were frozen, and the tables are made from them"
         )
@@ -98,7 +99,7 @@ def _freeze(study: Study, found: Sequence[Result]) -> None:
         write_results(study, found)
     (study.folder / "table.md").write_text(markdown(study), encoding="utf-8")
     (study.folder / "table.tex").write_text(latex(study), encoding="utf-8")
-    print(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
+    say(f"written: {study.folder}/table.md, table.tex" + (", results.csv" if found else ""))
 
 
 def _show(
@@ -114,7 +115,7 @@ def _show(
         for title, header, body in one.details:
             print_table(title, header, body)
         for note in one.notes:
-            print(f"  ! {one.source}: {note}")
+            say(f"  ! {one.source}: {note}")
     rows = {line["row"] for line in read_table(study, "published")}
     if odd:  # its table stands above; the study's own would not be about it
         raise DataError(
@@ -133,14 +134,14 @@ def _show(
         for title, header, body in grids(shown):
             print_table(f"{study.name}: {title}", header, body)
         for row, file, said in origins(shown):
-            print(f"  {row}: {file}: {said}")
+            say(f"  {row}: {file}: {said}")
         if not rows:
-            print("  nothing was published for this table")
+            say("  nothing was published for this table")
         if not again:  # what is known of the published files says nothing of the one at hand
             for why in study.spec["why"]:
-                print(f"  ! {why}")
+                say(f"  ! {why}")
         text = markdown(shown)
     output = Path(options["paths"]["output_dir"])
     output.mkdir(parents=True, exist_ok=True)
     (output / f"{study.name}.md").write_text(text, encoding="utf-8")
-    print(f"written: {output}/{study.name}.md")
+    say(f"written: {output}/{study.name}.md")

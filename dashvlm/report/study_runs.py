@@ -17,7 +17,7 @@ from dashvlm.metrics.evaluate import evaluate
 from dashvlm.report.collect import collect
 from dashvlm.report.studies import Result, Study, result_line
 from dashvlm.report.tables import COSTS
-from dashvlm.stored import read_json, read_yaml
+from dashvlm.stored import is_name, read_json, read_lines, read_table, read_yaml
 
 AUDIT = "failed_readers"
 """Metric of a result: readers without pixels that are better than chance; ``n`` is how many there are."""
@@ -40,7 +40,7 @@ def run_results(study: Study, output: Path) -> list[Result]:
         _as_the_study_says(study, form, folder, said)
         config = read_yaml(folder / "config.yaml")
         result = read_json(folder / "result.json")
-        rows = pd.read_parquet(folder / "predictions.parquet")
+        rows = read_table(folder / "predictions.parquet")
         again = evaluate(rows, int(config["seed"]), result["evaluation"])
         for metric, value in {**again["metrics"], **again["baselines"]}.items():
             known = (result["metrics"] | result["baselines"]).get(metric, {}).get("value")
@@ -92,9 +92,11 @@ def _runs_of(study: Study, output: Path) -> list[tuple[str, Path, dict[str, str]
     """Form, folder and overrides of each finished run that a sweep of the study asked for."""
     found: dict[tuple[str, str], tuple[str, Path, dict[str, str]]] = {}
     for path in sorted(output.glob("sweeps/*/jobs.jsonl")):
-        for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
-            job = json.loads(line)
-            said = dict(o.split("=", 1) for o in job["overrides"] if "=" in o)
+        for job in read_lines(path):
+            words = job.get("overrides")
+            if not is_name(job.get("run_id")) or not isinstance(words, list):
+                continue
+            said = dict(str(o).split("=", 1) for o in words if "=" in str(o))
             name, _, form = said.get("study", "").partition("/")
             folder = output / job["run_id"]
             if name == study.owner and (folder / "result.json").is_file():

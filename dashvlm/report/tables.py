@@ -9,6 +9,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from dashvlm.plaintext import latex, markdown, visible
+
 # What a reader compares first, by kind of task; the CSV has everything.
 SHOWN: dict[str, dict[str, str]] = {
     "binary": {
@@ -114,22 +116,17 @@ def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], lis
 
 def to_markdown(header: Sequence[str], body: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """Format a Markdown table with notes below."""
-    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
-    lines += ["| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in body]
-    return "\n".join([*lines, "", *(f"- {n}" for n in notes)]).rstrip() + "\n"
+    lines = ["| " + " | ".join(map(markdown, header)) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(map(markdown, row)) + " |" for row in body]
+    return "\n".join([*lines, "", *(f"- {markdown(n)}" for n in notes)]).rstrip() + "\n"
 
 
 def to_latex(title: str, header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     """Format a LaTeX table (booktabs)."""
-    special = {"\\": r"\textbackslash{}", "–": "--", "·": r"\textperiodcentered{}"} | {c: "\\" + c for c in "&%$#_{}"}
-
-    def safe(cell: str) -> str:
-        return "".join(special.get(c, c) for c in cell)
-
-    lines = [" & ".join(safe(c) for c in row) + r" \\" for row in body]
-    head = " & ".join(safe(h) for h in header) + r" \\"
+    lines = [" & ".join(map(latex, row)) + r" \\" for row in body]
+    head = " & ".join(map(latex, header)) + r" \\"
     return "\n".join(
-        [r"\begin{table}", r"\centering", rf"\caption{{{safe(title)}}}",
+        [r"\begin{table}", r"\centering", rf"\caption{{{latex(title)}}}",
          rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}",
          r"\toprule", head, r"\midrule", *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
     )  # fmt: skip
@@ -141,6 +138,8 @@ def print_table(title: str, header: Sequence[str], body: Sequence[Sequence[str]]
     Where it is narrow, the least needed columns are left out by name; then the table is laid on its side if that
     fits, or its cells take several lines. No number is cut off.
     """
+    title, notes = visible(title), [visible(note) for note in notes]
+    header, body = [visible(h) for h in header], [[visible(c, lines=True) for c in row] for row in body]
     console = Console(markup=False, emoji=False)
     if not console.is_terminal:
         console = Console(width=190, markup=False, emoji=False)  # a file or a pipe has no width of its own

@@ -15,6 +15,7 @@ from dashvlm.stored import read_yaml
 
 NEEDED = ("config.yaml", "result.json", "predictions.parquet")
 TIMEOUT_S = 30
+MAX_FILE_BYTES = 4 << 30
 
 
 def fetch_runs(place: str, output: Path, study: str | None = None) -> tuple[list[str], list[str]]:
@@ -86,6 +87,8 @@ def _download(run: Any, folder: Path, place: str) -> bool:
         try:
             for file in run.files(names=list(known)):
                 if file.name in known:
+                    if int(getattr(file, "size", 0) or 0) > MAX_FILE_BYTES:
+                        raise DataError(f"{file.name} is too large", got=f"{int(file.size) / 1e9:.1f} GB")
                     file.download(root=temporary, replace=True).close()
                     got.add(known[file.name])
         except Exception as error:

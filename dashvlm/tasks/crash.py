@@ -13,6 +13,7 @@ from typing import Any, final
 import pandas as pd
 
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
+from dashvlm.plaintext import cells
 from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_yes_no
@@ -90,7 +91,7 @@ class CrashTask(Task):
         asked = rows[rows["primary"] & rows["submission_id"].notna()]
         missing = asked["score"].isna()
         table = pd.DataFrame({"id": asked["submission_id"], "score": asked["score"].fillna(FALLBACK)})
-        table.to_csv(folder / "submission.csv", index=False)
+        cells(table).to_csv(folder / "submission.csv", index=False)
         if not missing.any():
             return []
         names = ", ".join(asked.loc[missing, "clip_id"].astype(str).head(3))

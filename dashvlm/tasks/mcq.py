@@ -19,6 +19,7 @@ import pandas as pd
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
 from dashvlm.metrics.choice import said_choice
+from dashvlm.plaintext import cells
 from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.parsing import Status, parse_letter
@@ -214,7 +215,7 @@ class MCQTask(Task):
             if letter is None:
                 fallen.append(f"{row['clip_id']} ({row['problem'] or 'no answer in the text'})")
             lines.append({"id": row["clip_id"], "answer": letter or self.fallback})
-        pd.DataFrame(lines, columns=["id", "answer"]).to_csv(folder / "submission.csv", index=False)
+        cells(pd.DataFrame(lines, columns=["id", "answer"])).to_csv(folder / "submission.csv", index=False)
         if not fallen:
             return []
         shown = "; ".join(fallen[:3]) + (" ..." if len(fallen) > 3 else "")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,33 +17,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger
 
 from dashvlm.errors import ConfigError
 from dashvlm.identity import RUN_FILES, WANDB_FOLDER
-
-# Not every token is one: pad_token and image_token_id are part of what a model is.
-_NAME = (
-    r"(?:^|[_.])(?:api_?key|secret\w*|passw\w*|credentials?|(?:access|auth|hub|hf|bearer|refresh)_?token)$"
-    r"|(?:^|\.)token$"
-)
-_SECRET = re.compile(_NAME, re.IGNORECASE)
-_WORD = re.compile(r"^(\+{0,2}[\w.@/]+)=(.+)$", re.DOTALL)
-
-
-def redact(node: Any, name: str = "") -> Any:
-    """Return a copy of a configuration with the values of secret-looking keys replaced, also in words ``key=value``.
-
-    Example:
-        >>> redact({"api_key": "abc", "pad_token": "<pad>", "overrides": ["+logger.api_key=abc", "lr=0.1"]})
-        {'api_key': '<redacted>', 'pad_token': '<pad>', 'overrides': ['+logger.api_key=<redacted>', 'lr=0.1']}
-    """
-    if isinstance(node, Mapping):
-        return {k: redact(v, str(k)) for k, v in node.items()}
-    if isinstance(node, list):
-        return [redact(v, name) for v in node]
-    if not isinstance(node, str) or not node:
-        return node
-    said = _WORD.match(node)
-    if said and _SECRET.search(said[1].lstrip("+")):
-        return f"{said[1]}=<redacted>"
-    return "<redacted>" if _SECRET.search(name) else node
+from dashvlm.redaction import redact
+from dashvlm.stored import read_json, read_yaml
 
 
 def build_loggers(cfg: Mapping[str, Any], run_id: str, folder: Path) -> list[Logger]:
@@ -129,8 +103,8 @@ def _keep_files(folder: Path, target: Path) -> list[Path]:
         if not (folder / name).is_file():
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith((".yaml", ".json")):  # JSON is YAML
-            known = redact(yaml.safe_load((folder / name).read_text(encoding="utf-8")))
+        if name.endswith((".yaml", ".json")):
+            known = redact((read_json if name.endswith(".json") else read_yaml)(folder / name))
             text = json.dumps(known, indent=2) if name.endswith(".json") else yaml.safe_dump(known, sort_keys=False)
             (target / name).write_text(text + "\n", encoding="utf-8")
         else:

@@ -1,0 +1,112 @@
+"""Secrets: refused where a configuration holds one, taken out where a message might.
+
+A key belongs in the environment (``HF_TOKEN``, ``WANDB_API_KEY``, ``OPENAI_API_KEY``), which no run writes down. So a
+secret-looking name, an address with a password, a token's usual form, or the value of a secret environment variable in
+a configuration is an error that names the key and never the value.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dashvlm.plaintext import visible
+
+# Not every token is one: pad_token and image_token_id are part of what a model is.
+_NAME = re.compile(
+    r"(?:^|[_.-])(?:api_?-?key|secret\w*|passw\w*|pwd|credentials?|authorization|cookie|private_?key"
+    r"|(?:access|auth|hub|hf|bearer|refresh)_?token)$|(?:^|\.)token$",
+    re.IGNORECASE,
+)
+_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSW|PWD$|CREDENTIAL", re.IGNORECASE)
+_TOKEN = re.compile(
+    r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[A-Z0-9]{16}"
+    r"|xox[abprs]-[\w-]{10,}|glpat-[\w-]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})|(?<=Bearer )[\w.~+/-]{8,}=*"
+)
+_USER = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+_WORD = re.compile(r"^([~+]*[\w.@/-]+)=(.+)$", re.DOTALL)
+HIDDEN = "<redacted>"
+
+
+def problems(node: Any, name: str = "") -> list[str]:
+    """Errors of a configuration, or of a word of a command line, that holds a secret.
+
+    Example:
+        >>> problems({"logger": {"api_key": "abc"}, "overrides": ["+x={token: abc}", "lr=0.1"]})[0]
+        'logger.api_key: holds a secret; keep it in the environment, such as HF_TOKEN, WANDB_API_KEY or OPENAI_API_KEY'
+    """
+    where = "; keep it in the environment, such as HF_TOKEN, WANDB_API_KEY or OPENAI_API_KEY"
+    found = [f"{key or 'a word'}: holds a secret{where}" for key, _ in _secrets(node, name)]
+    return list(dict.fromkeys(found))
+
+
+def redact(node: Any, name: str = "") -> Any:
+    """Return a copy of a configuration without its secrets, also those in words ``key=value``.
+
+    Example:
+        >>> redact({"api_key": "abc", "pad_token": "<pad>", "overrides": ["+logger.api_key=abc", "lr=0.1"]})
+        {'api_key': '<redacted>', 'pad_token': '<pad>', 'overrides': ['+logger.api_key=<redacted>', 'lr=0.1']}
+    """
+    if isinstance(node, Mapping):
+        return {k: redact(v, f"{name}.{k}" if name else str(k)) for k, v in node.items()}
+    if isinstance(node, list | tuple):
+        return [redact(v, name) for v in node]
+    if not isinstance(node, str) or not node:
+        return node
+    said = _WORD.match(node)
+    if said and _secret_name(said[1]):
+        return f"{said[1]}={HIDDEN}"
+    return HIDDEN if _secret_name(name) else clean(node)
+
+
+def clean(text: str) -> str:
+    """Take secrets out of a text: of the environment, in addresses, and those of a usual form.
+
+    Example:
+        >>> clean("GET https://me:pass@host/v1 with Bearer abcdefgh1")
+        'GET https://<redacted>@host/v1 with Bearer <redacted>'
+    """
+    for value in _environment():
+        text = text.replace(value, HIDDEN)
+    return _TOKEN.sub(HIDDEN, _USER.sub(HIDDEN, text))
+
+
+class CleanFormatter(logging.Formatter):
+    """A log's lines, tracebacks included, without secrets and without what would steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record."""
+        return visible(clean(super().format(record)), lines=True)
+
+
+def _secrets(node: Any, name: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from _secrets(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _secrets(value, name)
+    elif isinstance(node, str) and node:
+        word = _WORD.match(node)
+        if word and not _secret_name(name):
+            inner = word[1].lstrip("+~")
+            if _secret_name(inner) or (
+                re.search(r"[{,\s'\"]\s*['\"]?([\w.-]+)['\"]?\s*:", word[2])
+                and any(_secret_name(key) for key in re.findall(r"([\w.-]+)['\"]?\s*:(?!//)", word[2]))
+            ):
+                yield (f"{name} ({inner})" if name else inner), node
+                return
+        if _secret_name(name) or _TOKEN.search(node) or _USER.search(node) or any(v in node for v in _environment()):
+            yield name or (word[1] if word else ""), node
+
+
+def _secret_name(name: str) -> bool:
+    return bool(_NAME.search(name.lstrip("+~").split("@")[0]))
+
+
+def _environment() -> list[str]:
+    """Values of environment variables that are secret by their name; short ones and paths are no secrets."""
+    return [v for k, v in os.environ.items() if _VARIABLE.search(k) and len(v) >= 8 and not os.path.exists(v)]
