@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMULA = re.compile(r"^[\s\x00-\x1f\ufeff\u200b]*[=+\-@\uff1d\uff0b\uff0d\uff20]")
-_MARKDOWN = re.compile(r"([\\<|]|\](?=[(\[:]))")  # table cells, HTML, links and pictures
+_MARKDOWN = re.compile(r"([\\|]|<(?=[A-Za-z/!?])|\](?=[(\[:]))")  # table cells, HTML, links and pictures
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
           "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "·": r"\textperiodcentered{}"}  # fmt: skip
 

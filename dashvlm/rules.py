@@ -68,6 +68,14 @@ OBJECTIVE_MONITORS = {
 }
 """The same for objectives that validate in their own way."""
 
+NAMED_IN = {
+    "task._target_": "dashvlm.tasks",
+    "objective._target_": "dashvlm.objectives",
+    "model._target_": "dashvlm.backbones",
+    "data.importer": "dashvlm.data.formats",
+}
+"""Key -> the package that may be named there; ``targets`` looks the name up."""
+
 RULES: dict[str, Rule] = {
     "seed": _whole(0),
     "paths.shared": _flag(),
@@ -205,9 +213,9 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     trained = set((cfg.get("peft") or {}).get("train_roles") or ()) - {"head", "lm_head"}
     if flat.get("peft.quantization") and trained:
         errors.append(f"peft.train_roles={sorted(trained)}: 4-bit parts cannot train in full; use peft=lora")
-    for key in ("task._target_", "objective._target_", "model._target_", "data.importer"):
-        if not str(flat.get(key, "dashvlm.")).startswith("dashvlm."):
-            errors += [f"{key}={flat[key]}: only objects of dashvlm may be named here"]
+    for key, package in NAMED_IN.items():
+        if not str(flat.get(key, f"{package}.")).startswith(f"{package}."):
+            errors += [f"{key}={str(flat[key])[:200]}: only what {package} offers may be named here"]
     if flat.get("study"):
         from dashvlm.report.studies import study_names
 

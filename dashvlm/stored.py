@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,7 +84,7 @@ def read_table(path: Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     import pyarrow.parquet as pq
 
     try:
-        size = path.stat().st_size
+        size = _regular(path)
         meta = pq.read_metadata(path)
         groups = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
         if max(size, sum(groups)) > MAX_BYTES["parquet"] or meta.num_rows * meta.num_columns > MAX_CELLS:
@@ -106,7 +107,7 @@ def is_name(text: Any) -> bool:
 
 def _text(path: Path, kind: str) -> str:
     try:
-        size = path.stat().st_size
+        size = _regular(path)
         if size > MAX_BYTES[kind]:
             raise _unusable(path, f"{size / 1e6:.0f} MB, at most {MAX_BYTES[kind] / 1e6:.0f} are read")
         return path.read_bytes().decode("utf-8")
@@ -114,6 +115,14 @@ def _text(path: Path, kind: str) -> str:
         raise _unusable(path, f"not UTF-8 at byte {error.start}") from error
     except OSError as error:
         raise _unusable(path, str(error.strerror)) from error
+
+
+def _regular(path: Path) -> int:
+    """The size of a file that is one: reading a pipe or a device might never end."""
+    known = path.stat()
+    if not stat.S_ISREG(known.st_mode):
+        raise _unusable(path, "no ordinary file")
+    return known.st_size
 
 
 def _brackets(text: str) -> int:

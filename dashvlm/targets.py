@@ -16,14 +16,9 @@ from typing import Any, TypeVar
 import pydantic
 
 from dashvlm.errors import ConfigError
-from dashvlm.rules import near
+from dashvlm.rules import NAMED_IN, near
 
-PACKAGES = {
-    "task": "dashvlm.tasks",
-    "objective": "dashvlm.objectives",
-    "backbone": "dashvlm.backbones",
-    "importer": "dashvlm.data.formats",
-}
+PACKAGES = dict(zip(("task", "objective", "backbone", "importer"), NAMED_IN.values(), strict=True))
 """Kind of object -> the package it must be defined in."""
 
 _MARKED: dict[str, dict[str, Any]] = {kind: {} for kind in PACKAGES}
