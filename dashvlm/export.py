@@ -40,7 +40,10 @@ def export(cfg: DictConfig) -> None:
     folder = Path(cfg.output or source / "export")
     folder.mkdir(parents=True, exist_ok=True)
     if (source / "adapter").is_dir():
-        shutil.copytree(source / "adapter", folder / "adapter", dirs_exist_ok=True)
+        (folder / "adapter").mkdir(exist_ok=True)
+        for file in (source / "adapter").iterdir():
+            if file.is_file() and not file.is_symlink():  # a run of somebody else may link to what is not its own
+                shutil.copyfile(file, folder / "adapter" / file.name)
     unchecked = folder / "merged.unchecked"
     shutil.rmtree(unchecked, ignore_errors=True)
     difference = merge(config, module, source, unchecked, str(cfg.merge_into))

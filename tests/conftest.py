@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import io
+import json
 import logging
 import os
 import runpy
@@ -169,3 +170,37 @@ def counter_video(tmp_path_factory):
         return path, times
 
     return make
+
+
+class Trials:
+    """Counts what was tried against a class of faults, and what held; the table of ``make faults`` is made of it."""
+
+    def __init__(self, kind):
+        self.kind, self.tried, self.broken = kind, 0, []
+
+    def check(self, held, what=""):
+        self.tried += 1
+        if not held:
+            self.broken.append(what)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is not None:
+            return
+        if os.environ.get("FAULTS_FILE"):
+            line = {"class": self.kind, "tried": self.tried, "held": self.tried - len(self.broken)}
+            with Path(os.environ["FAULTS_FILE"]).open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        assert self.tried
+        assert not self.broken, f"{len(self.broken)} of {self.tried}: {self.broken[:5]}"
+
+
+@pytest.fixture(scope="session")
+def finished_run(cache, tmp_path_factory):
+    """The folder of a small finished run, to be copied and not changed."""
+    output = tmp_path_factory.mktemp("finished")
+    in_this_process(cache, output)("train", *SMALL, "trainer.max_steps=2", "objective.generate=false")
+    (folder,) = output.glob("crash-*")
+    return folder
