@@ -13,7 +13,7 @@ from hydra import initialize_config_dir
 from hydra import main as hydra_main
 from omegaconf import DictConfig
 
-from dashvlm import checksums, signals
+from dashvlm import checksums
 from dashvlm.config import (
     CONF,
     check_overrides,
@@ -73,7 +73,7 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
         argv: the words after the verb.
 
     Returns:
-        The exit code: 0, 2 for an error that the user can mend (printed without traceback), 128 and more for a signal.
+        The exit code: 0, or 2 for an error that the user can mend (printed without traceback).
     """
     argv = with_quotes(flags_first(argv))
     asks = any(a.split("=")[0] in HYDRA_FLAGS for a in argv)
@@ -104,19 +104,15 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
             return None
 
     try:
-        with signals.stoppable():
-            check_secrets(overrides_of(argv))
-            if not asks:
-                check_words(overrides_of(argv))
-                with composing():
-                    check_overrides(name, overrides_of(argv))
-            sys.argv = [f"dashvlm.{name}", *argv]
-            hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
+        check_secrets(overrides_of(argv))
+        if not asks:
+            check_words(overrides_of(argv))
+            with composing():
+                check_overrides(name, overrides_of(argv))
+        sys.argv = [f"dashvlm.{name}", *argv]
+        hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
     except DashVLMError as error:
         failure.append(error)
-    except signals.Interrupted as stop:
-        say(f"\n{stop}; type the same command to go on", error=True)
-        return stop.code
     for found in failure:
         explain(found)
     return 2 if failure else 0

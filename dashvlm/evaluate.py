@@ -182,6 +182,12 @@ def _words_of_the_run(trained: dict[str, Any], asked: dict[str, Any], said: list
 
 
 if __name__ == "__main__":
-    from dashvlm.cli import start
+    from dashvlm import signals
 
-    sys.exit(start("evaluate", evaluate, _with_task(sys.argv[1:])))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.cli import start
+
+        return start("evaluate", evaluate, _with_task(sys.argv[1:]))
+
+    sys.exit(signals.run(main))

@@ -186,6 +186,12 @@ def _example(config: dict[str, Any], module: Any, dtype: Any = None) -> dict[str
 
 
 if __name__ == "__main__":
-    from dashvlm.cli import start
+    from dashvlm import signals
 
-    sys.exit(start("export", export, sys.argv[1:]))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.cli import start
+
+        return start("export", export, sys.argv[1:])
+
+    sys.exit(signals.run(main))

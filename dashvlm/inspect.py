@@ -289,6 +289,12 @@ def _estimate(node: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from dashvlm.cli import start
+    from dashvlm import signals
 
-    sys.exit(start("inspect", inspect, with_task(sys.argv[1:])))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.cli import start
+
+        return start("inspect", inspect, with_task(sys.argv[1:]))
+
+    sys.exit(signals.run(main))

@@ -81,7 +81,7 @@ def _lock_of(folder: Path) -> Iterator[None]:
 
 def main(folder: Path) -> int:
     """Run a folder's configuration; log to its ``job.log``; return the exit code."""
-    rank = int(os.environ.get("LOCAL_RANK", 0))
+    rank, by_hand = int(os.environ.get("LOCAL_RANK", 0)), LOCK not in os.environ
     if rank:
         signals.end_with_parent(signal.SIGKILL)  # the first process saves; nobody else has anything to keep
     with signals.stoppable():
@@ -89,6 +89,8 @@ def main(folder: Path) -> int:
             with _lock_of(folder):
                 return _main(folder, rank)
         except signals.Interrupted as stop:
+            if not by_hand:  # the parent says it to the terminal, once
+                logging.getLogger().handlers[1:] = []
             log.warning("%s; the same command resumes", stop)
             return stop.code
 
@@ -155,7 +157,15 @@ def _log_to(folder: Path, rank: int) -> logging.FileHandler:
     )
     logging.raiseExceptions = False  # a full disk cannot be logged to it
     logging.captureWarnings(True)
-    for noisy in ("httpx", "httpx2", "openai", "pytorch_lightning.utilities.rank_zero", "fsspec", "matplotlib"):
+    for noisy in (
+        "torch",
+        "httpx",
+        "httpx2",
+        "openai",
+        "pytorch_lightning.utilities.rank_zero",
+        "fsspec",
+        "matplotlib",
+    ):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     return handler
 

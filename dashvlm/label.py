@@ -167,7 +167,13 @@ def _folder(config: dict[str, Any]) -> Path:
 
 
 if __name__ == "__main__":
-    from dashvlm.cli import start
-    from dashvlm.inspect import with_task
+    from dashvlm import signals
 
-    sys.exit(start("label", label, with_task(sys.argv[1:])))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.cli import start
+        from dashvlm.inspect import with_task
+
+        return start("label", label, with_task(sys.argv[1:]))
+
+    sys.exit(signals.run(main))

@@ -158,6 +158,12 @@ def draw_overlay(video: Path, store: Any, rows: list[dict[str, Any]], target: Pa
 
 
 if __name__ == "__main__":
-    from dashvlm.cli import start
+    from dashvlm import signals
 
-    sys.exit(start("predict", predict, sys.argv[1:]))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.cli import start
+
+        return start("predict", predict, sys.argv[1:])
+
+    sys.exit(signals.run(main))

@@ -191,6 +191,12 @@ def _with_data(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from dashvlm.cli import start
+    from dashvlm import signals
 
-    sys.exit(start("score", score, _with_data(sys.argv[1:])))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.cli import start
+
+        return start("score", score, _with_data(sys.argv[1:]))
+
+    sys.exit(signals.run(main))

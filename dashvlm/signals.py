@@ -12,6 +12,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -84,6 +85,20 @@ def stoppable() -> Iterator[None]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)
+
+
+def run(main: Callable[[], int]) -> int:
+    """Run a verb, its imports too; asked to stop, print one line.
+
+    Returns:
+        Its exit code, or 128 and the signal's number.
+    """
+    try:
+        with stoppable():
+            return main()
+    except Interrupted as stop:
+        print(f"\n{stop}; type the same command to go on", file=sys.stderr)
+        return stop.code
 
 
 def install() -> None:

@@ -118,18 +118,11 @@ def launch(argv: list[str]) -> int:
     """Run ``dashvlm.train``: one job or a sweep.
 
     Returns:
-        The exit code: 0 if everything finished, 1 if a job failed, 2 for a wrong configuration, 128 and the signal's
-        number if it was asked to stop.
+        The exit code: 0 if everything finished, 1 if a job failed, 2 for a wrong configuration.
+
+    Raises:
+        Interrupted: if it, or a job of it, was asked to stop.
     """
-    try:
-        with signals.stoppable():
-            return _launch(argv)
-    except signals.Interrupted as stop:
-        say(f"\n{stop}; type the same command to go on", error=True)
-        return stop.code
-
-
-def _launch(argv: list[str]) -> int:
     from dashvlm.cli import HYDRA_FLAGS, start
 
     argv = with_quotes(flags_first(argv))
@@ -163,8 +156,6 @@ def _launch(argv: list[str]) -> int:
         better = "maximize" if mode["callbacks"]["checkpoint"]["mode"] == "max" else "minimize"
         argv = [*argv, f"hydra.sweeper.direction={better}"]
     code = start("train", job, argv)
-    if signals.is_stop(code):
-        return code
     if multi and (plan.configs[0] if plan.configs else plan.base)["trainer"]["data_only"]:
         return code  # the data were looked at; there is no run to put into a table
     return code or (summarise(plan) if multi else _SINGLE.get("code", 0))

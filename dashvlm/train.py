@@ -3,6 +3,12 @@
 import sys
 
 if __name__ == "__main__":
-    from dashvlm.sweep import launch
+    from dashvlm import signals
 
-    sys.exit(launch(sys.argv[1:]))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.sweep import launch
+
+        return launch(sys.argv[1:])
+
+    sys.exit(signals.run(main))

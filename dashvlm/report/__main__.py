@@ -154,6 +154,12 @@ def report_comparison(folders: list[Path], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    from dashvlm.cli import start
+    from dashvlm import signals
 
-    sys.exit(start("report", report, sys.argv[1:]))
+    def main() -> int:
+        """Run the verb."""
+        from dashvlm.cli import start
+
+        return start("report", report, sys.argv[1:])
+
+    sys.exit(signals.run(main))

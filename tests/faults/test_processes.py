@@ -1,4 +1,4 @@
-"""Signals and kills, real ones, to real processes: a checkpoint, a line, the right exit code, nobody left, equal bits."""
+"""Real signals and kills to real processes: a checkpoint, a line, the right exit code, nobody left, equal bits."""
 
 import os
 import random
@@ -134,10 +134,10 @@ def test_a_second_command_waits_and_nobody_trains_twice(whole, cache, tmp_path):
     # The parent is killed: its child must end by itself, with a checkpoint, before the other may begin.
     child = first.child()
     os.kill(first.process.pid, signal.SIGKILL)
-    until(lambda: not os.path.exists(f"/proc/{child}") or f"/proc/{child}" and not first.left(), 30)
+    until(lambda: not os.path.exists(f"/proc/{child}") or (f"/proc/{child}" and not first.left()), 30)
     assert second.wait() == 0
     assert not first.left()
-    assert (run_of(output) / "job.log").read_text().count("resuming at batch") == 1 or "resuming" in second.text
+    assert "resuming at batch" in second.text
     assert equal(whole, output)
 
 
@@ -167,7 +167,7 @@ def test_kills_at_random_moments_lose_nothing(whole, cache, tmp_path, count):
             output = tmp_path / f"runs{number}"
             started = time.perf_counter()
             command = Command(output, cache)
-            until(lambda: run_of(output) is not None)
+            until(lambda output=output: run_of(output) is not None)
             time.sleep(rng.uniform(2.0, 11.0))
             if command.process.poll() is None:
                 os.killpg(command.process.pid, signal.SIGKILL)

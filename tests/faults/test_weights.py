@@ -128,7 +128,8 @@ def test_weights_that_are_not_listed_are_not_trusted(finished_run, tmp_path):
 
 
 DAMAGE = {
-    "last": (LAST,), "previous": (BEFORE_LAST,), "best": (BEST,), "both": (LAST, BEFORE_LAST), "all": (LAST, BEFORE_LAST, BEST),
+    "last": (LAST,), "previous": (BEFORE_LAST,), "best": (BEST,), "both": (LAST, BEFORE_LAST),
+    "all": (LAST, BEFORE_LAST, BEST),
 }  # fmt: skip
 
 
