@@ -90,7 +90,7 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
         except OSError as error:
             if error.errno not in UNUSABLE:
                 raise
-            failure.append(unusable(error))
+            failure.append(unusable(error, _output_of(cfg)))
             return None
         except (LookupError, TypeError, AttributeError, ValueError) as error:
             if not _changed_run(cfg):
@@ -116,6 +116,12 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
     for found in failure:
         explain(found)
     return 2 if failure else 0
+
+
+def _output_of(cfg: DictConfig) -> Path | None:
+    """Where a verb writes, for errors of the file system that name no file."""
+    place = cfg.get("output") or (cfg.get("paths") or {}).get("output_dir")
+    return Path(str(place)) if place else None
 
 
 def _changed_run(cfg: DictConfig) -> bool:

@@ -66,7 +66,7 @@ def unusable(error: OSError, folder: Path | None = None) -> DataError:
         folder: where it was about to write, for errors that name no file.
     """
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    place = error.filename or folder
+    place = error.filename2 or error.filename or folder
     return DataError(
         f"{place or 'a file'} cannot be {'written' if full else 'used'}", got=str(error.strerror),
         do=f"make room there (df -h {folder or '.'}) and run the same command again, or give another folder "

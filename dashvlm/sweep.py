@@ -129,6 +129,7 @@ def launch(argv: list[str]) -> int:
     multi = any(a in ("-m", "--multirun") for a in argv)
     if any(a.split("=")[0] in HYDRA_FLAGS for a in argv):
         return start("train", lambda cfg: None, argv)
+    plan = None
     try:
         check_secrets(overrides_of(argv))
         check_words(overrides_of(argv))
@@ -149,7 +150,7 @@ def launch(argv: list[str]) -> int:
     except OSError as error:
         if error.errno not in UNUSABLE:
             raise
-        explain(unusable(error))
+        explain(unusable(error, Path(plan.base["paths"]["output_dir"]) if plan else None))
         return 2
     if any(a.startswith("hydra/sweeper=optuna") for a in argv) and "hydra.sweeper.direction" not in " ".join(argv):
         mode = plan.configs[0] if plan.configs else plan.base

@@ -88,8 +88,10 @@ def in_this_process(cache, folder):
         os.environ["DASHVLM_LOCK"] = str(os.dup(lock))
         return main(job)
 
-    def call(verb, *words, output=None, check=True, env=None):
-        words = [*words, f"paths.output_dir={output or folder}", f"paths.cache_dir={cache}"]
+    def call(verb, *words, output=None, check=True, env=None, last=False):
+        """``last`` gives the words the last word, also about the cache."""
+        places = [f"paths.output_dir={output or folder}", f"paths.cache_dir={cache}"]
+        words = [*places, *words] if last else [*words, *places]
         out, err, code = io.StringIO(), io.StringIO(), 0
         with _as_it_was(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(ROOT):
             os.environ.update(env or {})

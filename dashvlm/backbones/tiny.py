@@ -65,6 +65,8 @@ def twin_folder(spec: Mapping[str, Any], cache: Path) -> Path:
     """
     text = json.dumps([spec, CORPUS, VOCABULARY, torch.__version__], sort_keys=True)
     folder = cache / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if folder.exists():  # perhaps on a read-only disk
+        return folder
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{folder.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

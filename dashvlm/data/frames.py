@@ -102,7 +102,10 @@ class FrameStore:
 
     def fill(self, video: Path, times_s: Sequence[float] | Times) -> None:
         """Make sure that the frames at these times are stored, decoding the missing ones at once."""
-        path = self._path(self._key(video))
+        key = self._key(video)
+        path = self._path(key)
+        if os.path.exists(self.folder) and not os.access(self.folder, os.W_OK) and _fetch(path, key, times_s):
+            return  # a complete cache may be read-only
         path.parent.mkdir(parents=True, exist_ok=True)
         # Waiting for another process that fills the same clip is no time of decoding.
         with _locked(path.with_suffix(".lock")):

@@ -16,6 +16,7 @@ from dashvlm.data.synthetic.encode import write_scene
 from dashvlm.data.synthetic.language import annotation, questions, rationale
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
 from dashvlm.data.synthetic.street import caption, draw_streets, write_street
+from dashvlm.results import write_json
 from dashvlm.targets import configurable
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,11 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             float(options["duration_s"]),
         )
     )
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "scenes.jsonl").exists():
-            _render(root, scenes, options)
+    if not (root / "scenes.jsonl").exists():  # a finished world may lie on a read-only disk
+        with (root / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / "scenes.jsonl").exists():
+                _render(root, scenes, options)
     for scene in scenes:
         yield from _rows_of(scene, str(options.get("task") or "crash"), int(options["seed"]))
 
@@ -76,12 +78,13 @@ def _streets(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     """Rows of street pictures, two a walk."""
     streets = list(draw_streets(int(options["num_drives"]), int(options["seed"])))
     size = int(options["width"]), int(options["height"])
-    with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (root / "streets.json").exists():
-            for street in streets:
-                write_street(root / "streets" / f"{street.scene_id}.png", street, *size)
-            (root / "streets.json").write_text(json.dumps([s.scene_id for s in streets]), encoding="utf-8")
+    if not (root / "streets.json").exists():
+        with (root / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (root / "streets.json").exists():
+                for street in streets:
+                    write_street(root / "streets" / f"{street.scene_id}.png", street, *size)
+                write_json(root / "streets.json", {"scenes": [s.scene_id for s in streets]})
     for street in streets:
         extra = {"navigation": street.truth.to_dict(), "caption": caption(street)}
         yield {
