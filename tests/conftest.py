@@ -126,7 +126,8 @@ def _as_it_was():
         os.environ.clear()
         os.environ.update(environment)
         for handler in [h for h in root.handlers if h not in handlers]:
-            handler.close()
+            with contextlib.suppress(OSError):  # on a full disk
+                handler.close()
         root.handlers[:] = handlers
         root.setLevel(level)
         for logger, its_level, disabled in states:
