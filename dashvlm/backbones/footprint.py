@@ -21,7 +21,7 @@ import transformers
 from torch import nn
 
 from dashvlm.backbones.tiny import config_of_twin, model_class, twin_folder
-from dashvlm.errors import ConfigError
+from dashvlm.errors import CheckpointError, ConfigError
 
 TEXT_TOKENS_A_FRAME, TEXT_TOKENS = 12, 60  # what the prompts print around a frame, and once
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "auto": 2.0}
@@ -74,7 +74,13 @@ def meta_network(model: Mapping[str, Any], cache: Path) -> tuple[nn.Module, Any,
         config = config_of_twin({**model["twin"], "config": published[checkpoint]["config"]}, None)
         source = f"published dimensions ({published['source']})"
     elif Path(checkpoint).is_dir():
-        config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        try:
+            config = transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise CheckpointError(
+                f"{checkpoint}/config.json cannot be used", got=str(error).strip().splitlines()[0],
+                do="choose the model= group of this checkpoint; what needs code of its own is not loaded",
+            ) from error  # fmt: skip
         source = f"{checkpoint}/config.json"
     else:
         raise ConfigError(

@@ -14,6 +14,7 @@ from typing import Any, Literal, final
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -224,6 +225,10 @@ def check_family(checkpoint: str, expected: str, revision: str | None = None) ->
     )
 
 
+LOADING = (OSError, ValueError, TypeError, LookupError, AttributeError, SafetensorError)
+"""What files of a checkpoint lead to that are damaged, missing or not what they say."""
+
+
 @configurable("backbone")
 def load(
     checkpoint: str,
@@ -270,7 +275,9 @@ def load(
             got=str(error).strip().splitlines()[0],
             do="install it (flash_attention_2 is in the package flash-attn), or use sdpa, which needs none",
         ) from error
-    except (OSError, ValueError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except LOADING as error:
         raise _cannot_load(checkpoint, error) from error
     names = [n for n, _ in net.named_modules()]
     absent = [role for role, pattern in roles.items() if not any(re.search(pattern, n) for n in names)]
@@ -299,7 +306,9 @@ def _cannot_load(checkpoint: str, error: Exception) -> CheckpointError:
         do = f"where there is a network: hf download {checkpoint}; then run it again; or {otherwise}"
     else:
         do = f"look at {place}, your network and HF_TOKEN; {otherwise}"
-    return CheckpointError(f"model.checkpoint={checkpoint} cannot be loaded", got=text.splitlines()[0], do=do)
+    return CheckpointError(
+        f"model.checkpoint={checkpoint} cannot be loaded", got=(text.splitlines() or [type(error).__name__])[0], do=do
+    )
 
 
 def _nf4(unquantized: Sequence[str]) -> Any:

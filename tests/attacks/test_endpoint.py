@@ -1,5 +1,6 @@
 """Answers of a hostile endpoint: bounded in time, size and money, one clear outcome each."""
 
+import contextlib
 import gzip
 import json
 import threading
@@ -54,10 +55,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.seen.append((self.path, dict(self.headers), body))
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self.server.answer(self)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
 
     do_GET = do_POST
 

@@ -56,8 +56,8 @@ def test_a_secret_in_a_configuration_is_refused_and_not_repeated(dashvlm, tmp_pa
 
 @pytest.mark.parametrize(
     ("verb", "words"),
-    [("evaluate", ["model=smolvlm2"]), ("inspect", ["data=synthetic"]), ("report", []), ("score", ["predictions=x.csv"]),
-     ("label", ["data=synthetic"]), ("predict", ["run=x"]), ("export", ["run=x"])],
+    [("evaluate", ["model=smolvlm2"]), ("inspect", ["data=synthetic"]), ("report", []),
+     ("score", ["predictions=x.csv"]), ("label", ["data=synthetic"]), ("predict", ["run=x"]), ("export", ["run=x"])],
 )  # fmt: skip
 def test_every_verb_refuses_secrets(dashvlm, tmp_path, verb, words):
     for secret in (f"+api_key={CANARY}", "+note=${oc.env:MY_API_KEY}"):
