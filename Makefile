@@ -6,7 +6,7 @@ OUT ?= runs
 WORDS ?=
 EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard,constrained,dashboards
 
-.PHONY: help install demo test test-all lint types studies study docs bench spice clean
+.PHONY: help install demo test test-long test-all faults lint types studies study docs bench spice clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -27,8 +27,16 @@ demo: .venv/installed ## the main job on a laptop: two controls, then a sweep ov
 	@echo "== the sweep"
 	$(BIN)/python -m dashvlm.train experiment=crash_demo -m data.num_frames=2,4,8 paths.output_dir=$(OUT)/demo $(WORDS)
 
-test: lint types ## lint, types and the default tests
-	$(BIN)/python -m pytest -m "not exhaustive" -n 2
+test: lint types ## lint, types and the default tests (ten minutes)
+	$(BIN)/python -m pytest -m "not exhaustive and not long" -n 2
+
+test-long: .venv/installed ## the tests that take long: demos, notebooks, kills, two processes
+	$(BIN)/python -m pytest -m "long and not exhaustive" -n 2
+
+faults: .venv/installed ## every attack and fault, counted: class, tried, held
+	rm -f $(OUT)/faults.jsonl; mkdir -p $(OUT)
+	FAULTS_FILE=$(abspath $(OUT))/faults.jsonl $(BIN)/python -m pytest tests/attacks tests/faults -q -n 2; \
+	$(BIN)/python -m tests.faults_table $(OUT)/faults.jsonl
 
 test-all: lint types ## the same with the long repetitions (20 kills, ...)
 	$(BIN)/python -m pytest -n 2

@@ -88,6 +88,7 @@ def test_a_glob_and_a_range_sweep_and_an_interval_says_what_it_needs(dashvlm, tm
         assert "hydra/sweeper=optuna" in done.stderr
 
 
+@pytest.mark.long
 def test_optuna_draws_from_intervals_and_looks_at_validation(fresh_dashvlm, tmp_path):
     pytest.importorskip("optuna")
     words = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "-m", "optim.lr=interval(1e-5,1e-3)"]

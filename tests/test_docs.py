@@ -124,8 +124,11 @@ def place(tmp_path_factory, cache):
     }  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("line", UNMARKED)
+TRAINS = re.compile(r"_demo|make (demo|study )|dashvlm\.train .*-m")
+"""Commands that train for long; all else takes seconds."""
+
+
+@pytest.mark.parametrize("line", [pytest.param(x, marks=[pytest.mark.long] * bool(TRAINS.search(x))) for x in UNMARKED])
 def test_every_other_command_runs(dashvlm, place, tmp_path, line):
     for placeholder, value in place.items():
         line = line.replace(placeholder, value)

@@ -21,10 +21,11 @@ def test_all_seven_families_are_here():
     assert FAMILIES == ["internvl3", "llama32_vision", "openflamingo", "qwen2_5_vl", "qwen2_vl", "qwen3_vl", "smolvlm2"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("peft", ["lora", "qlora"])
-@pytest.mark.parametrize("objective", ["sft", "pooled"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "objective", "peft"),
+    [pytest.param(f, o, p, marks=[pytest.mark.long] * ((o, p) != ("sft", "lora") and f != "qwen3_vl"))
+     for f in FAMILIES for o in ("sft", "pooled") for p in ("lora", "qlora")],
+)  # fmt: skip
 def test_every_family_trains_and_ends_with_finite_metrics(config, tmp_path, family, objective, peft):
     words = [f"model={family}", f"objective={objective}", f"peft={peft}", "trainer.max_steps=4"]
     folder = tmp_path / "run"
@@ -307,7 +308,7 @@ def test_ways_to_fit_do_fit_and_are_only_said_where_they_are_needed(config):
 
 
 def test_inspect_says_what_would_make_it_fit(dashvlm):
-    words = ["model=qwen3_vl", "model.checkpoint=4B", "data=synthetic", "data.num_frames=10", "memory_gb=24"]
+    words = [*SMALL_WORLD, "model=qwen3_vl", "model.checkpoint=4B", "data.num_frames=10", "memory_gb=24"]
     out = " ".join(dashvlm("inspect", *words).stdout.split())
     assert "as the checkpoint is stored, bfloat16" in out
     assert "does not fit into memory_gb=24" in out
@@ -344,9 +345,11 @@ def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monke
     assert "out of memory" in row["message"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["sft", "pooled"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "objective"),
+    [pytest.param(f, o, marks=[pytest.mark.long] * ((f, o) != ("smolvlm2", "pooled"))) for f in FAMILIES
+     for o in ("sft", "pooled")],
+)  # fmt: skip
 def test_every_family_resumes_to_the_bit(config, tmp_path, monkeypatch, family, objective):
     import contextlib
 

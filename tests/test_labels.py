@@ -211,7 +211,7 @@ def everything_written(folder):
 
 
 @real_data
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_five_times_then_one_paid_call_a_clip_and_mode_and_sft_trains_on_it(dashvlm, endpoint, tmp_path, cache):
     server = endpoint([429, "half", 500, "timeout"])
     mine = tmp_path / "cache"

@@ -246,7 +246,7 @@ def test_a_workspace_needs_an_entity(dashvlm):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(p.name, marks=[pytest.mark.exhaustive] * p.name.startswith("03"))  # a sweep, as `make demo` is one
+    [pytest.param(p.name, marks=[pytest.mark.long] * (not p.name.startswith("01")))
      for p in sorted((ROOT / "notebooks").glob("*.py"))],
 )  # fmt: skip
 def test_every_notebook_runs(tmp_path, cache, name):

@@ -481,7 +481,7 @@ def test_pairs_of_own_mistakes_train_a_preference(dashvlm, tmp_path):
     assert value == pytest.approx(tested["metrics"]["preference_accuracy"]["value"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_grpo_runs_and_resumes_to_the_bit(fresh_dashvlm, tmp_path, cache):
     words = [
         *SMALL, "task.reasoning=true", "objective=grpo", "objective.num_generations=3", "objective.max_new_tokens=12",

@@ -86,7 +86,10 @@ OWNERS = sorted({load_study(name).owner for name in NAMES})
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "owner",
-    [pytest.param(o, marks=[pytest.mark.exhaustive] * (o in LONG)) for o in OWNERS],
+    [
+        pytest.param(o, marks=[pytest.mark.exhaustive] * (o in LONG) + [pytest.mark.long] * (o != "nexar_models"))
+        for o in OWNERS
+    ],
 )
 def test_every_smoke_form_runs_and_freezes(dashvlm, tmp_path, owner):
     dashvlm("train", *load_study(owner).words("smoke"))
@@ -408,6 +411,7 @@ def test_ties_are_shared_and_seeds_are_grouped_by_what_they_are_of():
     assert "0.600 to 0.800" in notes[0]
 
 
+@pytest.mark.long
 def test_rows_of_real_runs_say_what_they_cost(dashvlm, tmp_path):
     """As if the study's full form were its smoke form."""
     known = load_study("nexar_grpo")
@@ -430,6 +434,7 @@ def test_rows_of_real_runs_say_what_they_cost(dashvlm, tmp_path):
         run_results(known, tmp_path / "runs")
 
 
+@pytest.mark.long
 def test_a_run_with_other_settings_is_no_row_and_runs_that_are_no_seeds_are_not_averaged(dashvlm, tmp_path):
     study = load_study("nexar_grpo")
     dashvlm("train", *study.words("smoke"), "optim.lr=1e-3")

@@ -3,12 +3,6 @@
 import contextlib
 import json
 import os
-import random
-import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -19,7 +13,7 @@ from safetensors.torch import load_file
 from dashvlm.data.datamodule import StreamSampler
 from dashvlm.training.optim import schedule
 
-from .conftest import ROOT, SMALL
+from .conftest import SMALL
 
 SHORT = [
     *SMALL,
@@ -87,22 +81,6 @@ def test_one_failing_job_stops_no_other_and_its_log_says_why(dashvlm, tmp_path):
     assert "failed before, running again" in again.stdout
 
 
-def start(words, output, cache):
-    place = [f"paths.output_dir={output}", f"paths.cache_dir={cache}"]
-    return subprocess.Popen(
-        [sys.executable, "-m", "dashvlm.train", *words, *place], cwd=ROOT, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=dict(os.environ),
-    )  # fmt: skip
-
-
-def kill_once(words, output, cache, delay):
-    child = start(words, output, cache)
-    time.sleep(delay)
-    if child.poll() is None:
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
-
-
 def final_state(output):
     folder = run_folders(output)[0]
     return (
@@ -117,44 +95,6 @@ def assert_same_run(one, two):
     assert a.keys() == b.keys()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert (rows_a["score"] == rows_b["score"]).all()
-
-
-def resume_trial(fresh_dashvlm, words, tmp_path, cache, reference, delays):
-    output = tmp_path / "killed"
-    shutil.rmtree(output, ignore_errors=True)
-    for delay in delays:
-        kill_once(words, output, cache, delay)
-    fresh_dashvlm("train", *words, output=output)
-    assert_same_run(reference, final_state(output))
-
-
-@pytest.mark.slow
-def test_a_killed_run_resumes_to_the_bit(fresh_dashvlm, tmp_path, cache):
-    words = [*SHORT, "peft.dropout=0.1"]
-    started = time.perf_counter()
-    fresh_dashvlm("train", *words, output=tmp_path / "whole")
-    length = time.perf_counter() - started
-    reference = final_state(tmp_path / "whole")
-    rng = random.Random(0)
-    resume_trial(fresh_dashvlm, words, tmp_path, cache, reference, [rng.uniform(0.6, 0.9) * length])
-
-
-@pytest.mark.exhaustive
-def test_twenty_kills_at_random_moments_all_resume_to_the_bit(fresh_dashvlm, tmp_path, cache):
-    words = [
-        *SMALL,
-        "trainer.max_steps=40",
-        "trainer.val_every_n_steps=7",
-        "callbacks.checkpoint.every_n_steps=1",
-        "peft.dropout=0.1",
-    ]
-    started = time.perf_counter()
-    fresh_dashvlm("train", *words, output=tmp_path / "whole")
-    length = time.perf_counter() - started
-    reference = final_state(tmp_path / "whole")
-    rng = random.Random(1)
-    for _ in range(20):
-        resume_trial(fresh_dashvlm, words, tmp_path, cache, reference, [rng.uniform(0.4, 1.0) * length])
 
 
 def cut_at_step(folder, step):
@@ -202,7 +142,7 @@ def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_p
         assert all(torch.equal(reference[k], again[k]) for k in reference), stop_after
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_on_the_same_samples_to_the_same_metrics(fresh_dashvlm, tmp_path):
     words = [*SHORT, "peft.dropout=0.0"]
     fresh_dashvlm("train", *words, output=tmp_path / "one")
@@ -217,7 +157,7 @@ def test_two_processes_train_on_the_same_samples_to_the_same_metrics(fresh_dashv
     assert json.loads((folder / "result.json").read_text())["steps"] == 6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ddp_under_multirun_runs_each_job_once(fresh_dashvlm, tmp_path):
     fresh_dashvlm("train", *SMALL, "trainer=ddp", "trainer.max_steps=2", "-m", "data.num_frames=1,2")
     folders = run_folders(tmp_path / "runs")

@@ -112,7 +112,6 @@ def dataset(finished_run, tmp_path_factory):
     return root
 
 
-@pytest.mark.slow
 def test_a_hostile_dataset_stays_text_in_every_output(dashvlm, dataset, tmp_path):
     words = ["model=smolvlm2", "model.checkpoint=tiny", "task=mcq", "data=roadbuddy", f"data.root={dataset}",
              "data.num_frames=1", "data.sampling=uniform", "trainer.accelerator=cpu", "trainer.max_steps=1",

@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import ROOT, SMALL, Trials
 
 GUARD = """
@@ -21,7 +19,6 @@ sys.addaudithook(_notice)
 """
 
 
-@pytest.mark.slow
 def test_training_and_report_need_no_network(cache, tmp_path):
     (tmp_path / "guard").mkdir()
     (tmp_path / "guard" / "sitecustomize.py").write_text(GUARD)

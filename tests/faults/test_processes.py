@@ -93,13 +93,12 @@ def equal(one, two):
 
 
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
-SOME = [("SIGTERM", "parent"), ("SIGINT", "group"), ("SIGUSR1", "child")]
+SOME = {("SIGTERM", "parent"): (), ("SIGINT", "group"): pytest.mark.long, ("SIGUSR1", "child"): pytest.mark.long}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "target"),
-    [pytest.param(n, t, marks=[] if (n, t) in SOME else pytest.mark.exhaustive, id=f"{n}-{t}") for n in NAMES
+    [pytest.param(n, t, marks=SOME.get((n, t), pytest.mark.exhaustive), id=f"{n}-{t}") for n in NAMES
      for t in ("parent", "child", "group")],
 )  # fmt: skip
 def test_a_signal_ends_in_a_checkpoint_and_a_line(whole, cache, tmp_path, name, target):
@@ -120,7 +119,7 @@ def test_a_signal_ends_in_a_checkpoint_and_a_line(whole, cache, tmp_path, name, 
         trials.check(equal(whole, output), "other bits")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_second_command_waits_and_nobody_trains_twice(whole, cache, tmp_path):
     output = tmp_path / "runs"
     first = Command(output, cache)
@@ -141,7 +140,7 @@ def test_a_second_command_waits_and_nobody_trains_twice(whole, cache, tmp_path):
     assert equal(whole, output)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_worker_of_the_loader_is_said_and_the_same_command_goes_on(whole, cache, tmp_path):
     output = tmp_path / "runs"
     command = Command(output, cache, "data.num_workers=1")
@@ -158,7 +157,7 @@ def test_a_killed_worker_of_the_loader_is_said_and_the_same_command_goes_on(whol
     assert equal(whole, output)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("count", [2, pytest.param(30, marks=pytest.mark.exhaustive)])
 def test_kills_at_random_moments_lose_nothing(whole, cache, tmp_path, count):
     rng = random.Random(count)
@@ -184,8 +183,14 @@ PLACES = ("0.01", "0.3", "0.7", "0.99", "before seal", "after seal", "before fsy
           "after sync")  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("places", [("0.5", "after rename"), pytest.param(PLACES * 2, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    "places",
+    [
+        ("after rename",),
+        pytest.param(("0.5", "before fsync"), marks=pytest.mark.long),
+        pytest.param(PLACES * 2, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_kills_inside_a_checkpoints_write_lose_no_checkpoint(whole, cache, tmp_path, places):
     rng = random.Random(len(places))
     with Trials("SIGKILL inside a checkpoint's write") as trials:
@@ -211,7 +216,7 @@ def test_kills_inside_a_checkpoints_write_lose_no_checkpoint(whole, cache, tmp_p
             shutil.rmtree(output)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_configuration_edited_by_hand_is_refused_where_it_changes_the_result(whole, cache, tmp_path):
     output = tmp_path / "runs"
     shutil.copytree(whole, output)
