@@ -28,14 +28,14 @@ demo: .venv/installed ## the main job on a laptop: two controls, then a sweep ov
 	$(BIN)/python -m dashvlm.train experiment=crash_demo -m data.num_frames=2,4,8 paths.output_dir=$(OUT)/demo $(WORDS)
 
 test: lint types ## lint, types and the default tests (ten minutes)
-	$(BIN)/python -m pytest -m "not exhaustive and not long" -n 2
+	$(BIN)/python -m pytest -m "not exhaustive and not long" -n 2 --dist loadgroup
 
 test-long: .venv/installed ## the tests that take long: demos, notebooks, kills, two processes
-	$(BIN)/python -m pytest -m "long and not exhaustive" -n 2
+	$(BIN)/python -m pytest -m "long and not exhaustive" -n 2 --dist loadgroup
 
 faults: .venv/installed ## every attack and fault, counted: class, tried, held
 	rm -f $(OUT)/faults.jsonl; mkdir -p $(OUT)
-	FAULTS_FILE=$(abspath $(OUT))/faults.jsonl $(BIN)/python -m pytest tests/attacks tests/faults -q -n 2; \
+	FAULTS_FILE=$(abspath $(OUT))/faults.jsonl $(BIN)/python -m pytest tests/attacks tests/faults -q -n 2 --dist loadgroup; \
 	$(BIN)/python -m tests.faults_table $(OUT)/faults.jsonl
 
 test-all: lint types ## the same with the long repetitions (20 kills, ...)

@@ -105,7 +105,9 @@ def test_every_planted_leak_is_found_by_name(world, tmp_path, leak):
     assert leak in failed(samples, task, store)
 
 
-@pytest.mark.parametrize(("worlds", "most"), [(6, 2), pytest.param(20, 3, marks=pytest.mark.exhaustive)])
+@pytest.mark.parametrize(
+    ("worlds", "most"), [pytest.param(6, 2, marks=pytest.mark.long), pytest.param(20, 3, marks=pytest.mark.exhaustive)]
+)
 def test_clean_worlds_pass_at_the_stated_rate(config, worlds, most):
     alarms = []
     for seed in range(worlds):

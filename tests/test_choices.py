@@ -115,7 +115,7 @@ def test_words_that_cannot_act_are_refused(dashvlm, words, told):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["train", "inspect", "report"])
+@pytest.mark.parametrize("verb", ["train", pytest.param("inspect", marks=pytest.mark.long), "report"])
 def test_an_output_folder_below_a_file_is_one_clear_error(fresh_dashvlm, tmp_path, verb):
     (tmp_path / "file").write_text("")
     words = SHORT if verb != "report" else ["study=nexar_models"]

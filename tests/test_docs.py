@@ -124,11 +124,13 @@ def place(tmp_path_factory, cache):
     }  # fmt: skip
 
 
-TRAINS = re.compile(r"_demo|make (demo|study )|dashvlm\.train .*-m")
-"""Commands that train for long; all else takes seconds."""
+TAKES_LONG = re.compile(r"_demo|make (demo|stud)|dashvlm\.train .*-m|data=NAME audit=true")
+"""Commands that train or make every table; all else takes seconds."""
 
 
-@pytest.mark.parametrize("line", [pytest.param(x, marks=[pytest.mark.long] * bool(TRAINS.search(x))) for x in UNMARKED])
+@pytest.mark.parametrize(
+    "line", [pytest.param(x, marks=[pytest.mark.long] * bool(TAKES_LONG.search(x))) for x in UNMARKED]
+)
 def test_every_other_command_runs(dashvlm, place, tmp_path, line):
     for placeholder, value in place.items():
         line = line.replace(placeholder, value)

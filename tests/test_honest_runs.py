@@ -97,7 +97,7 @@ def test_undefined_validations_choose_nothing_and_are_said(config, tmp_path, mon
 class Trainer:
     """As much of a trainer as a callback looks at."""
 
-    sanity_checking, global_step, is_global_zero = False, 3, False
+    sanity_checking, global_step, is_global_zero, world_size = False, 3, False, 1
     state = type("State", (), {"fn": "fit"})
     fast_dev_run, should_stop = False, False
 

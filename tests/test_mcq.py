@@ -497,6 +497,7 @@ def test_questions_about_one_video_share_its_frames(config):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_run_is_scored_again_with_its_own_task_and_settings(dashvlm, tmp_path):
     words = [*WORLD, "model=internvl3", "trainer.max_steps=2", "data.shots.eval=1", "data.shots.least=1"]
     dashvlm("train", *words)

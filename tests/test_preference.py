@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -30,7 +31,7 @@ from dashvlm.tasks.scene import SceneTask
 from dashvlm.tasks.scene_schema import FIELDS
 
 from .conftest import FAMILIES, REAL, SMALL, SMALL_WORLD
-from .test_training import start
+from .faults.test_processes import Command
 
 SEEN = Observation((0.0, 0.5), None, ())
 
@@ -495,11 +496,12 @@ def test_grpo_runs_and_resumes_to_the_bit(fresh_dashvlm, tmp_path, cache):
     for name in ("whole", "broken"):
         output = tmp_path / name
         if name == "broken":
-            child = start(words, output, cache)
-            while not list(output.glob("crash-*/checkpoints/last.ckpt")) and child.poll() is None:
+            place = [f"paths.output_dir={output}", f"paths.cache_dir={cache}"]
+            job = Command(output, cache, job=[sys.executable, "-m", "dashvlm.train", *words, *place])
+            while not list(output.glob("crash-*/checkpoints/last.ckpt")) and job.process.poll() is None:
                 time.sleep(0.02)
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+            os.killpg(job.process.pid, signal.SIGKILL)
+            job.wait()
             assert not list(output.glob("crash-*/result.json"))
         fresh_dashvlm("train", *words, output=output)
         (folder,) = output.glob("crash-*")

@@ -201,6 +201,7 @@ def test_a_missing_dataset_says_what_is_missing(dashvlm):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not REAL.exists(), reason="the real clips are not part of the project")
+@pytest.mark.long
 def test_the_sweep_runs_on_real_clips_and_shows_all_twelve_points(dashvlm, tmp_path):
     place = [
         "model=smolvlm2",

@@ -4,15 +4,13 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.errors import DashVLMError
-from tests.conftest import ROOT, SMALL, Trials
+from tests.conftest import SMALL, Trials
 
 CODE = "from pathlib import Path\nPath({canary!r}).write_text('executed')\nclass X: pass\nclass Y(X): pass\n"
 TEMPLATES = [
@@ -120,20 +118,16 @@ def test_pickles_in_a_checkpoint_are_not_loaded(checkpoint, config, tmp_path, na
     assert not canary.exists()
 
 
-def test_reading_only_a_configuration_runs_and_asks_nothing(checkpoint, tmp_path):
+def test_reading_only_a_configuration_runs_and_asks_nothing(dashvlm, checkpoint, tmp_path, monkeypatch):
     """``inspect model=`` and the check of a family read config.json alone."""
     canary = tmp_path / "executed"
+    monkeypatch.setattr("builtins.input", lambda *words: pytest.fail("a question was asked"))
     (checkpoint / "evil.py").write_text(CODE.format(canary=str(canary)))
     known = json.loads((checkpoint / "config.json").read_text())
-    (checkpoint / "config.json").write_text(
-        json.dumps(known | {"model_type": "evil", "auto_map": {"AutoConfig": "evil.X"}})
-    )
+    known |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.X"}}
+    (checkpoint / "config.json").write_text(json.dumps(known))
     for words in (["inspect", "model=smolvlm2"], ["evaluate", *SMALL]):
-        done = subprocess.run(
-            [sys.executable, "-m", f"dashvlm.{words[0]}", *words[1:], f"model.checkpoint={checkpoint}",
-             f"paths.output_dir={tmp_path / 'runs'}"],
-            cwd=ROOT, capture_output=True, text=True, stdin=subprocess.PIPE, timeout=120, check=False,
-        )  # fmt: skip
+        done = dashvlm(*words, f"model.checkpoint={checkpoint}", check=False)
         assert not canary.exists()
-        assert "[y/N]" not in done.stdout + done.stderr
+        assert done.returncode == 2
         assert "Traceback" not in done.stderr, done.stderr[-1500:]

@@ -84,6 +84,7 @@ def test_messages_are_cleaned(text):
     assert HIDDEN in clean(text)
 
 
+@pytest.mark.long
 def test_the_environment_reaches_no_file_of_a_run_nor_wandb(cache, tmp_path):
     """A whole run with W&B, and one that fails with the secret in its message: in a process, as a user has them."""
     script = (

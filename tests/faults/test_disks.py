@@ -100,10 +100,9 @@ def test_a_disk_without_room_or_rights_is_one_clear_error(dashvlm, disk, finishe
             trials.check(clear and "do:" in done.stderr, (state, done.returncode, done.stderr[-500:]))
 
 
-def test_a_complete_cache_may_be_read_only(dashvlm, cache, disk, tmp_path):
+def test_a_complete_cache_may_be_read_only(dashvlm, disk, tmp_path):
     place = disk(64)
-    dashvlm("train", *WORDS, output=tmp_path / "first")
-    shutil.copytree(cache, place / "cache", ignore=lambda folder, names: [n for n in names if n.endswith(".lock")])
+    dashvlm("train", *WORDS, f"paths.cache_dir={place / 'cache'}", f"paths.output_dir={tmp_path / 'first'}", last=True)
     subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
     with Trials("full and read-only disks") as trials:
         done = dashvlm("train", *WORDS, "seed=5", f"paths.cache_dir={place / 'cache'}", check=False, last=True)

@@ -23,6 +23,9 @@ WORDS = [*SMALL, "trainer.max_steps=60", "trainer.val_every_n_steps=20", "callba
          "objective.generate=false", "data.eval_horizons_s=[]", "peft.dropout=0.1"]  # fmt: skip
 
 
+pytestmark = pytest.mark.xdist_group("processes")  # one undisturbed run for all
+
+
 class Command:
     """``dashvlm train`` in a session of its own, with what it prints."""
 
