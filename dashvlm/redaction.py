@@ -21,12 +21,15 @@ _NAME = re.compile(
     r"|(?:access|auth|hub|hf|bearer|refresh)_?token)$|(?:^|\.)token$",
     re.IGNORECASE,
 )
-_VARIABLE = re.compile(r"KEY|TOKEN|SECRET|PASSW|PWD$|CREDENTIAL", re.IGNORECASE)
+_VARIABLE = re.compile(
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET\w*|PASSW\w*|PASSPHRASE|CREDENTIALS?|PAT)(?:$|_)|_PWD$", re.IGNORECASE
+)
 _TOKEN = re.compile(
     r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[A-Z0-9]{16}"
     r"|xox[abprs]-[\w-]{10,}|glpat-[\w-]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})|(?<=Bearer )[\w.~+/-]{8,}=*"
 )
-_USER = re.compile(r"(?<=://)[^\s/@'\"]+(?=@)")
+# A name before the @ is no secret (git@host), a password or a token is.
+_USER = re.compile(r"(?<=://)(?:[^\s/@'\":]*:[^\s/@'\"]+|(?=[^\s/@]*\d)[^\s/@'\"]{8,}|[^\s/@'\"]{16,})(?=@)")
 _WORD = re.compile(r"^([~+]*[\w.@/-]+)=(.+)$", re.DOTALL)
 HIDDEN = "<redacted>"
 
@@ -93,10 +96,8 @@ def _secrets(node: Any, name: str) -> Iterator[tuple[str, str]]:
         word = _WORD.match(node)
         if word and not _secret_name(name):
             inner = word[1].lstrip("+~")
-            if _secret_name(inner) or (
-                re.search(r"[{,\s'\"]\s*['\"]?([\w.-]+)['\"]?\s*:", word[2])
-                and any(_secret_name(key) for key in re.findall(r"([\w.-]+)['\"]?\s*:(?!//)", word[2]))
-            ):
+            keys = re.findall(r"([\w.-]+)['\"]?\s*:(?!//)", word[2]) if "{" in word[2] else []
+            if any(_secret_name(key) for key in (inner, *keys)):
                 yield (f"{name} ({inner})" if name else inner), node
                 return
         if _secret_name(name) or _TOKEN.search(node) or _USER.search(node) or any(v in node for v in _environment()):
@@ -108,5 +109,6 @@ def _secret_name(name: str) -> bool:
 
 
 def _environment() -> list[str]:
-    """Values of environment variables that are secret by their name; short ones and paths are no secrets."""
-    return [v for k, v in os.environ.items() if _VARIABLE.search(k) and len(v) >= 8 and not os.path.exists(v)]
+    """Values of environment variables that are secret by their name; short ones, words and paths are no secrets."""
+    known = [v for k, v in os.environ.items() if _VARIABLE.search(k) and len(v) >= 8]
+    return [v for v in known if not (v.isalpha() and len(v) < 16) and not os.path.exists(v)]

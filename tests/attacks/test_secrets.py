@@ -72,8 +72,22 @@ def test_what_is_no_secret_is_left_alone():
     plain = {"image_token_id": 3, "pad_token": "<pad>", "eos_token": "x", "max_tokens": 16, "key": "a", "author": "b",
              "root": "/data/a@b", "url": "https://host/path@x", "tokenizer": {"special": ["<image>"]},
              "overrides": ["data.options.num_drives=4", "start_from=[a=b]"]}  # fmt: skip
+    plain |= {"repository": "git+ssh://git@github.com/a/b", "server": "ssh://user@host/x",
+              "words": ["task.question='Is the token: visible?'", "data.root=/home/me@work/x"]}  # fmt: skip
     assert problems(plain) == []
     assert redact(plain) == plain
+
+
+def test_variables_that_are_no_secrets_are_left_alone(monkeypatch):
+    for name, value in (("TOKENIZERS_PARALLELISM", "disabled1"), ("KEYBOARD_LAYOUT", "synthetic9"),
+                        ("OLDPWD", "/x/gone1"), ("LESSKEY", "synthetic9"), ("MY_KEY", "synthetic"), ("SHORT_TOKEN", "abc12"),
+                        ("KEY_FILE", __file__)):  # fmt: skip
+        monkeypatch.setenv(name, value)
+        assert problems({"data": {"name": value}}) == [], name
+        assert clean(f"data {value}") == f"data {value}"
+    monkeypatch.setenv("MY_KEY", "synthetic9")
+    assert problems({"data": {"name": "a-synthetic9-b"}})
+    assert clean("a-synthetic9-b") == f"a-{HIDDEN}-b"
 
 
 @pytest.mark.parametrize(
