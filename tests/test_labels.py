@@ -331,7 +331,7 @@ def test_a_teacher_stands_in_the_table_of_models(dashvlm, endpoint, tmp_path):
     assert rows["score"].nunique() == 2
     assert (rows["status"] == "parsed").all()
     assert len(server.paid()) == len(rows)  # one call gives text and score
-    dashvlm("evaluate", *words, env={"OPENAI_API_KEY": CANARY})
+    dashvlm("evaluate", *words, "data.num_workers=1", env={"OPENAI_API_KEY": CANARY})  # requests from a worker
     assert len(server.paid()) == len(rows)
     for path, raw in everything_written(tmp_path):
         assert CANARY.encode() not in raw, path

@@ -9,6 +9,7 @@ The cache is addressed by the content of the request, pictures included.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import json
 import logging
@@ -103,10 +104,13 @@ class Teacher:
         chars = len(json.dumps([without_images(m) for m in body["messages"]]))
         return Request(
             key.hexdigest()[:32],
-            lambda: self._body(chat, read(), system, logprobs),
+            functools.partial(self._built, chat, read, system, logprobs),  # picklable: a loader's worker makes it
             sum(p["type"] == "image" for turn in chat for p in turn["content"]),
             chars,
         )
+
+    def _built(self, chat: Messages, read: Callable[[], FrameArray], system: str, logprobs: bool) -> Json:
+        return self._body(chat, read(), system, logprobs)
 
     def _body(self, chat: Messages, frames: FrameArray, system: str, logprobs: bool) -> Json:
         shown = iter(frames)
