@@ -173,3 +173,48 @@ def test_the_fingerprint_follows_labels_and_files_not_the_folder(nexar_folder, t
     text = (moved / "train.csv").read_text().replace("1,4.0,3.0,1,r0", "1,3.9,3.0,1,r0")
     (moved / "train.csv").write_text(text)
     assert fingerprint(manifest(moved, nexar.rows(moved, {}), tmp_path)) != first
+
+
+# -- a file a split -------------------------------------------------------------------------------
+
+
+def _named(root, importer, content, **options):
+    from dashvlm.data.load import rows_of
+
+    for name, text in content.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    data = {"root": str(root), "importer": f"dashvlm.data.formats.{importer}.rows", "options": options}
+    return [(row["clip_id"], row.get("split"), row.get("problem")) for row in rows_of(data)]
+
+
+def test_each_dataset_reads_a_file_a_split(tmp_path):
+    files = {"train": "first.json", "val": "second.json", "test": "third.json"}
+    scene = {n: json.dumps([{"video_id": f"{n[0]}.mp4", "QA": {"q": "?", "a": "Fine."}}]) for n in files.values()}
+    asked = {n: json.dumps({"data": [{"id": n[0], "question": "?", "choices": ["A. x", "B. y"], "answer": "A. x",
+                                      "video_path": "a.mp4"}]}) for n in files.values()}  # fmt: skip
+    lines = {f"{n[0]}.jsonl": json.dumps({"video": f"{n[0]}.mp4", "text": "?", "label": 1}) for n in files.values()}
+    pairs = {f"{n[0]}.jsonl": json.dumps({"image": f"{n[0]}.jpg", "prompt": "p", "chosen": "Sidewalk: left.",
+                                          "rejected": "x"}) for n in files.values()}  # fmt: skip
+    tables = {f"{n[0]}.csv": f"id,time_of_event,time_of_alert,target\n{k},,,0\n" for k, n in enumerate(files.values())}
+    (tmp_path / "nexar" / "train").mkdir(parents=True)
+    for name, content, files_of, ids in (
+        ("bdd100k", scene, files, "fst"), ("roadbuddy", asked, files, "fst"),
+        ("jsonl", lines, {k: f"{v[0]}.jsonl" for k, v in files.items()}, None),
+        ("bvpi", pairs, {k: f"{v[0]}.jsonl" for k, v in files.items()}, None),
+        ("nexar", tables, {k: f"{v[0]}.csv" for k, v in files.items()}, None),
+    ):  # fmt: skip
+        found = _named(tmp_path / name, name, content, files=files_of)
+        assert [s for _, s, _ in found] == ["train", "val", "test"], name
+        assert [p for _, _, p in found] == [None] * 3, found
+        assert ids is None or [i for i, _, _ in found] == list(ids)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [({"training": "a.json"}, "a file a split"), ({"train": ["a.json"]}, "a file a split"),
+     ("a.json", "a file a split"), ({"train": "nothing.json"}, "is not in")],
+)  # fmt: skip
+def test_a_file_a_split_is_named_right(tmp_path, files, said):
+    with pytest.raises(DataError, match=said):
+        _named(tmp_path, "bdd100k", {"a.json": "[]"}, files=files)

@@ -531,3 +531,32 @@ def test_what_does_not_go_together_is_an_error(config):
         ({"task": {**base["task"], "reasoning": True}, "data": {**base["data"], "name": "nexar"}}, "data.labels"),
     ]:
         assert any(part in error for error in check({**base, **change})), part
+
+
+@pytest.mark.long
+def test_given_pairs_in_a_file_a_split_end_with_numbers(dashvlm, tmp_path):
+    """As the project has them: pairs to train on in one file, pairs to judge in another."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 6), ("val", 4)):
+        lines = []
+        for n in range(count):
+            name = f"{part}{n}.jpg"
+            Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(tmp_path / name)
+            right, wrong = (f"Sidewalk: {side}. Road: right. Context: a path." for side in ("left", "center"))
+            lines.append({"image": name, "prompt": "Describe.", "chosen": right, "rejected": wrong})
+        (tmp_path / f"pairs_{part[0]}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    dashvlm(
+        "train", "experiment=bvpi_dpo", "model=smolvlm2", "model.checkpoint=tiny", "task.pairs=given",
+        "start_from=null", f"data.root={tmp_path}", "data.options.files={train: pairs_t.jsonl, val: pairs_v.jsonl}", "trainer=cpu",
+        "trainer.precision=32-true", "trainer.max_steps=2", "trainer.accumulate_grad_batches=1",
+        "data.frame_size=[48,64]", "objective.max_new_tokens=4",
+    )  # fmt: skip
+    (path,) = (tmp_path / "runs").glob("caption-*/result.json")
+    result = json.loads(path.read_text())
+    assert result["split"] == "val"
+    assert 0 <= result["metrics"]["preference_accuracy"]["value"] <= 1
+    rows = pd.read_parquet(path.with_name("predictions.parquet"))
+    assert len(rows) == 4
+    assert rows["preferred"].notna().all()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.data.clip import SPLITS
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.guard import Limits
 from dashvlm.data.manifest import Manifest, build_manifest
+from dashvlm.data.rows import Row
+from dashvlm.errors import DataError
 from dashvlm.labels.label_file import read_labels, with_labels
 from dashvlm.labels.pairs import with_pairs
 from dashvlm.targets import resolve
@@ -28,6 +31,37 @@ def build_store(cfg: Config) -> FrameStore:
     )
 
 
+def rows_of(data: Config) -> Iterable[Row]:
+    """The rows of a dataset; with ``options.files`` a file a split, whose rows are of that split.
+
+    Raises:
+        DataError: if ``options.files`` names no split or no file.
+    """
+    root, options = Path(data["root"]), dict(data.get("options") or {})
+    importer = resolve("importer", data["importer"])
+    files = options.pop("files", None)
+    if not files:
+        found: Iterable[Row] = importer(root, options)
+        return found
+    if (
+        not isinstance(files, Mapping)
+        or set(files) - set(SPLITS)
+        or not all(isinstance(f, str) for f in files.values())
+    ):
+        raise DataError(
+            "data.options.files names a file a split", got=str(files)[:200],
+            do="data.options.files={train: a.json, val: b.json, test: c.json}, files below data.root",
+        )  # fmt: skip
+    for name in files.values():
+        if not (root / name).is_file():
+            raise DataError(f"data.options.files: {name} is not in {root}", do="name files below data.root")
+    return (
+        {**row, "split": s}
+        for s, name in files.items()
+        for row in importer(root, {**options, "file": name, "split": s})
+    )
+
+
 def load_manifest(cfg: Config, store: FrameStore, require_videos: bool = True) -> Manifest:
     """Import the dataset's rows, probe the videos and split.
 
@@ -41,7 +75,7 @@ def load_manifest(cfg: Config, store: FrameStore, require_videos: bool = True) -
     """
     data = cfg["data"]
     root = Path(data["root"])
-    rows = resolve("importer", data["importer"])(root, data.get("options") or {})
+    rows = rows_of(data)
     if data.get("labels"):
         rows = with_labels(rows, read_labels(Path(data["labels"])), cfg["task"]["name"], data["label_options"])
     if data.get("pairs"):

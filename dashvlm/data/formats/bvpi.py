@@ -45,7 +45,8 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             ``consistent_only``: leave out training rows whose caption contradicts the annotation;
             ``clip_scores`` and ``min_clip_score``: a CSV
             ``image,score`` and the least similarity of training rows; ``caption_share`` and
-            ``annotations_share``: training rows that teach the free caption, or bring the annotation.
+            ``annotations_share``: training rows that teach the free caption, or bring the annotation;
+            ``split``: of all rows, whatever the file says.
 
     Raises:
         DataError: if files or columns are missing.
@@ -53,6 +54,8 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     clip_scores = _clip_scores(root, options)
     for row in _rows(root, options):
         truth, extra = row.pop("truth", None), row.setdefault("extra", {})
+        if options.get("split"):
+            row["split"] = options["split"]
         name = Path(row["video"] or row["clip_id"]).name if isinstance(row.get("video"), str) else row["clip_id"]
         row["group"] = Path(name).stem
         if options.get("group_by") == "block":  # the published split is by picture, so blocks have their own

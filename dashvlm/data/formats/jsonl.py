@@ -29,11 +29,14 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         root: folder with ``train.jsonl, val.jsonl, test.jsonl`` (at least one).
         options: ``group_regex``, whose first group names the recording in a video's name; ``encoding`` of the
             files where it is not UTF-8; ``event_time``: ``use`` or ``ignore``; ``reference``: what anchors are counted
-            from, since event times would be lost on ``clip_end``.
+            from, since event times would be lost on ``clip_end``; ``file`` and ``split``: one file instead.
 
     Raises:
         DataError: if no split file exists, or lines have event times that would not be used.
     """
+    if options.get("file"):
+        yield from _split_rows(root / str(options["file"]), str(options.get("split") or "train"), options)
+        return
     files = [(split, root / f"{split}.jsonl") for split in SPLITS]
     if not any(path.is_file() for _, path in files):
         raise DataError(

@@ -34,25 +34,26 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
     Args:
         root: the unpacked competition, or a snapshot of the hub's dataset.
-        options: ``file``: ``train`` (split here, by group) or ``test`` (Kaggle: all of it is the test split, without
-            labels); ``encoding`` of the tables where it is not UTF-8.
+        options: ``file``: ``train`` (split here, by group), ``test`` (Kaggle: all of it is the test split, without
+            labels) or a ``.csv`` with the columns of ``train.csv`` below the root; ``encoding`` of the tables where
+            it is not UTF-8.
 
     Raises:
         DataError: if a file, the video folder or a column is missing.
     """
     encoding = options.get("encoding")
     wanted = str(options.get("file") or "train")
-    if wanted not in ("train", "test"):
-        raise DataError("data.options.file must be train or test", got=wanted)
+    if wanted not in ("train", "test") and not wanted.endswith(".csv"):
+        raise DataError("data.options.file must be train, test or a .csv file", got=wanted)
     if wanted == "test":
         yield from _kaggle_test(root, encoding)
         return
     tables = sorted(p for kind in CLASSES for p in root.glob(f"*/{kind}/metadata.csv"))
-    if tables and not (root / "train.csv").is_file():
+    if tables and wanted == "train" and not (root / "train.csv").is_file():
         for table in tables:
             yield from _hub(root, table, encoding)
         return
-    table, videos = root / "train.csv", _video_folder(root, "train", "videos")
+    table, videos = root / ("train.csv" if wanted == "train" else wanted), _video_folder(root, "train", "videos")
     if not table.is_file() or videos is None:
         missing = [str(table)] * (not table.is_file())
         missing += [f"{root}/train/ or {root}/videos/ with 00000.mp4 ..."] * (videos is None)

@@ -35,15 +35,20 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
     Args:
         root: the unpacked challenge.
-        options: ``file``: ``train`` (split by group) or ``public_test`` (all of it is the test
-            split, without answers); ``group_by``: ``source`` recording or ``video``.
+        options: ``file``: ``train`` (split by group), ``public_test`` (all of it is the test
+            split, without answers) or a ``.json`` below the root; ``group_by``: ``source`` recording or ``video``.
 
     Raises:
         DataError: if the file is missing or not in the challenge's layout.
     """
     name = str(options.get("file") or "train")
-    if name not in ("train", "public_test"):
-        raise DataError("data.options.file must be train or public_test", got=name)
+    if name not in ("train", "public_test") and not name.endswith(".json"):
+        raise DataError("data.options.file must be train, public_test or a .json file", got=name)
+    if name.endswith(".json"):
+        if not (root / name).is_file():
+            raise DataError(f"data.options.file={name} is not in {root}", do="name a file below data.root")
+        yield from questions(root / name, root, False, options)
+        return
     places = [root / name / f"{name}.json", root / f"{name}.json"]
     path = next((p for p in places if p.is_file()), None)
     if path is None:
