@@ -549,7 +549,8 @@ def test_given_pairs_in_a_file_a_split_end_with_numbers(dashvlm, tmp_path):
         (tmp_path / f"pairs_{part[0]}.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     dashvlm(
         "train", "experiment=bvpi_dpo", "model=smolvlm2", "model.checkpoint=tiny", "task.pairs=given",
-        "start_from=null", f"data.root={tmp_path}", "data.options.files={train: pairs_t.jsonl, val: pairs_v.jsonl}", "trainer=cpu",
+        "start_from=null", f"data.root={tmp_path}",
+        "data.options.files={train: pairs_t.jsonl, val: pairs_v.jsonl}", "trainer=cpu",
         "trainer.precision=32-true", "trainer.max_steps=2", "trainer.accumulate_grad_batches=1",
         "data.frame_size=[48,64]", "objective.max_new_tokens=4",
     )  # fmt: skip
