@@ -22,7 +22,7 @@ from dashvlm.rules import flatten, near
 CONF = Path(__file__).resolve().parent.parent / "conf"
 FLAGS = ("-m", "--multirun")
 _PATH_KEY = re.compile(
-    r"(^|\.)(root|file|video|run|labels|pairs|checkpoint|start_from|output|predictions|captions|annotations|images"
+    r"(^|\.)(root|file|video|input|run|labels|pairs|checkpoint|start_from|output|predictions|captions|annotations|images"
     r"|clip_scores|base|output_dir|cache_dir|data_dir)$"
 )
 _PLAIN = re.compile(r"[\w./:+~@%-]*", re.ASCII)

@@ -1,19 +1,24 @@
-"""Risk over time of one video: a sliding anchor, from a finished run.
+"""What a finished run says of new videos, pictures and questions, without any answers.
 
-python -m dashvlm.predict run=runs/RUN video=clip.mp4 [stride_s=0.2] [overlay=true]
+python -m dashvlm.predict run=runs/RUN input=FILE|FOLDER|PATTERN|ROWS     (any task)
+python -m dashvlm.predict run=runs/RUN video=clip.mp4 [stride_s=0.2] [overlay=true]     (one video's risk, with a plot)
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
-from collections.abc import Sequence
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
 
+from dashvlm.errors import DataError
 from dashvlm.plaintext import cells, say
 
 
@@ -33,20 +38,26 @@ def predict(cfg: DictConfig) -> None:
 
     log_to_terminal()
     quiet_libraries()
-    if not cfg.run or not cfg.video:
+    if not cfg.run or bool(cfg.video) == bool(cfg.input):
         raise ConfigError(
-            "predict needs a run and a video", got=f"run={cfg.run}, video={cfg.video}",
-            do="python -m dashvlm.predict run=runs/RUN video=clip.mp4",
+            "predict needs a run, and either input or video",
+            got=f"run={cfg.run}, input={cfg.input}, video={cfg.video}",
+            do="python -m dashvlm.predict run=runs/RUN input=FOLDER, or video=clip.mp4 for the risk of one video",
         )  # fmt: skip
     if not cfg.stride_s > 0:
         raise ConfigError("stride_s must be above 0", got=str(cfg.stride_s), do="use 0.2")
+    if cfg.input:
+        paths = plain(cfg)["paths"]
+        folder = Path(cfg.output or f"{paths['output_dir']}/predict-{Path(cfg.run).name}-{Path(cfg.input).stem}")
+        predict_inputs(Path(cfg.run), str(cfg.input), paths, folder, float(cfg.stride_s))
+        return
     video, source = Path(cfg.video), Path(cfg.run)
     index = guarded(Limits(), video, "data.index", "index_video", video)  # an error before the model is loaded
     trained = read_config(source)["task"]["name"]
     if trained != "crash":
         raise ConfigError(
             "predict draws the risk of a yes/no task", got=f"task={trained}",
-            do="use `python -m dashvlm.evaluate run=... data=...`, which writes an answer for each clip",
+            do="use input= instead of video=, which writes an answer for each file or row",
         )  # fmt: skip
     config, module = load_run(source, plain(cfg)["paths"])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +75,130 @@ def predict(cfg: DictConfig) -> None:
     if cfg.overlay:
         draw_overlay(video, build_store(config), rows, folder / "risk.mp4")
     say(f"written: {folder}/")
+
+
+def predict_inputs(
+    source: Path, given: str, paths: Mapping[str, Any], folder: Path, stride_s: float = 0.2
+) -> list[dict[str, Any]]:
+    """Answer for each file or row of an input; typed again, it goes on where it stopped.
+
+    Args:
+        source: folder of a finished run.
+        given: see :func:`dashvlm.data.formats.inputs.read_inputs`.
+        paths: the ``paths`` group: ``cache_dir`` is used.
+        folder: where ``predictions.jsonl`` and ``predictions.csv`` go.
+        stride_s: seconds between the anchors of a risk.
+
+    Returns:
+        A mapping for each row, in order: ``id, file, status`` and, by task, ``risk`` (pairs of time and risk),
+        ``answer`` with ``probabilities``, or ``fields`` and ``text``. What cannot be read has status ``failed`` and
+        its ``problem``.
+
+    Raises:
+        DataError: if the input holds nothing.
+    """
+    import pandas as pd
+
+    from dashvlm.build import load_run
+    from dashvlm.checksums import sha256
+    from dashvlm.data.datamodule import ClipDataModule
+    from dashvlm.data.formats.inputs import read_inputs
+    from dashvlm.data.load import build_store
+    from dashvlm.data.manifest import build_manifest
+    from dashvlm.data.samples import build_samples
+    from dashvlm.fit import build_trainer
+    from dashvlm.results import write_json
+    from dashvlm.stored import read_json, read_lines
+
+    root, rows = read_inputs(given)  # an error before the model is loaded
+    config, module = load_run(source, paths)
+    options = {**config["data"], "reference": "clip_end", "negative_reference": "clip_end", "support_frames": "never"}
+    folder.mkdir(parents=True, exist_ok=True)
+    path, about = folder / "predictions.jsonl", folder / "about.json"
+    now = {"run": str(source), "weights": sha256(source / "trained.safetensors"), "input": given, "stride_s": stride_s}
+    same = about.is_file() and read_json(about) == now
+    done = {str(line.get("id")): line for line in read_lines(path)} if same and path.is_file() else {}
+    write_json(about, now)
+    store = build_store(config)
+    manifest = build_manifest("input", rows, root, store, {"test": 1.0}, 0, max_bad_fraction=1.0, require_videos=False)
+    samples = {s.clip.clip_id: s for s in build_samples(manifest.clips, {**options, "horizon_s": 0.0})[0]}
+    problems = {q.clip_id: q.reason for q in manifest.quarantine}
+    problems |= {i: str(s.clip.extra["failed"]) for i, s in samples.items() if "failed" in s.clip.extra}
+    names = {str(row["clip_id"]): row.get("video") for row in rows}
+    waiting = [i for i in names if i not in done]
+    say(f"{len(names)} inputs, {len(names) - len(waiting)} answered before")
+    trainer = build_trainer({**config, "trainer": {**config["trainer"], "progress": False}}, logger=False,
+                            enable_checkpointing=False)  # fmt: skip
+    loaders = ClipDataModule({}, store, module.collate, options, int(config["seed"]))
+    loaders.trainer = trainer
+    size, started = 4 * int(options["eval_batch_size"]), time.monotonic()
+    if module.task.evaluation == "binary":
+        import torch
+
+        module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        size = 1
+    with path.open("w", encoding="utf-8") as file:
+        for line in done.values():  # without a torn last line
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        for first in range(0, len(waiting), size):
+            part = waiting[first : first + size]
+            good = [samples[i] for i in part if i in samples and i not in problems]
+            if module.task.evaluation == "binary":
+                made = {s.clip.clip_id: _risk(config, module, s, stride_s) for s in good}
+            else:
+                trainer.predict(module, loaders.eval_dataloader(good), return_predictions=False) if good else None
+                made = {s.clip.clip_id: _answer(module.task, s, r) for s, r in zip(good, module.rows, strict=True)}
+            for i in part:
+                answer = made.get(i) or {"status": "failed", "problem": problems.get(i, "its history is too short")}
+                done[i] = {"id": i, "file": names[i], **answer}
+                file.write(json.dumps(done[i], ensure_ascii=False) + "\n")
+            file.flush()
+            left = (time.monotonic() - started) / (first + len(part)) * (len(waiting) - first - len(part))
+            say(f"{len(names) - len(waiting) + first + len(part)} of {len(names)}, about {left:.0f} s left", error=True)
+    found = [done[i] for i in names]
+    cells(pd.DataFrame([line for row in found for line in _flat(row)])).to_csv(folder / "predictions.csv", index=False)
+    states = Counter(row["status"] for row in found)
+    say(", ".join(f"{n} {state}" for state, n in states.most_common()))
+    say(f"written: {folder}/predictions.jsonl, predictions.csv")
+    return found
+
+
+def _risk(config: dict[str, Any], module: Any, sample: Any, stride_s: float) -> dict[str, Any]:
+    """Risk over time of one video, and its highest."""
+    try:
+        anchors = np.arange(0.0, sample.clip.duration_s, stride_s)
+        rows = risk_over_time(config, module, Path(sample.clip.path), anchors)
+    except DataError as error:
+        return {"status": "failed", "problem": str(error).splitlines()[0]}
+    top = max(rows, key=lambda row: row["risk"])
+    return {"status": "scored", "highest_risk": top["risk"], "at_s": top["time_s"],
+            "risk": [[row["time_s"], row["risk"]] for row in rows]}  # fmt: skip
+
+
+def _answer(task: Any, sample: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model says of a sample, in the task's words."""
+    if row.get("status") == "failed":
+        return {"status": "failed", "problem": "the file cannot be decoded"}
+    said: dict[str, Any] = {"status": row.get("status") or "scored"}
+    if task.choices:
+        probabilities = dict(zip(task.choices, row["scores"], strict=False))
+        best = max(probabilities, key=lambda name: probabilities[name])
+        texts = sample.clip.extra.get("choices") or ()
+        number = task.choices.index(best)
+        said |= {"answer": best, "probabilities": probabilities}
+        said |= {"option": texts[number]} if number < len(texts) else {}
+    else:
+        answer = row.get("answer")
+        said["fields"] = answer.get("fields", answer) if isinstance(answer, Mapping) else None
+    return said | ({"text": row["text"]} if row.get("text") is not None else {})
+
+
+def _flat(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row as lines of a table: one, or one for each anchor of a risk."""
+    plain = {k: v for k, v in row.items() if k not in ("risk", "probabilities", "fields")}
+    plain |= {f"p_{k}": v for k, v in (row.get("probabilities") or {}).items()}
+    plain |= {k: v for k, v in (row.get("fields") or {}).items() if k != "text"}
+    return [{**plain, "time_s": t, "risk": r} for t, r in row.get("risk") or ()] or [plain]
 
 
 def risk_over_time(

@@ -30,8 +30,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
             for a great many values (aliases of aliases).
     """
     text = _text(path, "yaml")
-    if _brackets(text) > MAX_DEPTH:
-        raise _unusable(path, "nested too deep")
     try:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -123,18 +121,6 @@ def _regular(path: Path) -> int:
     if not stat.S_ISREG(known.st_mode):
         raise _unusable(path, "no ordinary file")
     return known.st_size
-
-
-def _brackets(text: str) -> int:
-    """How deep brackets are nested at most; those inside texts count too, which no file of ours comes near."""
-    depth = most = 0
-    for char in text:
-        if char in "[{":
-            depth += 1
-            most = max(most, depth)
-        elif char in "]}":
-            depth = max(depth - 1, 0)
-    return most
 
 
 def _mapping(path: Path, value: Any) -> dict[str, Any]:

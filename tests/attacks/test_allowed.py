@@ -79,7 +79,7 @@ REASONS = {
         ("data/formats/jsonl.py", "write_text"), ("data/manifest.py", "write_text"), ("export.py", "shutil.rmtree"),
         ("export.py", "rename"), ("export.py", "write_text"), ("export.py", "save_pretrained"),
         ("export.py", "shutil.copyfile"), ("export.py", "save_file"), ("inspect.py", "write_text"),
-        ("label.py", "write_text"), ("label.py", "open w"), ("labels/ask.py", "open a"), ("predict.py", "to_csv"),
+        ("label.py", "write_text"), ("label.py", "open w"), ("labels/ask.py", "open a"), ("predict.py", "to_csv"), ("predict.py", "open w"),
         ("labels/ask.py", "write_bytes"), ("labels/own.py", "write_text"), ("report/__main__.py", "to_csv"),
         ("report/__main__.py", "write_text"), ("report/html.py", "write_text"), ("report/html.py", "savefig"),
         ("report/plots.py", "savefig"), ("report/study_report.py", "write_text"),
