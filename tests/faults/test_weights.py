@@ -127,6 +127,16 @@ def test_weights_that_are_not_listed_are_not_trusted(finished_run, tmp_path):
         checksums.verify_weights(run)
 
 
+def test_weights_and_files_that_are_gone_are_said(finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    (run / "leakage.json").unlink()
+    assert checksums.changed(run) == ["leakage.json"]
+    (run / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is damaged"):
+        checksums.verify_weights(run)
+
+
 DAMAGE = {
     "last": (LAST,), "previous": (BEFORE_LAST,), "best": (BEST,), "both": (LAST, BEFORE_LAST),
     "all": (LAST, BEFORE_LAST, BEST),
