@@ -92,7 +92,7 @@ def main(folder: Path) -> int:
             if not by_hand:  # the parent says it to the terminal, once
                 logging.getLogger().handlers[1:] = []
             log.warning("%s; the same command resumes", stop)
-            return stop.code
+            return 0 if rank else stop.code  # Lightning kills the first process where another one ends with an error
 
 
 def _main(folder: Path, rank: int) -> int:
