@@ -60,7 +60,9 @@ def export(cfg: DictConfig) -> None:
         )
     shutil.rmtree(folder / "merged", ignore_errors=True)
     unchecked.rename(folder / "merged")
-    (folder / "README.md").write_text(model_card(config, source, difference), encoding="utf-8")
+    (folder / "README.md").write_text(
+        model_card(config, source, difference, getattr(module.backbone.encoder, "processor", None)), encoding="utf-8"
+    )
     say(f"written: {folder}/")
 
 
@@ -142,7 +144,7 @@ def _untie(net: Any) -> None:
     base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
 
 
-def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
+def model_card(config: dict[str, Any], source: Path, difference: float, processor: Any = None) -> str:
     """Write a model card with the run's numbers, its data and how to load it."""
     from dashvlm.report.collect import read_result
     from dashvlm.report.tables import result_table, to_markdown
@@ -167,8 +169,15 @@ def model_card(config: dict[str, Any], source: Path, difference: float) -> str:
         "from peft import PeftModel\n"
         'merged = AutoModelForImageTextToText.from_pretrained("merged")\n'
         f'adapted = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{base}"), "adapter")\n'
-        "```\n"
+        "```\n" + (VIDEO_HALF if hasattr(processor, "video_processor") else "")
     )
+
+
+VIDEO_HALF = (
+    '\nThis family\'s processor has a video half: `AutoProcessor.from_pretrained("merged")` needs '
+    '`pip install torchvision`. Without it `dashvlm.backbones.processors.load_processor("merged")` loads the image '
+    "half, which is what was trained with.\n"
+)
 
 
 def _example(config: dict[str, Any], module: Any, dtype: Any = None) -> dict[str, Any]:

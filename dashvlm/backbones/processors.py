@@ -75,8 +75,12 @@ def _image_processor(checkpoint: str, revision: str | None) -> Any:
 
 def image_only(name: str, images: Any, tokenizer: Any, chat_template: str, options: Mapping[str, Any]) -> Any:
     """Build a processor of the class ``name`` without its video half."""
+    base = getattr(transformers, name, None)  # the name may come from a stranger's file
+    if not (isinstance(base, type) and issubclass(base, transformers.ProcessorMixin)):
+        raise CheckpointError("processor_class is no processor of transformers", got=str(name)[:100],
+                              do="take the checkpoint from where it was published")  # fmt: skip
     stub = types.SimpleNamespace(num_frames=None, fps=None, model_input_names=[], valid_kwargs=None)
-    return _lenient(getattr(transformers, name))(images, tokenizer, stub, chat_template=chat_template, **options)
+    return _lenient(base)(images, tokenizer, stub, chat_template=chat_template, **options)
 
 
 def save_processor(processor: Any, folder: Path) -> None:

@@ -131,3 +131,11 @@ def test_reading_only_a_configuration_runs_and_asks_nothing(dashvlm, checkpoint,
         assert not canary.exists()
         assert done.returncode == 2
         assert "Traceback" not in done.stderr, done.stderr[-1500:]
+
+
+@pytest.mark.parametrize("name", ["pipeline", "Trainer", "AutoModel", "os", "SmolVLMConfig", ""])
+def test_a_checkpoint_names_processors_only(name):
+    from dashvlm.backbones.processors import image_only
+
+    with pytest.raises(DashVLMError, match="no processor of transformers"):
+        image_only(name, None, None, "", {})
