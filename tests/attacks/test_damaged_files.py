@@ -216,3 +216,15 @@ def test_a_report_opens_no_picture_outside_the_data(dashvlm, copied, tmp_path):
     assert _allowed(str(link / "a.png"), copied, str(link), cache) is None
     (link / "b.png").write_bytes(secret.read_bytes())
     assert _allowed(str(link / "b.png"), copied, str(link), cache) == str(link / "b.png")
+
+
+def test_all_files_of_a_clip_must_lie_in_the_data(tmp_path):
+    from dashvlm.data.pictures import SEPARATOR, lies_in
+
+    root = tmp_path / "data"
+    (root / "walk").mkdir(parents=True)
+    (root / "walk" / "1.png").write_bytes(b"x")
+    assert lies_in(root, root / "walk")
+    assert not lies_in(root, root / f"walk{SEPARATOR}/etc/passwd")
+    (root / "walk" / "2.png").symlink_to("/etc/passwd")
+    assert not lies_in(root, root / "walk")
