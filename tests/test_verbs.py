@@ -151,7 +151,7 @@ def test_predict_explains_a_bad_video_and_a_bad_run(run, dashvlm, tmp_path):
     for words, message in (
         ([f"run={run}", f"video={tmp_path}/bad.mp4"], "not a readable video"),
         ([f"run={tmp_path}", f"video={tmp_path}/bad.mp4"], "not a readable video"),
-        ([f"run={run}"], "predict needs a run and a video"),
+        ([f"run={run}"], "either input or video"),
     ):
         done = dashvlm("predict", *words, check=False)
         assert done.returncode == 2
