@@ -17,19 +17,31 @@ from dashvlm.plaintext import visible
 
 # Not every token is one: pad_token and image_token_id are part of what a model is.
 _NAME = re.compile(
-    r"(?:^|[_.-])(?:api_?-?key|secret\w*|passw\w*|pwd|credentials?|authorization|cookie|private_?key"
-    r"|(?:access|auth|hub|hf|bearer|refresh)_?token)$|(?:^|\.)token$",
+    r"(?:^|[_.-])(?:(?:api|access|auth|secret|private|signing|ssh|encryption|account|wandb|openai|hf)[_-]?keys?"
+    r"|(?:access|auth|oauth|hub|hf|bearer|refresh|session|bot|api|user|my)[_-]?token|secrets?|client[_-]?secret"
+    r"|passw\w*|passphrase|pass|pwd|credentials?|authorization|auth|bearer|cookies?|connection[_-]?string)(?:_?\d+)?$"
+    r"|(?:^|\.)token$|secret_\w+$",
     re.IGNORECASE,
 )
 _VARIABLE = re.compile(
-    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET\w*|PASSW\w*|PASSPHRASE|CREDENTIALS?|PAT)(?:$|_)|_PWD$", re.IGNORECASE
+    r"(?:^|_)(?:API_?KEY|KEY|TOKEN|SECRET\w*|PASSW\w*|PASS|PASSPHRASE|CREDENTIALS?|PAT)(?:$|_)|_PWD$", re.IGNORECASE
 )
 _TOKEN = re.compile(
-    r"\b(?:sk-[\w-]{16,}|hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|AKIA[A-Z0-9]{16}"
-    r"|xox[abprs]-[\w-]{10,}|glpat-[\w-]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})|(?<=Bearer )[\w.~+/-]{8,}=*"
+    r"\b(?:sk-(?:[a-z0-9]{2,8}-){0,3}[A-Za-z0-9_]{16,}|[sr]k_(?:live|test)_\w{16,}|hf_[A-Za-z0-9]{30,}"
+    r"|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|A[KS]IA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|glpat-[\w-]{16,}"
+    r"|nvapi-[\w-]{16,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]{10,})"
+    r"|(?<=Bearer )(?=\S*\d)[\w.~+/-]{8,}=*|(?<=Basic )(?=\S*\d)[A-Za-z0-9+/]{12,}=*"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*"
+    r"|(?<=[?&])(?:api_?key|access_token|token|password|secret|sig)=[^&\s]{6,}"
 )
 # A name before the @ is no secret (git@host), a password or a token is.
-_USER = re.compile(r"(?<=://)(?:[^\s/@'\":]*:[^\s/@'\"]+|(?=[^\s/@]*\d)[^\s/@'\"]{8,}|[^\s/@'\"]{16,})(?=@)")
+_USER = re.compile(
+    r"(?<=://)[^\s/@'\":]*:[^\s/@'\"]+(?=@)|(?<=https://)(?:(?=[^\s/@]*\d)[^\s/@'\"]{20,}|[^\s/@'\"]{32,})(?=@)"
+)
+# In a message: password=..., 'api_key': '...'
+_SAID = re.compile(
+    r"(?i)(\b(?:api[_-]?key|passw(?:or)?d|secret|(?:access|auth|hf)_token)['\"]?\s*[=:]\s*['\"]?)[^\s'\",}&]{6,}"
+)
 _WORD = re.compile(r"^([~+]*[\w.@/-]+)=(.+)$", re.DOTALL)
 HIDDEN = "<redacted>"
 
@@ -57,6 +69,8 @@ def redact(node: Any, name: str = "") -> Any:
         return {k: redact(v, f"{name}.{k}" if name else str(k)) for k, v in node.items()}
     if isinstance(node, list | tuple):
         return [redact(v, name) for v in node]
+    if isinstance(node, int | float) and not isinstance(node, bool) and _secret_name(name):
+        return HIDDEN
     if not isinstance(node, str) or not node:
         return node
     said = _WORD.match(node)
@@ -74,7 +88,7 @@ def clean(text: str) -> str:
     """
     for value in _environment():
         text = text.replace(value, HIDDEN)
-    return _TOKEN.sub(HIDDEN, _USER.sub(HIDDEN, text))
+    return _SAID.sub(rf"\1{HIDDEN}", _TOKEN.sub(HIDDEN, _USER.sub(HIDDEN, text)))
 
 
 class CleanFormatter(logging.Formatter):
@@ -88,10 +102,14 @@ class CleanFormatter(logging.Formatter):
 def _secrets(node: Any, name: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, Mapping):
         for key, value in node.items():
+            if _TOKEN.search(str(key)):
+                yield f"{name}: a key" if name else "a key", str(key)
             yield from _secrets(value, f"{name}.{key}" if name else str(key))
     elif isinstance(node, list | tuple):
         for value in node:
             yield from _secrets(value, name)
+    elif isinstance(node, int | float) and not isinstance(node, bool) and _secret_name(name):
+        yield name, str(node)
     elif isinstance(node, str) and node:
         word = _WORD.match(node)
         if word and not _secret_name(name):
@@ -105,7 +123,8 @@ def _secrets(node: Any, name: str) -> Iterator[tuple[str, str]]:
 
 
 def _secret_name(name: str) -> bool:
-    return bool(_NAME.search(name.lstrip("+~").split("@")[0]))
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("+~").split("@")[0])  # apiKey is api_Key
+    return bool(_NAME.search(plain))
 
 
 def _environment() -> list[str]:

@@ -12,7 +12,7 @@ from dashvlm.redaction import HIDDEN, clean, problems, redact
 from tests.conftest import ROOT, SMALL, Trials
 
 CANARY = "canary7f3a9c2e5b1d"
-TOKEN = f"hf_{CANARY}AbCdEfGh"
+TOKEN = f"hf_{CANARY}AbCdEfGhIjKlMnOpQr"
 WORDS = {
     "new key": [f"+logger.api_key={CANARY}"],
     "nested key": [f"+model.loader_options.auth.token={CANARY}"],
@@ -21,8 +21,8 @@ WORDS = {
     "list of dictionaries": [f"+data.options.x=[{{secret: {CANARY}}}]"],
     "quoted dictionary": [f"+data.options.x={{'api_key': '{CANARY}'}}"],
     "url user": [f"data.root=https://me:{CANARY}@host/data"],
-    "url user without password": [f"data.root=https://{CANARY}@host/data"],
-    "git address": [f"model.checkpoint=git+ssh://{CANARY}@host/x"],
+    "url user without password": [f"data.root=https://{TOKEN}@host/data"],
+    "git address": [f"model.checkpoint=git+https://{TOKEN}@host/x"],
     "header": [f"+model.loader_options.headers={{Authorization: Bearer {CANARY}}}"],
     "bearer as a value": [f"+logger.note='Bearer {CANARY}'"],
     "token as a value": [f"logger.project={TOKEN}"],
@@ -35,6 +35,12 @@ WORDS = {
     "password": [f"+data.options.passwd={CANARY}"],
     "cookie": [f"+data.options.cookie={CANARY}"],
     "private key": [f"+data.options.private_key={CANARY}"],
+    "camel case": [f"+data.options.openaiApiKey={CANARY}"],
+    "a number": ["+data.options.api_key=7316492"],
+    "query": [f"data.root='https://host/x?api_key={CANARY}'"],
+    "session token": [f"+data.options.session_token={CANARY}"],
+    "numbered": [f"+data.options.api_key_1={CANARY}"],
+    "a key of a dictionary": [f"+data.options.x={{{TOKEN}: 1}}"],
     "credentials": [f"+data.options.credentials={CANARY}"],
 }
 ENVIRONMENT = {"MY_API_KEY": f"{CANARY}-of-mine", "HF_TOKEN": TOKEN, "WANDB_API_KEY": f"{CANARY}{CANARY}{CANARY}"[:40]}
@@ -73,6 +79,9 @@ def test_what_is_no_secret_is_left_alone():
              "root": "/data/a@b", "url": "https://host/path@x", "tokenizer": {"special": ["<image>"]},
              "overrides": ["data.options.num_drives=4", "start_from=[a=b]"]}  # fmt: skip
     plain |= {"repository": "git+ssh://git@github.com/a/b", "server": "ssh://user@host/x",
+              "names": ["s3://bucket12345678@eu/x", "sk-learn-based-model-name-long", "/data/sk-long-name-12345",
+                        "sk-SK-slovak-dataset-2024", "hf_SmolVLM2Instruct256M", "http://somelongusername12@host/x",
+                        "Bearer documents", "https://medium.com/@user/post", "https://cdn/@scope/pkg@1.2.3/file"],
               "words": ["task.question='Is the token: visible?'", "data.root=/home/me@work/x"]}  # fmt: skip
     assert problems(plain) == []
     assert redact(plain) == plain
@@ -91,7 +100,16 @@ def test_variables_that_are_no_secrets_are_left_alone(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", [f"https://me:{CANARY}@host/v1", f"Authorization: Bearer {CANARY}", TOKEN, f"sk-{CANARY}{CANARY}"]
+    "text",
+    [
+        f"https://me:{CANARY}@host/v1",
+        f"Authorization: Bearer {CANARY}",
+        TOKEN,
+        f"sk-{CANARY}{CANARY}",
+        f"login failed api_key={CANARY}, again",
+        f"{{'password': '{CANARY}'}}",
+        f"https://h/?token={CANARY}&x=1",
+    ],
 )
 def test_messages_are_cleaned(text):
     assert CANARY not in clean(f"error at {text} today")
