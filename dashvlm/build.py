@@ -25,7 +25,8 @@ from dashvlm.data.manifest import Manifest, Quarantined, limited
 from dashvlm.data.samples import build_samples, union_of_times, with_demos
 from dashvlm.data.sampling import Times
 from dashvlm.errors import CheckpointError, ConfigError, DataError
-from dashvlm.stored import read_yaml
+from dashvlm.rules import check
+from dashvlm.stored import is_name, read_yaml
 from dashvlm.targets import construct, resolve
 from dashvlm.tasks.base import Task, make_task, observe
 from dashvlm.training.module import VLMModule
@@ -265,6 +266,28 @@ def part_census(module: VLMModule) -> list[dict[str, Any]]:
     return census(module.backbone, own)
 
 
+def at_home(folder: Path, cfg: Config, paths: Config) -> dict[str, Any]:
+    """A run's configuration on this machine, checked: its own places and its limits of the store are not used.
+
+    Raises:
+        ConfigError: if it breaks a rule.
+    """
+    lacking = [
+        g for g in ("model", "task", "data", "objective", "peft", "trainer") if not isinstance(cfg.get(g), Mapping)
+    ]
+    errors = [f"{group}: missing" for group in lacking] or check(cfg)
+    if errors:
+        raise ConfigError(
+            f"{folder}/config.yaml cannot be used", got="\n       ".join(errors),
+            do="copy the run's folder again from where it was made",
+        )  # fmt: skip
+    data = {**cfg["data"], "store_gb": float("inf"), "decode_timeout_s": 60.0, "decode_memory_gb": 8.0}
+    if data.get("name") == "synthetic":  # it is rendered where it is missing
+        name = Path(str(data["root"])).name
+        data["root"] = str(Path(paths["cache_dir"]) / "synthetic" / (name if is_name(name) else "unnamed"))
+    return {**cfg, "paths": dict(paths), "data": data}
+
+
 def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tuple[dict[str, Any], VLMModule]:
     """Load a finished run: its configuration and its module with the trained weights.
 
@@ -278,11 +301,11 @@ def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tupl
         ConfigError: if the folder is not a run's.
         CheckpointError: if its weights are missing or do not fit.
     """
-    cfg = {**(changed or read_config(folder)), "paths": dict(paths)}
+    cfg = {**changed, "paths": dict(paths)} if changed else at_home(folder, read_config(folder), paths)
     path = folder / "trained.safetensors"
     if cfg["model"]["_target_"] == "dashvlm.backbones.api.load":  # its address would get this user's key and pictures
         raise ConfigError(f"{folder} names a model behind an endpoint", do="use `evaluate model=openai` without run=")
-    if not path.exists():
+    if not path.is_file():
         raise CheckpointError(
             f"{folder} has no trained.safetensors",
             got="the run is not finished",
@@ -293,7 +316,7 @@ def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tupl
         log.warning("%s: changed after the run: %s", folder, ", ".join(changed_files(folder)))
     module = build_module(cfg, for_training=False)
     start = folder / "start.safetensors"
-    if start.exists():  # what the run is measured against
+    if start.is_file():  # what the run is measured against
         load_trained(module, read_safetensors(start), str(start))
         module.on_start()
     load_trained(module, read_safetensors(path), str(path))

@@ -92,7 +92,7 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
                 raise
             failure.append(unusable(error, _output_of(cfg)))
             return None
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError, MemoryError) as error:
             if not _changed_run(cfg):
                 raise
             failure.append(

@@ -20,7 +20,7 @@ from dashvlm.stored import read_json, read_yaml
 def evaluate(cfg: DictConfig) -> None:
     """Write predictions and ``result.json`` into a folder of their own and print the table."""
     from dashvlm import checksums
-    from dashvlm.build import build_module, load_run, prepare_data, read_config
+    from dashvlm.build import at_home, build_module, load_run, prepare_data, read_config
     from dashvlm.cli import log_to_terminal
     from dashvlm.config import plain, refuse
     from dashvlm.content import checkpoint_fingerprint
@@ -39,7 +39,7 @@ def evaluate(cfg: DictConfig) -> None:
     config = plain(cfg)
     source = config.pop("run")
     if source:
-        trained = read_config(Path(source))
+        trained = at_home(Path(source), read_config(Path(source)), config["paths"])
         if trained["task"].get("reasoning") == "auto":  # the run's own answer, whatever became of its label file
             trained["task"]["reasoning"] = bool(trained["data"].get("labels"))
         trained["data"] |= {"labels": None, "pairs": None}
@@ -128,6 +128,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     if asked["data"]["name"] == trained["data"]["name"]:
         data["options"] = {**asked["data"]["options"], **trained["data"]["options"]}
         data["root"] = trained["data"]["root"]
+    data |= {key: asked["data"][key] for key in ("store_gb", "decode_timeout_s", "decode_memory_gb")}
     for key, value in flatten(asked["data"]).items():
         top, _, rest = key.partition(".")
         if f"data.{key}" in said and rest:

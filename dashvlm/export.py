@@ -27,6 +27,7 @@ def export(cfg: DictConfig) -> None:
     from dashvlm.cli import log_to_terminal
     from dashvlm.config import plain
     from dashvlm.errors import CheckpointError, ConfigError
+    from dashvlm.results import own
     from dashvlm.run import quiet_libraries
 
     log_to_terminal()
@@ -37,13 +38,15 @@ def export(cfg: DictConfig) -> None:
         raise ConfigError(f"merge_into={cfg.merge_into} is unknown", do=f"use one of {', '.join(INTO)}")
     source = Path(cfg.run)
     config, module = load_run(source, plain(cfg)["paths"])
-    folder = Path(cfg.output or source / "export")
+    folder = Path(cfg.output) if cfg.output else own(source / "export")  # a run of somebody else may hold links
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter", "merged", "merged.unchecked", "README.md"):
+        own(folder / name)
     if (source / "adapter").is_dir():
         (folder / "adapter").mkdir(exist_ok=True)
         for file in (source / "adapter").iterdir():
-            if file.is_file() and not file.is_symlink():  # a run of somebody else may link to what is not its own
-                shutil.copyfile(file, folder / "adapter" / file.name)
+            if file.is_file() and not file.is_symlink():
+                shutil.copyfile(file, own(folder / "adapter" / file.name))
     unchecked = folder / "merged.unchecked"
     shutil.rmtree(unchecked, ignore_errors=True)
     difference = merge(config, module, source, unchecked, str(cfg.merge_into))

@@ -80,7 +80,8 @@ def latex(text: Any) -> str:
         >>> latex("\\input{x} 50 %")
         '\\textbackslash{}input\\{x\\} 50 \\%'
     """
-    return "".join(_LATEX.get(c, c) for c in visible(" ".join(str(text).split())))
+    safe = "".join(_LATEX.get(c, c) for c in visible(" ".join(str(text).split())))
+    return f"{{{safe[0]}}}{safe[1:]}" if safe[:1] in ("[", "*") else safe  # behind \\\\ these are an option
 
 
 def say(text: str = "", error: bool = False) -> None:

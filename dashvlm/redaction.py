@@ -19,7 +19,7 @@ from dashvlm.plaintext import visible
 _NAME = re.compile(
     r"(?:^|[_.-])(?:(?:api|access|auth|secret|private|signing|ssh|encryption|account|wandb|openai|hf)[_-]?keys?"
     r"|(?:access|auth|oauth|hub|hf|bearer|refresh|session|bot|api|user|my)[_-]?token|secrets?|client[_-]?secret"
-    r"|passw\w*|passphrase|pass|pwd|credentials?|authorization|auth|bearer|cookies?|connection[_-]?string)(?:_?\d+)?$"
+    r"|passw(?:or)?ds?|passwd|passphrase|pass|pwd|credentials?|authorization|auth|bearer|cookies?|connection[_-]?string)(?:_?\d+)?$"
     r"|(?:^|\.)token$|secret_\w+$",
     re.IGNORECASE,
 )
@@ -54,6 +54,8 @@ def problems(node: Any, name: str = "") -> list[str]:
         'logger.api_key: holds a secret; keep it in the environment, such as HF_TOKEN, WANDB_API_KEY or OPENAI_API_KEY'
     """
     where = "; keep it in the environment, such as HF_TOKEN, WANDB_API_KEY or OPENAI_API_KEY"
+    if isinstance(node, str) and any(_VARIABLE.search(v) for v in re.findall(r"oc\.env:\s*(\w+)", node)):
+        return [f"{node.partition('=')[0]}: holds a secret{where}"]  # whatever resolves it, and wherever it is shown
     found = [f"{key or 'a word'}: holds a secret{where}" for key, _ in _secrets(node, name)]
     return list(dict.fromkeys(found))
 
@@ -118,13 +120,23 @@ def _secrets(node: Any, name: str) -> Iterator[tuple[str, str]]:
             if any(_secret_name(key) for key in (inner, *keys)):
                 yield (f"{name} ({inner})" if name else inner), node
                 return
-        if _secret_name(name) or _TOKEN.search(node) or _USER.search(node) or any(v in node for v in _environment()):
+        if (
+            _secret_name(name)
+            or _TOKEN.search(node)
+            or _USER.search(node)
+            or any(_is_in(v, node) for v in _environment())
+        ):
             yield name or (word[1] if word else ""), node
 
 
 def _secret_name(name: str) -> bool:
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.lstrip("+~").split("@")[0])  # apiKey is api_Key
     return bool(_NAME.search(plain))
+
+
+def _is_in(value: str, text: str) -> bool:
+    """Whether a secret is a text or, where it is long enough to be no coincidence, a part of it."""
+    return value == text or (len(value) >= 16 and value in text)
 
 
 def _environment() -> list[str]:

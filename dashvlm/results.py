@@ -21,6 +21,13 @@ def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     _write(path, yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True))
 
 
+def own(path: Path) -> Path:
+    """A place to write to: a link that lies there, perhaps a stranger's, is taken away and not followed."""
+    if path.is_symlink():
+        path.unlink()
+    return path
+
+
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")

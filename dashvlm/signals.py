@@ -82,6 +82,9 @@ def stoppable() -> Iterator[None]:
     install()
     try:
         yield
+    except Interrupted:
+        before = dict.fromkeys(STOPPING, signal.SIG_IGN)  # the same one may arrive again while the process ends
+        raise
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler if handler is not None else signal.SIG_DFL)

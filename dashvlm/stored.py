@@ -22,6 +22,16 @@ MAX_DEPTH = 60
 MAX_CELLS = 200_000_000
 
 
+class _Plain(yaml.SafeLoader):
+    """YAML without merge keys, which stand for more than they are: nine lines may mean gigabytes."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Refuse ``<<``."""
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a merge key (<<)", node.start_mark)
+        super().flatten_mapping(node)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -31,9 +41,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     text = _text(path, "yaml")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=_Plain)  # a SafeLoader
     except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise _unusable(path, " ".join(str(error).split())[:200] or "nested too deep") from error
+        # Not the line itself: the file may be a link to another one.
+        raise _unusable(path, str(getattr(error, "problem", None) or type(error).__name__)[:200]) from error
     return _mapping(path, value)
 
 

@@ -253,7 +253,9 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
         if status == "done":
             _say(folder, "done before, skipped (remove the folder to run it again, with another logger say)")
             return 0
-        if status in ("failed", "oom") and not read_result(folder).get("resumable"):
+        if status == "damaged":
+            _say(folder, "result.json or failed.json is damaged, running again")
+        elif status in ("failed", "oom") and not read_result(folder).get("resumable"):
             _say(folder, "failed before, running again")
             for path in (folder / "checkpoints").glob("*.ckpt"):
                 path.unlink()

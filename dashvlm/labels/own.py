@@ -22,14 +22,14 @@ def write_pairs(config: dict[str, Any]) -> Path:
     Raises:
         ConfigError: if no answer was wrong.
     """
-    from dashvlm.build import load_run, prepare_data, read_config
+    from dashvlm.build import at_home, load_run, prepare_data, read_config
     from dashvlm.data.datamodule import ClipDataModule
     from dashvlm.fit import build_trainer
     from dashvlm.run import quiet_libraries
 
     quiet_libraries()
     source = Path(config["teacher"]["run"])
-    trained = {**read_config(source), "paths": config["paths"], "trainer": config["trainer"]}
+    trained = at_home(source, {**read_config(source), "trainer": config["trainer"]}, config["paths"])
     _, module = load_run(source, config["paths"])
     module.options["generate"] = True
     data = prepare_data(trained)

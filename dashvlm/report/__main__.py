@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from dashvlm.plaintext import cells, say
+from dashvlm.results import own
 from dashvlm.stored import read_table
 
 
@@ -89,7 +90,7 @@ def report_runs(options: dict[str, Any]) -> None:
             do="train one first, or name another folder: paths.output_dir=FOLDER",
         )
     table = collect(folders)
-    cells(table).to_csv(output / "report.csv", index=False)
+    cells(table).to_csv(own(output / "report.csv"), index=False)
     if "task.name" not in table:
         table["task.name"] = None
     parts, latex, pictures, said = [], [], [], {}
@@ -97,19 +98,25 @@ def report_runs(options: dict[str, Any]) -> None:
         shown = mine.dropna(axis=1, how="all")
         axes = axes_of(shown, list(options["axes"]))[: int(options["max_axes"])]
         header, body = sweep_rows(ordered(shown, axes), axes)
-        notes = notes_of(shown) + comparison_notes(output, shown)
+        notes = notes_of(shown)
+        try:
+            notes += comparison_notes(output, shown)
+        except (TypeError, ValueError, LookupError, AttributeError) as error:  # of rows that are not as written
+            notes.append(f"not compared: {type(error).__name__}: {error}"[:200])
         said[str(task)] = notes
         title = f"{len(mine)} runs of {task} in {output}"
         print_table(title, header, body, notes)
         parts.append(f"### {title}\n\n{to_markdown(header, body, notes)}")
         latex.append(to_latex(title, header, body))
-        made = plot_sweep(shown, axes, output / sweep_picture(task))
+        made = plot_sweep(shown, axes, own(output / sweep_picture(task)))
         pictures += [made.name] if made else []
-    (output / "report.md").write_text("\n".join(parts), encoding="utf-8")
-    (output / "report.tex").write_text("\n".join(latex), encoding="utf-8")
+    own(output / "report.md").write_text("\n".join(parts), encoding="utf-8")
+    own(output / "report.tex").write_text("\n".join(latex), encoding="utf-8")
     names = ["report.csv", "report.md", "report.tex", *pictures]
     if options["html"]:
-        names.append(write_html(folders, table, output / "report.html", Path(options["paths"]["cache_dir"]), said).name)
+        names.append(
+            write_html(folders, table, own(output / "report.html"), Path(options["paths"]["cache_dir"]), said).name
+        )
     say(f"written: {output}/{', '.join(names)}")
 
 
@@ -147,9 +154,9 @@ def report_comparison(folders: list[Path], output: Path) -> None:
     title = f"{PRIMARY[kind]}, paired by sample, groups resampled together; against {folders[0].name}"
     print_table(title, header, body)
     output.mkdir(parents=True, exist_ok=True)
-    cells(pd.DataFrame(body, columns=header)).to_csv(output / "compare.csv", index=False)
-    (output / "compare.md").write_text(f"### {title}\n\n{to_markdown(header, body)}", encoding="utf-8")
-    (output / "compare.tex").write_text(to_latex(title, header, body), encoding="utf-8")
+    cells(pd.DataFrame(body, columns=header)).to_csv(own(output / "compare.csv"), index=False)
+    own(output / "compare.md").write_text(f"### {title}\n\n{to_markdown(header, body)}", encoding="utf-8")
+    own(output / "compare.tex").write_text(to_latex(title, header, body), encoding="utf-8")
     say(f"written: {output}/compare.csv, compare.md, compare.tex")
 
 

@@ -19,6 +19,8 @@ GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "traine
 SHAPE = {"metrics": dict, "baselines": dict, "counts": dict, "alarms": list, "parameters": list, "feasibility": list,
          "seconds": dict, "overrides": list}  # fmt: skip
 """What ``result.json`` holds, where it holds it."""
+NAMES = ("model.name", "task.name", "data.name", "objective.name", "peft.method")
+MAX_IDENTITY = 100_000
 FIRST = ("model.name", "model.checkpoint", "objective.name", "data.name", "data.num_frames", "data.frame_interval_s",
          "data.pixels", "peft.method", "peft.rank", "start_from", "trainer.max_steps", "optim.lr", "seed")  # fmt: skip
 """Keys that a reader looks for first, where runs differ in many."""
@@ -27,7 +29,11 @@ FIRST = ("model.name", "model.checkpoint", "objective.name", "data.name", "data.
 def run_status(folder: Path) -> str:
     """Say how a run stands: done, failed, oom, broken (started, not ended) or missing."""
     if (folder / "result.json").is_file():
-        return "done"
+        try:
+            found = read_json(folder / "result.json")
+        except DataError:
+            return "damaged"
+        return "done" if found.get("status") == "done" and isinstance(found.get("metrics"), dict) else "damaged"
     if (folder / "failed.json").is_file():
         try:
             known = read_json(folder / "failed.json")
@@ -42,7 +48,7 @@ def read_result(folder: Path) -> dict[str, Any]:
     status = run_status(folder)
     known: dict[str, Any] = {"run_id": folder.name, "status": status}
     try:
-        if status == "done":
+        if status in ("done", "damaged") and (folder / "result.json").is_file():
             found = read_json(folder / "result.json")
             odd = [k for k, kind in SHAPE.items() if not isinstance(found.get(k, kind()), kind)]
             odd += [k for k in ("status", "metrics") if k not in found]
@@ -94,16 +100,19 @@ def _row(folder: Path) -> dict[str, Any]:
             row |= _columns(name, value)
     if result["status"] == "done":
         row["evaluation"] = result.get("evaluation", "binary")
+        if row["evaluation"] not in ("binary", "choice", "scene", "caption"):
+            raise TypeError(f"evaluation {str(row['evaluation'])[:40]!r} is not known")
         row["primary_metric"] = result.get("primary_metric", "roc_auc")
     row["alarms"] = " | ".join([*(result.get("alarms") or []), *_by_hand(folder)])
     said = str(result.get("message") or row.get("message") or "")
     row["message"] = said.splitlines()[0] if said else ""
-    row["seconds"] = (result.get("seconds") or {}).get("all")
+    row["seconds"] = _number((result.get("seconds") or {}).get("all"))
+    _number(result.get("devices"))
     row["gpu_hours"] = row["seconds"] * result["devices"] / 3600 if result.get("device", "cpu") != "cpu" else None
-    row["peak_memory_gb"] = result.get("peak_memory_gb")
+    row["peak_memory_gb"] = _number(result.get("peak_memory_gb"))
     parts = result.get("parameters") or []
-    row["trainable"] = parts[-1]["trainable"] if parts else None
-    row["latency"] = result.get("latency_s")
+    row["trainable"] = _number(parts[-1]["trainable"]) if parts else None
+    row["latency"] = _number(result.get("latency_s"))
     points = result.get("feasibility") or []
     row["feasible"] = f"{points[0]['feasible']}/{points[0]['clips']}" if points else ""
     return row
@@ -158,5 +167,26 @@ def label_of(row: Mapping[str, Any], axes: Iterable[str]) -> str:
     return ", ".join(parts) or str(row["run_id"])
 
 
+def _named(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a group, if it is there, has a name that is a text."""
+    group, _, name = key.partition(".")
+    node = config.get(group)
+    return node is None or (isinstance(node, Mapping) and isinstance(node.get(name, ""), str))
+
+
+def _number(value: Any) -> Any:
+    """A number, or None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e15):
+        raise TypeError(f"{str(value)[:40]!r} is no number")
+    return value
+
+
 def _columns(name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    if name.split(".")[0] in (*GROUPS, "run_id", "status"):  # it would stand for a setting
+        raise TypeError(f"{name!r} is no metric")
+    value = {k: _number(value[k]) for k in ("value", "low", "high")}
     return {name: value["value"], f"{name}.low": value["low"], f"{name}.high": value["high"]}

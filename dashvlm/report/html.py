@@ -20,6 +20,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.guard import Limits
 from dashvlm.data.pictures import lies_in
 from dashvlm.errors import DataError
 from dashvlm.identity import FETCHED
@@ -28,10 +29,12 @@ from dashvlm.metrics.compare import row_scores
 from dashvlm.report.collect import axes_of, label_of, ordered, read_result
 from dashvlm.report.plots import STYLE
 from dashvlm.report.tables import COSTS, SHOWN, cell, cost, paid
+from dashvlm.rules import check
 from dashvlm.stored import read_table, read_yaml
 
 SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""
+MAX_PICTURE_BYTES = 20 << 20
 NEEDED = ("primary", "target", "score")
 MOST = 8
 """Frames of a sample that it shows."""
@@ -112,17 +115,25 @@ def _key(value: Any) -> Any:
 
 def _pictures(sweep: Path, runs: Sequence[Path], kind: str, labels: Mapping[str, str]) -> list[dict[str, Any]]:
     made: list[dict[str, Any]] = []
-    if sweep.is_file():
+    if _is_picture(sweep):
         made.append({"title": "the sweep", "data": base64.b64encode(sweep.read_bytes()).decode(), "folded": False})
     if kind == "binary" and runs:
         title = "ROC, precision and recall, reliability of all runs"
         made.append({"title": title, "data": _overlay(runs, labels), "folded": False})
     for run in runs:
         curves = run / "plots" / "curves.png"
-        if curves.is_file() and len(runs) <= 6:
+        if len(runs) <= 6 and _is_picture(curves):
             data = base64.b64encode(curves.read_bytes()).decode()
             made.append({"title": labels[run.name], "data": data, "folded": True})
     return made
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a PNG lies here, and no link to another file: what is read goes into the page."""
+    if path.is_symlink() or path.parent.is_symlink() or not path.is_file() or path.stat().st_size > MAX_PICTURE_BYTES:
+        return False
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89PNG\r\n\x1a\n"
 
 
 def _overlay(runs: Sequence[Path], labels: Mapping[str, str]) -> str:
@@ -164,7 +175,7 @@ def _galleries(runs: Sequence[Path], cache: Path) -> tuple[dict[Path, list[dict[
     for run in runs:
         try:
             made[run] = gallery(run, cache)
-        except (DataError, LookupError, TypeError, ValueError) as error:
+        except (DataError, LookupError, TypeError, ValueError, OverflowError) as error:
             damaged.append(f"no samples of {run.name}: {error}".split("\n")[0])
     return made, damaged
 
@@ -172,6 +183,9 @@ def _galleries(runs: Sequence[Path], cache: Path) -> tuple[dict[Path, list[dict[
 def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     """The worst and the best samples of a run, with frames (a JPEG in base 64), prompt and answer."""
     config = read_yaml(run / "config.yaml")
+    wrong = check(config)
+    if wrong:
+        raise DataError(f"config.yaml: {wrong[0]}")
     kind = read_result(run)["evaluation"]
     rows = read_table(run / "predictions.parquet", ("primary", "target", "path", "clip_id", "frame_times_s"))
     rows = rows[rows["primary"] & rows["target"].notna()]
@@ -182,7 +196,7 @@ def gallery(run: Path, cache: Path) -> list[dict[str, Any]]:
     picked = order if len(order) <= SAMPLES else pd.concat([order.head(SAMPLES // 2), order.tail(SAMPLES // 2)])
     data = config["data"]
     size = data["frame_size"]
-    store = FrameStore(cache / "frames", data["reader"], tuple(size) if size else None, float(data["store_gb"]))
+    store = FrameStore(cache / "frames", data["reader"], tuple(size) if size else None, float("inf"), Limits())
     picked = picked.assign(path=[_allowed(p, run, data["root"], cache) for p in picked["path"]])
     blank = data["pixels"] == "off"
     return [_sample(run.name, row, kind, store, blank) for _, row in picked.iterrows()]

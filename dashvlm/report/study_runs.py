@@ -40,6 +40,10 @@ def run_results(study: Study, output: Path) -> list[Result]:
         _as_the_study_says(study, form, folder, said)
         config = read_yaml(folder / "config.yaml")
         result = read_json(folder / "result.json")
+        lacking = [k for k in ("evaluation", "metrics", "baselines", "counts", "split") if k not in result]
+        if lacking or "test_clips" not in result["counts"]:
+            raise DataError(f"{folder}/result.json is damaged", got=f"no {(lacking or ['counts.test_clips'])[0]}",
+                            do="remove the folder and run the study again")  # fmt: skip
         rows = read_table(folder / "predictions.parquet")
         again = evaluate(rows, int(config["seed"]), result["evaluation"])
         for metric, value in {**again["metrics"], **again["baselines"]}.items():

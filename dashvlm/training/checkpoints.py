@@ -78,6 +78,8 @@ def verify_seal(path: Path) -> None:
     Raises:
         CheckpointError: if they differ, or there is none.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is damaged", got="no ordinary file", do="remove it")
     digest = hashlib.sha256()
     do = "run the same command again: it goes on from what is whole"
     try:
@@ -120,7 +122,8 @@ def resume_point(folder: Path) -> tuple[Path, int] | None:
         The file and the number of batches behind it; None if training starts over.
     """
     for part in folder.glob("*.part"):  # of a process that was killed while it wrote
-        part.unlink()
+        if part.is_file():
+            part.unlink()
     found = [folder / name for name in (LAST, BEFORE_LAST) if (folder / name).exists()]
     for path in found:
         try:
@@ -131,7 +134,7 @@ def resume_point(folder: Path) -> tuple[Path, int] | None:
             log.warning(
                 "%s", str(error).splitlines()[0] if isinstance(error, CheckpointError) else f"{path} is damaged"
             )
-            path.replace(path.with_name(f"{path.name}.damaged"))
+            _set_aside(path)
             continue
         if best is not None:
             try:
@@ -141,13 +144,21 @@ def resume_point(folder: Path) -> tuple[Path, int] | None:
                 log.warning("%s is %s", folder / BEST, "gone" if gone else "damaged")
                 path.unlink()
                 if not gone:
-                    (folder / BEST).replace(folder / f"{BEST}.damaged")
+                    _set_aside(folder / BEST)
                 continue
         log.info("%s: whole, after %d batches", path.name, done)
         return path, done
     if found:
         log.warning("no checkpoint can be used; training starts over")
     return None
+
+
+def _set_aside(path: Path) -> None:
+    """Rename what is damaged; whatever lies at that name already stays."""
+    target = path.with_name(f"{path.name}.damaged")
+    path.replace(
+        target if target.is_file() or not target.exists() else path.with_name(f"{path.name}.{os.getpid()}.damaged")
+    )
 
 
 def load_weights(path: Path) -> Mapping[str, torch.Tensor]:

@@ -50,7 +50,9 @@ REASONS = {
         ("signals.py", "ctypes.CDLL(None).prctl"), ("signals.py", "ctypes.CDLL"), ("signals.py", "os.kill"),
     ],
     "safe_load and safe_dump within bounds": [
-        ("stored.py", "yaml.safe_load"), ("results.py", "yaml.safe_dump"), ("training/loggers.py", "yaml.safe_dump"),
+        ("stored.py", "yaml.load"),
+        ("stored.py", "yaml.constructor.ConstructorError"),
+        ("results.py", "yaml.safe_dump"), ("training/loggers.py", "yaml.safe_dump"),
     ],
     "a template of this package": [
         ("labels/ask.py", "from_string"), ("labels/ask.py", "jinja2.Environment"), ("report/html.py", "from_string"),
@@ -96,6 +98,7 @@ REASONS = {
     ],
     "a run's own folder": [
         ("job.py", "unlink"), ("job.py", "open a+"), ("results.py", "write_text"), ("results.py", "replace(path)"),
+        ("results.py", "unlink"),
         ("run.py", "replace(path)"), ("run.py", "to_parquet"), ("run.py", "save_pretrained"), ("run.py", "save_file"),
         ("scoring.py", "to_parquet"), ("sweep.py", "unlink"), ("tasks/crash.py", "to_csv"), ("tasks/mcq.py", "to_csv"),
         ("training/callbacks.py", "write_text"), ("training/checkpoints.py", "replace(path)"),

@@ -27,6 +27,7 @@ WRONG_YAML = {
     "indents": b"".join(b" " * i + b"a:\n" for i in range(300)), "module": b"!!python/module:os", "name": b"a: !!python/name:os.system",
     "new": b"!!python/object/new:os.system [true]", "anchor": b"a: *nowhere", "quote": b"a: 'open", "twice": b"--- {a: 1}\n--- {b: 2}\n",
     "directive": b"%YAML 9.9\n---\n{", "map": b"? [a]\n: {{a: b}: c}\n", "int": b"12", "nul": b"a: \x00", "escape": b'a: "\\xZZ"',
+    "merges": b"a0: &a0 {x: 1}\n" + b"".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n".encode() for n in range(1, 12)),
     "flow": b"{" * 2000, "binary": b"!!binary |\n  ====", "set": b"!!set {a, b", "zeros": b"\x00" * 4096, "random": bytes(range(256)) * 8,
 }  # fmt: skip
 WRONG_JSON = {
@@ -228,3 +229,102 @@ def test_all_files_of_a_clip_must_lie_in_the_data(tmp_path):
     assert not lies_in(root, root / f"walk{SEPARATOR}/etc/passwd")
     (root / "walk" / "2.png").symlink_to("/etc/passwd")
     assert not lies_in(root, root / "walk")
+
+
+# -- links, pipes and odd values in a run folder of somebody else ---------------------------------
+
+
+def test_export_and_report_follow_no_link_out_of_a_foreign_run(dashvlm, copied, tmp_path):
+    victim = tmp_path / "victim"
+    (victim / "merged").mkdir(parents=True)
+    (victim / "merged" / "thesis.tex").write_text("mine")
+    (victim / "README.md").write_text("mine")
+    secret = tmp_path / "id_rsa"
+    secret.write_text("PRIVATE" * 10)
+    (copied / "export").symlink_to(victim)
+    (copied / "plots" / "curves.png").unlink(missing_ok=True)
+    (copied / "plots" / "curves.png").symlink_to(secret)
+    for name in ("report.csv", "report.md", "report.tex", "report.html", "report-crash.png"):
+        (copied.parent / name).symlink_to(victim / "README.md")
+    dashvlm("report", "html=true")
+    dashvlm("export", f"run={copied}")
+    assert (victim / "README.md").read_text() == "mine"
+    assert (victim / "merged" / "thesis.tex").read_text() == "mine"
+    page = (copied.parent / "report.html").read_text()
+    assert "UFJJVkFURV" not in page  # in base 64
+    assert "PRIVATE" not in page
+
+
+@pytest.mark.parametrize("name", ["trained.safetensors", "start.safetensors"])
+def test_a_pipe_as_weights_is_not_waited_for(dashvlm, copied, name):
+    (copied / "checksums.json").unlink()
+    (copied / name).unlink(missing_ok=True)
+    os.mkfifo(copied / name)
+    done = dashvlm("export", f"run={copied}", check=False)
+    assert done.returncode == (2 if name == "trained.safetensors" else 0)
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "change", [("data", "num_frames", 10**9), ("data", "frame_size", [40000, 40000]), ("seed", None, -1)]
+)
+def test_the_rules_hold_for_a_foreign_run_too(dashvlm, copied, change):
+    group, key, value = change
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    if key:
+        config[group][key] = value
+    else:
+        config[group] = value
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    for verb in ("export", "evaluate"):
+        done = dashvlm(verb, f"run={copied}", check=False)
+        assert done.returncode == 2
+        assert "must be" in done.stderr
+    assert "no samples of" in (dashvlm("report", "html=true").stdout + (copied.parent / "report.html").read_text())
+
+
+def test_a_foreign_run_neither_renders_into_its_root_nor_empties_the_store(dashvlm, cache, copied, tmp_path):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    config["data"]["root"], config["data"]["store_gb"] = str(tmp_path / "home"), 1e-9
+    (copied / "config.yaml").write_text(yaml.safe_dump(config))
+    before = len(list(cache.rglob("*.frames")))
+    dashvlm("evaluate", f"run={copied}", check=False)
+    assert not (tmp_path / "home").exists()
+    assert len(list(cache.rglob("*.frames"))) >= before
+
+
+ODD = {
+    "a text as a value": {"metrics": {"roc_auc": {"value": "x", "low": 0, "high": 1}}},
+    "a huge value": {"metrics": {"roc_auc": {"value": 10**400, "low": 0, "high": 1}}},
+    "a text as a bound": {"metrics": {"roc_auc": {"value": 1, "low": "x", "high": 1}}},
+    "a setting as a metric": {"metrics": {"task.name": {"value": 1, "low": 0, "high": 1}}},
+    "memory": {"peak_memory_gb": "much"}, "latency": {"latency_s": {}}, "seconds": {"seconds": {"all": [1]}},
+    "parameters": {"parameters": [{"trainable": "many"}]}, "evaluation": {"evaluation": "nonsense"},
+    "a list as evaluation": {"evaluation": ["x"]}, "devices": {"devices": 10**30, "seconds": {"all": 1.0}, "device": "gpu"},
+}  # fmt: skip
+
+
+def test_an_odd_value_in_one_run_hides_no_other(dashvlm, copied, tmp_path):
+    with Trials("odd values in result.json") as trials:
+        for name, change in ODD.items():
+            bad = copied.parent / "crash-bad"
+            shutil.copytree(copied, bad)
+            known = json.loads((bad / "result.json").read_text())
+            (bad / "result.json").write_text(json.dumps(known | change))
+            done = dashvlm("report", "html=true", check=False)
+            table = pd.read_csv(copied.parent / "report.csv").set_index("run_id") if done.returncode == 0 else None
+            held = table is not None and table.loc["crash-bad", "status"] == "damaged"
+            trials.check(held and table.loc[copied.name, "status"] == "done", (name, done.stderr[-300:]))
+            shutil.rmtree(bad)
+
+
+def test_a_truncated_result_is_made_again(dashvlm, finished_run, tmp_path):
+    from .test_names import SMALL
+
+    words = [*SMALL, "trainer.max_steps=2", "objective.generate=false"]
+    dashvlm("train", *words)
+    (path,) = (tmp_path / "runs").glob("crash-*/result.json")
+    path.write_text("{")
+    again = dashvlm("train", *words)
+    assert "is damaged, running again" in again.stdout
+    assert json.loads(path.read_text())["status"] == "done"

@@ -95,8 +95,12 @@ def test_variables_that_are_no_secrets_are_left_alone(monkeypatch):
         assert problems({"data": {"name": value}}) == [], name
         assert clean(f"data {value}") == f"data {value}"
     monkeypatch.setenv("MY_KEY", "synthetic9")
-    assert problems({"data": {"name": "a-synthetic9-b"}})
+    assert problems({"data": {"name": "synthetic9"}})
+    assert problems({"data": {"root": "clips/synthetic9"}}) == []
     assert clean("a-synthetic9-b") == f"a-{HIDDEN}-b"
+    monkeypatch.setenv("MY_KEY", "synthetic9synthetic9")
+    assert problems({"data": {"root": "clips/synthetic9synthetic9"}})
+    assert problems("hydra.run.dir=/tmp/x-${oc.env:HF_TOKEN}")
 
 
 @pytest.mark.parametrize(
