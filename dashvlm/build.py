@@ -275,7 +275,7 @@ def at_home(folder: Path, cfg: Config, paths: Config) -> dict[str, Any]:
     lacking = [
         g for g in ("model", "task", "data", "objective", "peft", "trainer") if not isinstance(cfg.get(g), Mapping)
     ]
-    errors = [f"{group}: missing" for group in lacking] or check(cfg)
+    errors = [f"{group}: missing" for group in lacking] or check({**cfg, "study": None})  # may not be here
     if errors:
         raise ConfigError(
             f"{folder}/config.yaml cannot be used", got="\n       ".join(errors),

@@ -328,3 +328,10 @@ def test_a_truncated_result_is_made_again(dashvlm, finished_run, tmp_path):
     again = dashvlm("train", *words)
     assert "is damaged, running again" in again.stdout
     assert json.loads(path.read_text())["status"] == "done"
+
+
+def test_a_run_of_a_study_that_is_not_here_is_used_all_the_same(dashvlm, copied):
+    config = yaml.safe_load((copied / "config.yaml").read_text())
+    (copied / "config.yaml").write_text(yaml.safe_dump({**config, "study": "somebodys/full"}))
+    dashvlm("export", f"run={copied}")
+    assert "no samples of" not in dashvlm("report", "html=true").stdout
