@@ -1,5 +1,6 @@
 """Real signals and kills to real processes: a checkpoint, a line, the right exit code, nobody left, equal bits."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -21,6 +23,18 @@ from tests.conftest import ROOT, SMALL, Trials
 # Steps enough that a signal meets training, not its end.
 WORDS = [*SMALL, "trainer.max_steps=60", "trainer.val_every_n_steps=20", "callbacks.checkpoint.every_n_steps=10",
          "objective.generate=false", "data.eval_horizons_s=[]", "peft.dropout=0.1"]  # fmt: skip
+
+
+def processes():
+    """(pid, parent, session, words) of every process that lives, zombies apart."""
+    found = []
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            state, parent, _, session = (place / "stat").read_text().rpartition(")")[2].split()[:4]
+            words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if state != "Z":
+                found.append((int(place.name), int(parent), int(session), words))
+    return found
 
 
 pytestmark = pytest.mark.xdist_group("processes")  # one undisturbed run for all
@@ -45,14 +59,13 @@ class Command:
 
     def child(self):
         """The process that trains."""
-        return int(subprocess.run(["pgrep", "-P", str(self.process.pid), "-f", "dashvlm.job"], capture_output=True,
-                                  text=True, check=False).stdout.split()[0])  # fmt: skip
+        return next(
+            pid for pid, parent, _, words in processes() if parent == self.process.pid and "dashvlm.job" in words
+        )
 
     def left(self):
         """Processes of the session that live, zombies apart."""
-        found = subprocess.run(["ps", "-o", "pid=,stat=,args=", "-s", str(self.process.pid)], capture_output=True,
-                               text=True, check=False).stdout.splitlines()  # fmt: skip
-        return [line for line in found if line.split()[1][0] != "Z"]
+        return [one for one in processes() if one[2] == self.process.pid]
 
     def wait(self, timeout=120):
         return self.process.wait(timeout)
@@ -148,9 +161,7 @@ def test_a_killed_worker_of_the_loader_is_said_and_the_same_command_goes_on(whol
     output = tmp_path / "runs"
     command = Command(output, cache, "data.num_workers=1")
     until(lambda: training(output))
-    found = subprocess.run(["ps", "-o", "pid=,args=", "-s", str(command.process.pid)], capture_output=True, text=True,
-                           check=False).stdout.splitlines()  # fmt: skip
-    workers = [int(line.split()[0]) for line in found if "forkserver" in line]
+    workers = [pid for pid, _, _, words in command.left() if "forkserver" in words]
     assert workers
     os.kill(max(workers), signal.SIGKILL)
     assert command.wait() == 1
