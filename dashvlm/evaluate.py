@@ -128,7 +128,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     if asked["data"]["name"] == trained["data"]["name"]:
         data["options"] = {**asked["data"]["options"], **trained["data"]["options"]}
         data["root"] = trained["data"]["root"]
-    data |= {key: asked["data"][key] for key in ("store_gb", "decode_timeout_s", "decode_memory_gb")}
+    data |= {k: v for k, v in asked["data"].items() if k in ("store_gb", "decode_timeout_s", "decode_memory_gb")}
     for key, value in flatten(asked["data"]).items():
         top, _, rest = key.partition(".")
         if f"data.{key}" in said and rest:
