@@ -147,7 +147,7 @@ def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path)
     assert all(entry.size > 500 for entry in pictures)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_study_is_built_from_the_runs_of_a_wandb_project(dashvlm, tmp_path, cache):
     study = load_study("nexar_frames")
     dashvlm("train", *study.words("smoke"), "logger=wandb", "logger.mode=offline")
