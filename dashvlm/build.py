@@ -312,8 +312,8 @@ def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tupl
             do="run the command that made it again: it resumes",
         )
     verify_weights(folder)
-    if changed_files(folder):
-        log.warning("%s: changed after the run: %s", folder, ", ".join(changed_files(folder)))
+    if other := changed_files(folder):
+        log.warning("%s: changed after the run: %s", folder, ", ".join(other))
     module = build_module(cfg, for_training=False)
     start = folder / "start.safetensors"
     if start.is_file():  # what the run is measured against

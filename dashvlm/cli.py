@@ -27,7 +27,7 @@ from dashvlm.config import (
 )
 from dashvlm.errors import UNUSABLE, DashVLMError, DataError, unusable
 from dashvlm.plaintext import say
-from dashvlm.redaction import CleanFormatter, clean, problems
+from dashvlm.redaction import clean, log_to, problems
 
 # Hydra answers these itself; nothing is run, so nothing needs checking.
 HYDRA_FLAGS = (
@@ -137,15 +137,4 @@ def explain(error: DashVLMError) -> None:
 
 def log_to_terminal() -> None:
     """Show progress lines of verbs that run in this process."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(CleanFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    for noisy in (
-        "httpx",
-        "httpx2",
-        "openai",
-        "pytorch_lightning.utilities.rank_zero",
-        "fsspec",
-        "matplotlib",
-    ):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    log_to([logging.StreamHandler(sys.stdout)], "%(message)s")

@@ -22,7 +22,7 @@ from dashvlm import checksums, signals
 from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, OutOfMemory, TrainingError, unusable
 from dashvlm.identity import run_id
 from dashvlm.plaintext import say
-from dashvlm.redaction import CleanFormatter, clean
+from dashvlm.redaction import clean, log_to
 from dashvlm.results import write_json
 
 log = logging.getLogger(__name__)
@@ -148,25 +148,9 @@ def _refuse_other_settings(config: Mapping[str, Any], folder: Path) -> None:
 def _log_to(folder: Path, rank: int) -> logging.FileHandler:
     handler = logging.FileHandler(folder / ("job.log" if rank == 0 else f"job.rank{rank}.log"))
     handlers: list[logging.Handler] = [handler, logging.StreamHandler(sys.stdout)] if rank == 0 else [handler]
-    for one in handlers:
-        one.setFormatter(CleanFormatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(
-        level=logging.INFO,
-        handlers=handlers,
-        force=True,
-    )
+    log_to(handlers, "%(asctime)s %(levelname)s %(message)s")
     logging.raiseExceptions = False  # a full disk cannot be logged to it
     logging.captureWarnings(True)
-    for noisy in (
-        "torch",
-        "httpx",
-        "httpx2",
-        "openai",
-        "pytorch_lightning.utilities.rank_zero",
-        "fsspec",
-        "matplotlib",
-    ):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     return handler
 
 

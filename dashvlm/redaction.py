@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dashvlm.plaintext import visible
@@ -99,6 +99,15 @@ class CleanFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
         return visible(clean(super().format(record)), lines=True)
+
+
+def log_to(handlers: Sequence[logging.Handler], form: str) -> None:
+    """Send all logs, cleaned, to some handlers; of libraries that talk about themselves only the warnings."""
+    for handler in handlers:
+        handler.setFormatter(CleanFormatter(form, "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    for name in ("torch", "httpx", "httpx2", "openai", "pytorch_lightning.utilities.rank_zero", "fsspec", "matplotlib"):
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _secrets(node: Any, name: str) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ SHAPE = {"metrics": dict, "baselines": dict, "counts": dict, "alarms": list, "pa
          "seconds": dict, "overrides": list}  # fmt: skip
 """What ``result.json`` holds, where it holds it."""
 NAMES = ("model.name", "task.name", "data.name", "objective.name", "peft.method")
+"""Settings that are texts."""
 MAX_IDENTITY = 100_000
+"""Characters of a run's settings."""
+ODD = (TypeError, LookupError, AttributeError, ValueError, OverflowError, MemoryError)
+"""What values of another kind than a run writes lead to."""
 FIRST = ("model.name", "model.checkpoint", "objective.name", "data.name", "data.num_frames", "data.frame_interval_s",
          "data.pixels", "peft.method", "peft.rank", "start_from", "trainer.max_steps", "optim.lr", "seed")  # fmt: skip
 """Keys that a reader looks for first, where runs differ in many."""
@@ -73,12 +78,7 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
     for folder in folders:
         try:
             rows.append(_row(folder))
-        except (
-            TypeError,
-            LookupError,
-            AttributeError,
-            ValueError,
-        ) as error:  # it must not hide the others
+        except ODD as error:  # it must not hide the others
             said = f"result.json is not as written: {type(error).__name__}: {error}".splitlines()[0]
             rows.append({"run_id": folder.name, "status": "damaged", "message": said, "alarms": ""})
     return pd.DataFrame(rows)
@@ -90,11 +90,14 @@ def _row(folder: Path) -> dict[str, Any]:
     config = folder / "config.yaml"
     if config.is_file():
         try:
-            known = identity_of(read_yaml(config))
-        except (DataError, KeyError, TypeError, AttributeError) as error:
-            known = {}
+            settings = read_yaml(config)
+            known = identity_of(settings)
+            wrong = [key for key in NAMES if not _is_named(settings, key)]
+            if wrong or len(json.dumps(known, default=str)) > MAX_IDENTITY:
+                raise TypeError(f"{wrong[0]} is no name" if wrong else "more settings than a run has")
+            row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
+        except (DataError, *ODD) as error:
             row |= {"status": "damaged", "message": f"config.yaml: {getattr(error, 'got', None) or error!r}"}
-        row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
     for kind in ("metrics", "baselines"):
         for name, value in (result.get(kind) or {}).items():
             row |= _columns(name, value)
@@ -167,7 +170,7 @@ def label_of(row: Mapping[str, Any], axes: Iterable[str]) -> str:
     return ", ".join(parts) or str(row["run_id"])
 
 
-def _named(config: Mapping[str, Any], key: str) -> bool:
+def _is_named(config: Mapping[str, Any], key: str) -> bool:
     """Whether a group, if it is there, has a name that is a text."""
     group, _, name = key.partition(".")
     node = config.get(group)

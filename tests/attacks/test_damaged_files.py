@@ -318,6 +318,20 @@ def test_an_odd_value_in_one_run_hides_no_other(dashvlm, copied, tmp_path):
             shutil.rmtree(bad)
 
 
+@pytest.mark.parametrize(
+    "change", [{"objective": {"name": {"a": 1}}}, {"task": {"name": 3}}, {"task": "crash"}, {"seed": "9" * 200_000}]
+)
+def test_an_odd_configuration_of_one_run_hides_no_other(dashvlm, copied, change):
+    bad = copied.parent / "crash-bad"
+    shutil.copytree(copied, bad)
+    config = yaml.safe_load((bad / "config.yaml").read_text())
+    (bad / "config.yaml").write_text(yaml.safe_dump({**config, **change}))
+    dashvlm("report", "html=true")
+    table = pd.read_csv(copied.parent / "report.csv").set_index("run_id")
+    assert table.loc["crash-bad", "status"] == "damaged"
+    assert table.loc[copied.name, "status"] == "done"
+
+
 def test_a_truncated_result_is_made_again(dashvlm, finished_run, tmp_path):
     from .test_names import SMALL
 
