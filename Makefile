@@ -6,7 +6,7 @@ OUT ?= runs
 WORDS ?=
 EXTRAS ?= dev,bench,sweep,torchcodec,tensorboard,constrained,dashboards
 
-.PHONY: help install demo test test-long test-all faults lint types studies study docs bench spice clean
+.PHONY: help install demo test test-long test-all faults lint types studies study docs golden bench spice clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -58,6 +58,9 @@ study: .venv/installed ## print how to run a study (NAME=..., SMOKE=1), or run i
 
 docs: .venv/installed ## make the pages of the config groups again
 	$(BIN)/python -m tests.config_pages
+
+golden: .venv/installed ## make the record of small runs again (tests/golden.json)
+	$(BIN)/python -m tests.golden tests/golden.json
 
 bench: .venv/installed ## speed and memory as ratios against named alternatives (BEFORE=another checkout)
 	$(BIN)/python -m tests.bench $(BEFORE)
