@@ -13,26 +13,26 @@ from typing import Any
 from omegaconf import DictConfig
 
 from dashvlm.errors import DataError
-from dashvlm.plaintext import say
-from dashvlm.stored import read_json, read_yaml
+from dashvlm.safety.files import read_json, read_yaml
+from dashvlm.safety.plaintext import say
 
 
 def evaluate(cfg: DictConfig) -> None:
     """Write predictions and ``result.json`` into a folder of their own and print the table."""
-    from dashvlm import checksums
-    from dashvlm.build import at_home, build_module, load_run, prepare_data, read_config
-    from dashvlm.cli import log_to_terminal
-    from dashvlm.config import plain, refuse
-    from dashvlm.content import checkpoint_fingerprint
-    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.config.cli import log_to_terminal
+    from dashvlm.config.identity import run_id
+    from dashvlm.config.overrides import plain, refuse
+    from dashvlm.config.rules import check
     from dashvlm.data.manifest import fingerprint
-    from dashvlm.identity import run_id
+    from dashvlm.engine.build import at_home, build_module, load_run, prepare_data, read_config
+    from dashvlm.engine.load import build_store, load_manifest
+    from dashvlm.engine.run import quiet_libraries
+    from dashvlm.engine.scoring import score, write_results
     from dashvlm.report.plots import plot_run
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
-    from dashvlm.results import write_json, write_yaml
-    from dashvlm.rules import check
-    from dashvlm.run import quiet_libraries
-    from dashvlm.scoring import score, write_results
+    from dashvlm.safety import checksums
+    from dashvlm.safety.checksums import checkpoint_fingerprint
+    from dashvlm.safety.files import write_json, write_yaml
 
     log_to_terminal()
     quiet_libraries()
@@ -113,7 +113,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    from dashvlm.rules import flatten
+    from dashvlm.config.rules import flatten
 
     said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
     changed = _words_of_the_run(trained, asked, said)
@@ -154,8 +154,8 @@ def _words_of_the_run(trained: dict[str, Any], asked: dict[str, Any], said: list
     Raises:
         ConfigError: for words that would change what was trained; nothing is ignored.
     """
+    from dashvlm.config.rules import flatten
     from dashvlm.errors import ConfigError
-    from dashvlm.rules import flatten
 
     refused = [
         key
@@ -183,11 +183,11 @@ def _words_of_the_run(trained: dict[str, Any], asked: dict[str, Any], said: list
 
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""
-        from dashvlm.cli import start
+        from dashvlm.config.cli import start
 
         return start("evaluate", evaluate, _with_task(sys.argv[1:]))
 

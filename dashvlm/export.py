@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dashvlm.plaintext import say
+from dashvlm.safety.plaintext import say
 
 
 def export(cfg: DictConfig) -> None:
@@ -23,12 +23,12 @@ def export(cfg: DictConfig) -> None:
     """
     import shutil
 
-    from dashvlm.build import load_run
-    from dashvlm.cli import log_to_terminal
-    from dashvlm.config import plain
+    from dashvlm.config.cli import log_to_terminal
+    from dashvlm.config.overrides import plain
+    from dashvlm.engine.build import load_run
+    from dashvlm.engine.run import quiet_libraries
     from dashvlm.errors import CheckpointError, ConfigError
-    from dashvlm.results import own
-    from dashvlm.run import quiet_libraries
+    from dashvlm.safety.files import own
 
     log_to_terminal()
     quiet_libraries()
@@ -94,7 +94,7 @@ def merge(config: dict[str, Any], module: Any, source: Path, target: Path, into:
 
     from dashvlm.backbones.adapters import load_trained
     from dashvlm.backbones.processors import save_processor
-    from dashvlm.build import build_module, read_safetensors
+    from dashvlm.engine.build import build_module, read_safetensors
 
     batch = _example(config, module)
     with torch.no_grad():
@@ -198,11 +198,11 @@ def _example(config: dict[str, Any], module: Any, dtype: Any = None) -> dict[str
 
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""
-        from dashvlm.cli import start
+        from dashvlm.config.cli import start
 
         return start("export", export, sys.argv[1:])
 

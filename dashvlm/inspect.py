@@ -16,17 +16,16 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dashvlm.plaintext import say
-from dashvlm.stored import read_yaml
+from dashvlm.safety.plaintext import say
 
 
 def inspect(cfg: DictConfig) -> None:
     """Dispatch on what the command line names."""
     from hydra.core.hydra_config import HydraConfig
 
-    from dashvlm.cli import log_to_terminal
-    from dashvlm.config import plain, refuse
-    from dashvlm.rules import check
+    from dashvlm.config.cli import log_to_terminal
+    from dashvlm.config.overrides import plain, refuse
+    from dashvlm.config.rules import check
 
     log_to_terminal()
     said = HydraConfig.get().overrides.task
@@ -61,8 +60,8 @@ def inspect(cfg: DictConfig) -> None:
 def inspect_labels(path: Path) -> None:
     """Print what a label file holds and what in it gives the class away."""
     from dashvlm.labels.label_file import STATUSES, read_labels
-    from dashvlm.labels.leaks import leak_rows
     from dashvlm.report.tables import print_rows
+    from dashvlm.shortcuts.leaks import leak_rows
 
     file = read_labels(path)
     say(f"{path}: {len(file.labels)} labels" + "".join(f"; left out {n}: {why}" for why, n in file.dropped.items()))
@@ -80,24 +79,12 @@ def inspect_labels(path: Path) -> None:
         say("  no rationales of both classes to probe")
 
 
-def with_task(argv: list[str]) -> list[str]:
-    """Add the task that a dataset is for, unless the command line names one."""
-    from dashvlm.config import CONF
-
-    named = [a.split("=", 1)[1] for a in argv if a.startswith("data=")]
-    path = CONF / "data" / f"{named[-1]}.yaml" if named else None
-    if path is None or not path.is_file() or any(a.startswith("task=") for a in argv):
-        return argv
-    first = (read_yaml(path).get("tasks") or ["crash"])[0]
-    return [*argv, f"task={first}"]
-
-
 def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
     """Print the dataset card; write it as JSON with the contact sheet."""
-    from dashvlm.data.card import NONE, contact_sheet, dataset_card
-    from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.samples import build_samples
+    from dashvlm.engine.load import build_store, load_manifest
     from dashvlm.report.tables import print_rows, print_table
+    from dashvlm.shortcuts.card import NONE, contact_sheet, dataset_card
     from dashvlm.tasks.base import make_task
 
     options = config["data"]
@@ -166,11 +153,11 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
     Raises:
         DataError: if a reader does better than chance, or pictures occur in two splits.
     """
-    from dashvlm.data.audit import FEWEST, LEVEL, audit, class_of, near_duplicates
     from dashvlm.data.clip import SPLITS
     from dashvlm.data.samples import build_samples
     from dashvlm.errors import DataError
     from dashvlm.report.tables import print_rows
+    from dashvlm.shortcuts.audit import FEWEST, LEVEL, audit, class_of, near_duplicates
 
     lenient = {**options, "short_history": "pad_oldest"}
     samples: dict[str, Any] = {s: build_samples([c for c in clips if c.split == s], lenient)[0] for s in SPLITS}
@@ -210,9 +197,9 @@ def inspect_model(config: dict[str, Any]) -> None:
 
     from dashvlm.backbones import footprint as fp
     from dashvlm.backbones.adapters import check_targets
+    from dashvlm.engine.run import quiet_libraries
     from dashvlm.errors import ConfigError
     from dashvlm.report.tables import print_rows
-    from dashvlm.run import quiet_libraries
 
     quiet_libraries()
     data, peft, frames = config["data"], config["peft"], int(config["data"]["num_frames"])
@@ -289,11 +276,12 @@ def _estimate(node: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""
-        from dashvlm.cli import start
+        from dashvlm.config.cli import start
+        from dashvlm.config.overrides import with_task
 
         return start("inspect", inspect, with_task(sys.argv[1:]))
 

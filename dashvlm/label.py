@@ -17,15 +17,15 @@ from omegaconf import DictConfig
 
 def label(cfg: DictConfig) -> None:
     """Dispatch on the kind of teacher."""
-    from dashvlm.cli import log_to_terminal
-    from dashvlm.config import plain, refuse
-    from dashvlm.rules import check
+    from dashvlm.config.cli import log_to_terminal
+    from dashvlm.config.overrides import plain, refuse
+    from dashvlm.config.rules import check
 
     log_to_terminal()
     config = plain(cfg)
     refuse(check(config))
     if config["teacher"]["name"] == "own":
-        from dashvlm.labels.own import write_pairs
+        from dashvlm.engine.own_mistakes import write_pairs
 
         write_pairs(config)
         return
@@ -37,12 +37,12 @@ def ask_teacher(config: dict[str, Any]) -> None:
     import fcntl
 
     from dashvlm.data.clip import SPLITS
-    from dashvlm.data.load import build_store, load_manifest
     from dashvlm.data.manifest import limited
     from dashvlm.data.samples import build_samples
+    from dashvlm.endpoint.client import Teacher
+    from dashvlm.engine.load import build_store, load_manifest
     from dashvlm.errors import DataError, TeacherError
     from dashvlm.labels.ask import LabelWriter, Progress, modes_of, requests_for, to_label
-    from dashvlm.labels.client import Teacher
     from dashvlm.tasks.base import make_task
 
     options = {**config["data"], "labels": None, "short_history": "pad_oldest"}  # as many frames for every clip
@@ -126,8 +126,8 @@ def _report(
     """Print and write what came back, how far it agrees, and what gives the class away."""
     from dashvlm.labels.ask import agreement
     from dashvlm.labels.label_file import STATUSES
-    from dashvlm.labels.leaks import leak_rows
     from dashvlm.report.tables import print_rows
+    from dashvlm.shortcuts.leaks import leak_rows
 
     tally, modes = teacher.tally, sorted({x.mode for x in labels}, reverse=True)
     rows = []
@@ -167,12 +167,12 @@ def _folder(config: dict[str, Any]) -> Path:
 
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""
-        from dashvlm.cli import start
-        from dashvlm.inspect import with_task
+        from dashvlm.config.cli import start
+        from dashvlm.config.overrides import with_task
 
         return start("label", label, with_task(sys.argv[1:]))
 

@@ -19,7 +19,7 @@ import numpy as np
 from omegaconf import DictConfig
 
 from dashvlm.errors import DataError
-from dashvlm.plaintext import cells, say
+from dashvlm.safety.plaintext import cells, say
 
 
 def predict(cfg: DictConfig) -> None:
@@ -27,14 +27,14 @@ def predict(cfg: DictConfig) -> None:
     import pandas as pd
     import torch
 
-    from dashvlm.build import load_run, read_config
-    from dashvlm.cli import log_to_terminal
-    from dashvlm.config import plain
+    from dashvlm.config.cli import log_to_terminal
+    from dashvlm.config.overrides import plain
     from dashvlm.data.guard import Limits, guarded
-    from dashvlm.data.load import build_store
+    from dashvlm.engine.build import load_run, read_config
+    from dashvlm.engine.load import build_store
+    from dashvlm.engine.run import quiet_libraries
     from dashvlm.errors import ConfigError
     from dashvlm.report.plots import plot_risk
-    from dashvlm.run import quiet_libraries
 
     log_to_terminal()
     quiet_libraries()
@@ -99,16 +99,15 @@ def predict_inputs(
     """
     import pandas as pd
 
-    from dashvlm.build import load_run
-    from dashvlm.checksums import sha256
     from dashvlm.data.datamodule import ClipDataModule
     from dashvlm.data.formats.inputs import read_inputs
-    from dashvlm.data.load import build_store
     from dashvlm.data.manifest import build_manifest
     from dashvlm.data.samples import build_samples
-    from dashvlm.fit import build_trainer
-    from dashvlm.results import write_json
-    from dashvlm.stored import read_json, read_lines
+    from dashvlm.engine.build import load_run
+    from dashvlm.engine.fit import build_trainer
+    from dashvlm.engine.load import build_store
+    from dashvlm.safety.checksums import sha256
+    from dashvlm.safety.files import read_json, read_lines, write_json
 
     root, rows = read_inputs(given)  # an error before the model is loaded
     config, module = load_run(source, paths)
@@ -213,8 +212,8 @@ def risk_over_time(
 
     from dashvlm.data.clip import Clip, Sample
     from dashvlm.data.datamodule import Item
-    from dashvlm.data.load import build_store
     from dashvlm.data.sampling import anchored_times, fit_history, staleness_s
+    from dashvlm.engine.load import build_store
     from dashvlm.errors import ConfigError
 
     options, store = config["data"], build_store(config)
@@ -293,11 +292,11 @@ def draw_overlay(video: Path, store: Any, rows: list[dict[str, Any]], target: Pa
 
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""
-        from dashvlm.cli import start
+        from dashvlm.config.cli import start
 
         return start("predict", predict, sys.argv[1:])
 

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from dashvlm.plaintext import say
-from dashvlm.stored import read_table
+from dashvlm.safety.files import read_table
+from dashvlm.safety.plaintext import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,13 +36,13 @@ def score(cfg: DictConfig) -> None:
         DataError: if a file cannot be used.
         ConfigError: for an unknown option.
     """
-    from dashvlm.config import plain
-    from dashvlm.content import content_of
+    from dashvlm.config.overrides import plain
     from dashvlm.metrics.captions import NOT_ASKED
     from dashvlm.metrics.evaluate import evaluate
     from dashvlm.predictions.records import read_records
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title, to_markdown
-    from dashvlm.results import write_json
+    from dashvlm.safety.checksums import content_of
+    from dashvlm.safety.files import write_json
     from dashvlm.tasks.base import make_task
 
     options = plain(cfg)
@@ -103,7 +103,7 @@ def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.
 
 def _truth(task: Task, options: Mapping[str, Any]) -> Truth | None:
     """What ``truth=`` names: a file, a folder, or the configured dataset, split as a run would split it."""
-    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.engine.load import build_store, load_manifest
     from dashvlm.errors import DataError
     from dashvlm.predictions.truth import Truth, read_truth
 
@@ -127,7 +127,7 @@ def _task_options(options: Mapping[str, Any], records: Records) -> dict[str, Any
     from hydra.core.hydra_config import HydraConfig
 
     from dashvlm.predictions.columns import find_columns
-    from dashvlm.tasks.navigation_text import parse_fields
+    from dashvlm.text.navigation import parse_fields
 
     task = dict(options["task"])
     said = [word.split("=")[0].lstrip("+") for word in HydraConfig.get().overrides.task]
@@ -159,9 +159,9 @@ def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
 def _published(name: str, path: Path, options: Mapping[str, Any]) -> None:
     """Print the numbers by a published table's own definition."""
     from dashvlm.data.formats.bvpi_build import csv_files
-    from dashvlm.report.recompute import against_published, recompute
-    from dashvlm.report.studies import load_study
     from dashvlm.report.tables import print_table
+    from dashvlm.reproductions.recompute import against_published, recompute
+    from dashvlm.reproductions.studies import load_study
 
     study = load_study(name)
     known = {"row": "auto", "clean": options["clean"], "text_key": options["columns"]["text"], "spice": False,
@@ -180,7 +180,7 @@ def _published(name: str, path: Path, options: Mapping[str, Any]) -> None:
 
 def _with_data(argv: list[str]) -> list[str]:
     """``truth=nexar`` names a dataset: choose it as ``data`` too."""
-    from dashvlm.config import CONF
+    from dashvlm.config.find import CONF
 
     names = {p.stem for p in (CONF / "data").glob("*.yaml")} - {"base"}
     wanted = [a.removeprefix("truth=") for a in argv if a.startswith("truth=")]
@@ -191,11 +191,11 @@ def _with_data(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""
-        from dashvlm.cli import start
+        from dashvlm.config.cli import start
 
         return start("score", score, _with_data(sys.argv[1:]))
 

@@ -1,6 +1,6 @@
 """Sweeps: plan the grid, run each job in a fresh process, skip what is done, print one table.
 
-A job is a folder with a ``config.yaml``; it runs as ``python -m dashvlm.job FOLDER``, whatever
+A job is a folder with a ``config.yaml``; it runs as ``python -m dashvlm.engine.job FOLDER``, whatever
 launcher or sweeper started it. So jobs share no state, ``ddp`` re-launches one job and not the
 sweep, and any job can be run again by hand.
 """
@@ -19,9 +19,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dashvlm import checksums, signals
-from dashvlm.cli import compose_train, composing, explain, overrides_of
-from dashvlm.config import (
+from dashvlm.config.cli import compose_train, composing, explain, overrides_of
+from dashvlm.config.identity import run_id
+from dashvlm.config.overrides import (
     check_overrides,
     check_secrets,
     check_words,
@@ -31,16 +31,15 @@ from dashvlm.config import (
     refuse,
     with_quotes,
 )
-from dashvlm.content import checkpoint_fingerprint
+from dashvlm.config.rules import check
 from dashvlm.data.manifest import Manifest, fingerprint
+from dashvlm.engine.job import LOCK, locked
 from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, unusable
-from dashvlm.identity import run_id
-from dashvlm.job import LOCK, locked
-from dashvlm.plaintext import cells, say
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
-from dashvlm.results import write_yaml
-from dashvlm.rules import check
-from dashvlm.stored import read_lines
+from dashvlm.safety import checksums, signals
+from dashvlm.safety.checksums import checkpoint_fingerprint
+from dashvlm.safety.files import read_lines, write_yaml
+from dashvlm.safety.plaintext import cells, say
 
 PLAN = "DASHVLM_SWEEP_PLAN"
 POINT = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "reference",
@@ -123,7 +122,7 @@ def launch(argv: list[str]) -> int:
     Raises:
         Interrupted: if it, or a job of it, was asked to stop.
     """
-    from dashvlm.cli import HYDRA_FLAGS, start
+    from dashvlm.config.cli import HYDRA_FLAGS, start
 
     argv = with_quotes(flags_first(argv))
     multi = any(a in ("-m", "--multirun") for a in argv)
@@ -351,7 +350,7 @@ def _print_feasibility(plan: Plan) -> None:
 
 def _manifest(config: Mapping[str, Any]) -> Manifest:
     """Load a job's manifest, once for all jobs that differ in what they look at only."""
-    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.engine.load import build_store, load_manifest
 
     rest = {k: v for k, v in config["data"].items() if k not in POINT}
     key = json.dumps(rest, sort_keys=True, default=str)
@@ -376,7 +375,7 @@ def _print_run(folder: Path) -> None:
 
 
 def _check_data(config: Mapping[str, Any]) -> None:
-    from dashvlm.build import check_data
+    from dashvlm.engine.build import check_data
     from dashvlm.report.tables import print_table
 
     rows = check_data(config)
@@ -388,7 +387,7 @@ def _check_data(config: Mapping[str, Any]) -> None:
 def _in_fresh_process(folder: Path, lock: int) -> int:
     """Run a folder's configuration; the child keeps the lock as long as it lives."""
     child = subprocess.Popen(
-        [sys.executable, "-m", "dashvlm.job", str(folder)], pass_fds=[lock], env={**os.environ, LOCK: str(lock)}
+        [sys.executable, "-m", "dashvlm.engine.job", str(folder)], pass_fds=[lock], env={**os.environ, LOCK: str(lock)}
     )
     return signals.wait_for(child)
 

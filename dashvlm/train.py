@@ -3,7 +3,7 @@
 import sys
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""

@@ -20,11 +20,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from dashvlm.config import plain
-from dashvlm.data.audit import audit, class_of
-from dashvlm.data.card import dataset_card
-from dashvlm.data.load import build_store, load_manifest
+from dashvlm.config.overrides import plain
 from dashvlm.data.samples import build_samples
+from dashvlm.engine.load import build_store, load_manifest
+from dashvlm.shortcuts.audit import audit, class_of
+from dashvlm.shortcuts.card import dataset_card
 from dashvlm.tasks.base import make_task, observe
 
 OUT = Path("runs/notebooks")
@@ -38,7 +38,7 @@ OUT = Path("runs/notebooks")
 def configuration(*words):
     from hydra import compose
 
-    from dashvlm.cli import composing
+    from dashvlm.config.cli import composing
 
     with composing():
         return plain(compose("train", overrides=["data=synthetic", "data.options.num_drives=40", *words]))

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from dashvlm.report.studies import load_study, study_names
-from dashvlm.report.study_tables import grids, markdown
 from dashvlm.report.tables import to_latex
+from dashvlm.reproductions.studies import load_study, study_names
+from dashvlm.reproductions.study_tables import grids, markdown
 
 print(study_names())
 
@@ -50,7 +50,7 @@ assert markdown(study) == (study.folder / "table.md").read_text(encoding="utf-8"
 # %%
 path = Path(os.environ.get("PREDICTIONS", "val_results.csv"))
 if path.is_file():
-    from dashvlm.report.recompute import against_published, recompute
+    from dashvlm.reproductions.recompute import against_published, recompute
 
     (found,) = recompute(study, [path], {})
     _, header, body = against_published(study, found)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dashvlm.data.card import GRID
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.sampling import anchored_times, nearest_frames
 from dashvlm.data.synthetic.encode import write_video
 from dashvlm.data.video import decode, index_video, resize
+from dashvlm.shortcuts.card import GRID
 
 EPOCHS = 3
 ANCHOR = 38.0
@@ -143,7 +143,7 @@ ONE = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from dashvlm.data.card import GRID
+from dashvlm.shortcuts.card import GRID
 from dashvlm.data.sampling import anchored_times, nearest_frames
 from dashvlm.data.video import decode, index_video
 times = np.unique(np.concatenate([anchored_times(38.0, n, dt) for n, dt in GRID]))
@@ -211,8 +211,8 @@ def bench_step(folder, steps=40, repeats=5):
     import torch
     from pytorch_lightning.callbacks import Callback
 
-    from dashvlm.build import build_module, prepare_data
     from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.engine.build import build_module, prepare_data
     from dashvlm.sweep import make_plan
 
     words = ["experiment=crash_demo", "data.options.num_drives=20", "data.num_frames=5", "optim.warmup=0"]
@@ -270,8 +270,8 @@ def bench_letters(folder, questions=24, repeats=5):
     """All letters of a question from one pass against one pass a letter, encoding included."""
     import torch
 
-    from dashvlm.build import build_module, prepare_data
     from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.engine.build import build_module, prepare_data
     from dashvlm.sweep import make_plan
     from dashvlm.tasks.base import observe
     from dashvlm.tasks.mcq import LETTERS
@@ -312,8 +312,8 @@ def bench_prefix(folder, repeats=5, group=8):
     """Loss and gradients of eight completions a prompt: prompts encoded once against a pass a completion."""
     import torch
 
-    from dashvlm.build import build_module, prepare_data
     from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.engine.build import build_module, prepare_data
     from dashvlm.sweep import make_plan
 
     words = ["experiment=grpo_demo", "data.options.num_drives=20", "data.num_frames=5", "start_from=null"]
@@ -356,7 +356,7 @@ def bench_captions(count=333):
     from dashvlm.data.synthetic.street import caption, draw_streets
     from dashvlm.metrics.captions import caption_scores
     from dashvlm.metrics.java import _meteor_process
-    from dashvlm.tasks.navigation_text import response
+    from dashvlm.text.navigation import response
 
     streets = list(draw_streets(count, 0))
     gold = [response(s.truth, caption(s)) for s in streets[:count]]
@@ -395,7 +395,7 @@ def print_row(title, row):
 
 def main():
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.ERROR)
-    from dashvlm.run import quiet_libraries
+    from dashvlm.engine.run import quiet_libraries
 
     with tempfile.TemporaryDirectory() as folder:
         quiet_libraries()

@@ -79,12 +79,12 @@ def checked(done):
 def in_this_process(cache, folder):
     """A function that runs a verb here: ``call("train", *words) -> CompletedProcess``."""
     from dashvlm import sweep
-    from dashvlm.job import main
+    from dashvlm.engine.job import main
 
     def run_here(job, lock):
         for logger in _loggers():  # Hydra silences those it finds; a fresh process has none yet
             logger.disabled = False
-        sys.argv = ["dashvlm.job", str(job)]
+        sys.argv = ["dashvlm.engine.job", str(job)]
         os.environ["DASHVLM_LOCK"] = str(os.dup(lock))
         return main(job)
 

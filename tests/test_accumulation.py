@@ -8,8 +8,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from dashvlm.build import build_module, prepare_data
 from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.engine.build import build_module, prepare_data
 from dashvlm.objectives.grpo import Rollout
 
 TINY = [
@@ -98,7 +98,7 @@ def test_two_processes_have_the_gradient_of_one(kind, config, tmp_path, cache):
     whole = gradients(config(*TINY, *KINDS[kind]), 1)
     words = [*TINY, *KINDS[kind], f"paths.cache_dir={cache}", f"paths.output_dir={tmp_path}"]
     environment = {**os.environ, KEEP: str(tmp_path / "kept.pt"), "PYTHONPATH": str(ROOT)}
-    code = "import sys; from tests.test_accumulation import *; from dashvlm.cli import compose_train; " \
+    code = "import sys; from tests.test_accumulation import *; from dashvlm.config.cli import compose_train; " \
         "gradients(compose_train(sys.argv[2:]), int(sys.argv[1]), 2)"  # fmt: skip
     for accumulate in (2,) if kind == "sft" else (1, 2):
         done = subprocess.run([sys.executable, "-c", code, str(accumulate), *words], cwd=ROOT, env=environment,

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dashvlm.data.audit import LEVEL, audit, class_of, near_duplicates
 from dashvlm.data.clip import SPLITS
-from dashvlm.data.load import build_store, load_manifest
 from dashvlm.data.samples import build_samples
 from dashvlm.data.synthetic.encode import write_video
 from dashvlm.data.video import decode, index_video
+from dashvlm.engine.load import build_store, load_manifest
+from dashvlm.shortcuts.audit import LEVEL, audit, class_of, near_duplicates
 from dashvlm.tasks.base import make_task
 
 WORLD = ["data=synthetic", "data.options.num_drives=40", "data.options.duration_s=2.5", "data.options.fps=4",

@@ -13,9 +13,9 @@ from dashvlm.backbones.adapters import (
 )
 from dashvlm.backbones.base import IGNORED
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.config.imports import resolve
 from dashvlm.data.clip import Observation
 from dashvlm.errors import CheckpointError, ConfigError
-from dashvlm.targets import resolve
 from dashvlm.tasks.crash import CrashTask
 
 from .conftest import FAMILIES

@@ -10,21 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from dashvlm.build import build_module, prepare_data
 from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.data.datamodule import SampleDataset
 from dashvlm.data.formats import bvpi, bvpi_build
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest
 from dashvlm.data.synthetic.street import caption, draw_streets, render
+from dashvlm.engine.build import build_module, prepare_data
+from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.evaluate import evaluate
 from dashvlm.metrics.navigation import contradicts_itself, field_rows, mentions, omissions, side_rows
-from dashvlm.report.recompute import against_published, recompute
-from dashvlm.report.studies import load_study
-from dashvlm.run import run
+from dashvlm.reproductions.recompute import against_published, recompute
+from dashvlm.reproductions.studies import load_study
 from dashvlm.tasks.caption import CaptionTask, parts_of
-from dashvlm.tasks.navigation_text import Truth, parse_fields, relation, response, segment, sides_of, stated_sides
+from dashvlm.text.navigation import Truth, parse_fields, relation, response, segment, sides_of, stated_sides
 
 from .conftest import REAL
 

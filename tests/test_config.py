@@ -9,12 +9,13 @@ import time
 import pytest
 import yaml
 
-from dashvlm.cli import composing
-from dashvlm.config import CONF, check_overrides, flags_first, plain
+from dashvlm.config.cli import composing
+from dashvlm.config.find import CONF
+from dashvlm.config.identity import run_id
+from dashvlm.config.imports import PACKAGES, resolve
+from dashvlm.config.overrides import check_overrides, flags_first, plain
+from dashvlm.config.rules import check
 from dashvlm.errors import ConfigError
-from dashvlm.identity import run_id
-from dashvlm.rules import check
-from dashvlm.targets import PACKAGES, resolve
 
 from .conftest import ROOT
 
@@ -161,10 +162,11 @@ def test_run_id_ignores_where_and_how_fast_but_not_what():
 
 @pytest.mark.parametrize(
     "name",
-    ["os.system", "builtins.exec", "dashvlm.scoring.subprocess.run", "dashvlm.run.os.system",
+    ["os.system", "builtins.exec", "dashvlm.engine.scoring.subprocess.run", "dashvlm.engine.run.os.system",
      "dashvlm.sweep.subprocess",
-     "dashvlm.targets.importlib.import_module", "torch.load", "dashvlm.errors", "dashvlm.run.build_module",
-     "dashvlm.nope.x", "dashvlm.run.yaml.load", "functools.partial"],
+     "dashvlm.config.imports.importlib.import_module", "torch.load", "dashvlm.errors",
+     "dashvlm.engine.run.build_module",
+     "dashvlm.nope.x", "dashvlm.engine.run.yaml.load", "functools.partial"],
 )  # fmt: skip
 def test_nothing_foreign_can_be_named_as_target(name):
     for kind in PACKAGES:
@@ -192,7 +194,7 @@ def module(path):
 
 
 FORBIDDEN = [
-    ("dashvlm.rules", ("hydra", "omegaconf", "torch", "pandas")),
+    ("dashvlm.config.rules", ("hydra", "omegaconf", "torch", "pandas")),
     (
         "dashvlm.tasks",
         (
@@ -213,13 +215,13 @@ FORBIDDEN = [
     ("dashvlm.metrics", ("torch", "hydra", "dashvlm.data", "dashvlm.backbones")),
     (
         "dashvlm.report",
-        ("torch", "dashvlm.backbones", "dashvlm.training", "dashvlm.run", "dashvlm.build"),
+        ("torch", "dashvlm.backbones", "dashvlm.training", "dashvlm.engine.run", "dashvlm.engine.build"),
     ),
     ("dashvlm.data", ("dashvlm.backbones", "dashvlm.training", "dashvlm.objectives", "hydra")),
-    ("dashvlm.run", ("hydra",)),
-    ("dashvlm.build", ("hydra",)),
-    ("dashvlm.fit", ("hydra",)),
-    ("dashvlm.scoring", ("hydra",)),
+    ("dashvlm.engine.run", ("hydra",)),
+    ("dashvlm.engine.build", ("hydra",)),
+    ("dashvlm.engine.fit", ("hydra",)),
+    ("dashvlm.engine.scoring", ("hydra",)),
 ]
 
 
@@ -238,8 +240,8 @@ def test_wandb_and_hydra_stay_where_they_belong():
                 assert module(path).startswith(("dashvlm.training.loggers", "dashvlm.report"))
             if name.split(".")[0] == "hydra":
                 verbs = (
-                    "dashvlm.config",
-                    "dashvlm.cli",
+                    "dashvlm.config.overrides",
+                    "dashvlm.config.cli",
                     "dashvlm.sweep",
                     "dashvlm.evaluate",
                     "dashvlm.inspect",

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dashvlm.config.find import study_names
 from dashvlm.data.synthetic.encode import counter_frame, write_video
-from dashvlm.report.studies import load_study, study_names
+from dashvlm.reproductions.studies import load_study
 
 from .conftest import ROOT, SMALL, in_this_process
 
@@ -76,9 +77,9 @@ def test_a_command_is_marked_alike_on_all_pages():
 
 @pytest.mark.parametrize("line", MARKED)
 def test_what_needs_more_than_this_machine_is_spelled_right(line):
-    from dashvlm.cli import composing, overrides_of
-    from dashvlm.config import check_overrides, plain
-    from dashvlm.rules import check
+    from dashvlm.config.cli import composing, overrides_of
+    from dashvlm.config.overrides import check_overrides, plain
+    from dashvlm.config.rules import check
 
     words = shlex.split(line, comments=True)
     if words[0] == "make":

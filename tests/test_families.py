@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from dashvlm.build import build_backbone, build_module
-from dashvlm.config import CONF
+from dashvlm.config.find import CONF
+from dashvlm.engine.build import build_backbone, build_module
+from dashvlm.engine.run import run
 from dashvlm.errors import CheckpointError
-from dashvlm.run import run
 
 from .conftest import FAMILIES, SMALL_WORLD
 
@@ -318,8 +318,8 @@ def test_inspect_says_what_would_make_it_fit(dashvlm):
 def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monkeypatch):
     import torch
 
-    import dashvlm.job
-    import dashvlm.run
+    import dashvlm.engine.job
+    import dashvlm.engine.run
     from dashvlm.errors import OutOfMemory
     from dashvlm.report.collect import collect
     from dashvlm.training.module import VLMModule
@@ -331,7 +331,7 @@ def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monke
     monkeypatch.setattr(VLMModule, "training_step", full)
     cfg = config(*WORLD, "model=smolvlm2")
     with pytest.raises(OutOfMemory) as error:
-        dashvlm.run.run(cfg, tmp_path)
+        dashvlm.engine.run.run(cfg, tmp_path)
     assert "3 frames a sample (99 tokens)" in str(error.value)
     assert error.value.do.count(";") == 2
     import yaml
@@ -339,7 +339,7 @@ def test_out_of_memory_is_a_result_and_names_three_knobs(config, tmp_path, monke
     folder = tmp_path / "job"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
-    assert dashvlm.job.main(folder) == 1
+    assert dashvlm.engine.job.main(folder) == 1
     row = collect([folder]).iloc[0]
     assert row["status"] == "oom"
     assert "out of memory" in row["message"]
@@ -382,7 +382,7 @@ def test_every_family_resumes_to_the_bit(config, tmp_path, monkeypatch, family, 
 
 def finished(config, folder, *words):
     """A run of three large steps, so that the adapter matters: its configuration and its module as scored."""
-    from dashvlm.build import load_run
+    from dashvlm.engine.build import load_run
 
     cfg = config(*WORLD, "trainer.max_steps=3", "optim.lr=0.01", "model.dtype=float32", *words)
     folder.mkdir()

@@ -8,9 +8,8 @@ import unicodedata
 import pandas as pd
 import pytest
 
-from dashvlm.cli import with_quotes
-from dashvlm.config import check_words
-from dashvlm.data.card import NONE, dataset_card
+from dashvlm.config.cli import with_quotes
+from dashvlm.config.overrides import check_words
 from dashvlm.data.formats import bdd100k, bvpi, jsonl, nexar, roadbuddy
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest, leakage_report
@@ -20,6 +19,7 @@ from dashvlm.data.textfiles import csv_rows, json_lines, read_text, strict_json
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.labels.label_file import read_labels
 from dashvlm.labels.pairs import read_pairs
+from dashvlm.shortcuts.card import NONE, dataset_card
 from dashvlm.tasks.crash import CrashTask
 
 from .conftest import ROOT
@@ -573,7 +573,7 @@ def test_backslashes_and_quotes_survive_hydras_grammar():
 
 
 def test_a_file_that_may_not_be_read_has_a_name_all_the_same(tmp_path, clip, monkeypatch):
-    from dashvlm import content
+    from dashvlm.safety import checksums as content
 
     def refused(*_):
         raise PermissionError(13, "Permission denied")

@@ -9,14 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dashvlm.build import build_module
-from dashvlm.content import checkpoint_fingerprint, sampled_hash
+from dashvlm.config.identity import run_id
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest, fingerprint
-from dashvlm.identity import run_id
+from dashvlm.engine.build import build_module
+from dashvlm.engine.run import _noted, run
 from dashvlm.metrics.binary import monitor_binary
 from dashvlm.report.plots import plot_run
-from dashvlm.run import _noted, run
+from dashvlm.safety.checksums import checkpoint_fingerprint, sampled_hash
 from dashvlm.training.callbacks import Checkpoint, PatientStopping
 
 from .conftest import SMALL
@@ -34,8 +34,8 @@ def test_a_figure_that_fails_costs_a_note_and_no_result(config, tmp_path, monkey
         raise TypeError("nothing to show")
 
     cfg, folder = small(config, tmp_path)
-    monkeypatch.setattr("dashvlm.run.plot_run", broken)
-    monkeypatch.setattr("dashvlm.run.finish", broken)  # of the loggers, W&B among them
+    monkeypatch.setattr("dashvlm.engine.run.plot_run", broken)
+    monkeypatch.setattr("dashvlm.engine.run.finish", broken)  # of the loggers, W&B among them
     run(cfg, folder)
     result = json.loads((folder / "result.json").read_text())
     assert result["status"] == "done"

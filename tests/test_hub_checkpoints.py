@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from dashvlm.backbones.hf import HFBackbone, check_family, load
 from dashvlm.backbones.tiny import twin_folder
-from dashvlm.build import build_backbone
+from dashvlm.engine.build import build_backbone
 from dashvlm.errors import CheckpointError
 
 from .conftest import ROOT, SMALL

@@ -16,7 +16,7 @@ from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.encoder import _resized_once
 from dashvlm.backbones.openflamingo.processing import OpenFlamingoProcessor
 from dashvlm.data.synthetic.encode import counter_frame, write_video
-from dashvlm.tasks.scene_schema import SCHEMA
+from dashvlm.text.scene_schema import SCHEMA
 
 from .conftest import ROOT, SMALL_WORLD
 from .test_hub_checkpoints import FAMILIES, LAYOUTS, hub  # noqa: F401
@@ -174,7 +174,7 @@ def test_an_object_may_follow_the_blank_that_a_template_writes(config, blank):
 
 
 def test_the_blank_is_read_from_the_template(config):
-    from dashvlm.build import build_backbone
+    from dashvlm.engine.build import build_backbone
 
     from .conftest import SMALL
 
@@ -232,7 +232,7 @@ def test_a_repository_that_cannot_be_had_is_named_with_its_address(refusing_hub,
 
 
 def test_a_missing_attention_package_is_named(config):
-    from dashvlm.build import build_backbone
+    from dashvlm.engine.build import build_backbone
     from dashvlm.errors import CheckpointError
 
     from .conftest import SMALL
@@ -265,7 +265,7 @@ def test_a_revision_reaches_all_parts_and_the_result_names_the_commit(tmp_path, 
     import shutil
 
     from dashvlm.backbones.tiny import twin_folder
-    from dashvlm.build import build_backbone
+    from dashvlm.engine.build import build_backbone
 
     from .conftest import SMALL
 

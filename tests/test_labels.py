@@ -14,10 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dashvlm.endpoint.client import Teacher
 from dashvlm.errors import ConfigError, DataError, TeacherError
-from dashvlm.labels.client import Teacher
 from dashvlm.labels.label_file import Label, read_labels, states_outcome
-from dashvlm.labels.leaks import probe_labels
+from dashvlm.shortcuts.leaks import probe_labels
 
 from .conftest import REAL, ROOT, SMALL_WORLD
 
@@ -398,7 +398,7 @@ def test_the_published_rationales_give_the_class_away():
 
 
 def test_rationales_that_repeat_the_outcome_are_listed_and_dropped(config, tmp_path):
-    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.engine.load import build_store, load_manifest
 
     assert states_outcome("There was no collision.") == "There was no collision"
     assert states_outcome("The SUV may collide if it does not brake.") is None
@@ -440,7 +440,7 @@ def test_foreign_label_files_are_read_or_refused(tmp_path):
 
 
 def test_labels_of_another_dataset_are_an_error(config, tmp_path):
-    from dashvlm.data.load import build_store, load_manifest
+    from dashvlm.engine.load import build_store, load_manifest
 
     path = tmp_path / "labels.jsonl"
     path.write_text(Label("elsewhere", "told", "labelled", "x", "x", 1, 1).line())

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
-from dashvlm.data.card import anchor_auc, dataset_card
 from dashvlm.data.clip import SPLITS
 from dashvlm.data.formats import jsonl, nexar
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest, leakage_report
 from dashvlm.errors import ConfigError, DataError
+from dashvlm.shortcuts.card import anchor_auc, dataset_card
 from dashvlm.tasks.crash import CrashTask
 
 FRACTIONS = {"train": 0.5, "val": 0.25, "test": 0.25}
@@ -179,7 +179,7 @@ def test_the_fingerprint_follows_labels_and_files_not_the_folder(nexar_folder, t
 
 
 def _named(root, importer, content, **options):
-    from dashvlm.data.load import rows_of
+    from dashvlm.engine.load import rows_of
 
     for name, text in content.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashvlm.backbones.tiny import twin_folder
-from dashvlm.build import build_module, prepare_data
+from dashvlm.config.imports import resolve
 from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.data.datamodule import SampleDataset
 from dashvlm.data.formats import roadbuddy
@@ -22,13 +22,13 @@ from dashvlm.data.manifest import build_manifest, leakage_report
 from dashvlm.data.samples import build_samples
 from dashvlm.data.synthetic.language import questions
 from dashvlm.data.synthetic.scene import draw_scenes
+from dashvlm.engine.build import build_module, prepare_data
+from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.evaluate import evaluate
-from dashvlm.run import run
-from dashvlm.targets import resolve
 from dashvlm.tasks.base import observe
 from dashvlm.tasks.mcq import LETTERS, MCQTask, language_of
-from dashvlm.tasks.parsing import parse_letter
+from dashvlm.text.parsing import parse_letter
 
 from .conftest import FAMILIES
 
@@ -259,7 +259,7 @@ def test_the_public_test_gets_a_letter_for_every_id(challenge, config, tmp_path,
     words = ["model=internvl3", "model.checkpoint=tiny", "task=mcq", "data=roadbuddy", f"data.root={challenge}",
              "data.frame_size=[56,56]", "data.num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=2",
              "data.num_frames=2", "data.batch_size=4", "data.max_bad_fraction=1.0"]  # fmt: skip
-    from dashvlm.scoring import score, write_results
+    from dashvlm.engine.scoring import score, write_results
 
     (tmp_path / "run").mkdir()
     result = run(config(*words), tmp_path / "run")

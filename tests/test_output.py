@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import yaml
 
+from dashvlm.config.find import study_names
+from dashvlm.config.identity import RUN_FILES, run_id
 from dashvlm.errors import DataError
-from dashvlm.identity import RUN_FILES, run_id
-from dashvlm.report.studies import load_study, study_names
-from dashvlm.report.study_runs import run_results
 from dashvlm.report.wandb_runs import fetch_runs
+from dashvlm.reproductions.studies import load_study
+from dashvlm.reproductions.study_runs import run_results
 
 from .conftest import REAL, ROOT, SMALL, in_this_process
 from .wandb_server import serving
@@ -219,7 +220,7 @@ def test_a_picture_has_the_times_of_its_frames(tmp_path):
 @pytest.mark.parametrize("name", study_names())
 def test_a_workspace_is_made_by_code_and_names_the_studys_metrics(name):
     pytest.importorskip("wandb_workspaces")
-    from dashvlm.report.workspace import workspace
+    from dashvlm.reproductions.workspace import workspace
 
     study = load_study(name)
     made = json.loads(workspace(study, "somebody", "dashvlm")._to_model().model_dump_json(by_alias=True))

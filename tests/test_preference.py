@@ -14,21 +14,21 @@ import pandas as pd
 import pytest
 import torch
 
-from dashvlm.build import build_backbone, build_module
+from dashvlm.config.rules import check
 from dashvlm.data.clip import Observation
+from dashvlm.engine.build import build_backbone, build_module
 from dashvlm.errors import ConfigError
 from dashvlm.objectives.dpo import dpo_loss
 from dashvlm.objectives.grpo import Rollout, group_advantages, grpo_loss
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.rewards import REWARDS, grade, in_form, read, weights_of
-from dashvlm.rules import check
 from dashvlm.tasks.caption import CaptionTask, pair_lengths
 from dashvlm.tasks.crash import CrashTask
 from dashvlm.tasks.mcq import MCQTask
-from dashvlm.tasks.navigation_text import PROMPT, Truth, response
-from dashvlm.tasks.reasoning import lead_after, split, wrap
 from dashvlm.tasks.scene import SceneTask
-from dashvlm.tasks.scene_schema import FIELDS
+from dashvlm.text.navigation import PROMPT, Truth, response
+from dashvlm.text.reasoning import lead_after, split, wrap
+from dashvlm.text.scene_schema import FIELDS
 
 from .conftest import FAMILIES, REAL, SMALL, SMALL_WORLD
 from .faults.test_processes import Command
@@ -369,8 +369,8 @@ def test_reasoned_answers_come_apart_again():
 
 def test_the_reasoning_losses_are_what_they_say(config):
     cfg = config("experiment=reasoning_demo", *SMALL_WORLD, "peft=lora", "peft.dropout=0.0")
-    from dashvlm.build import prepare_data
     from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.engine.build import prepare_data
 
     data = prepare_data(cfg)
     dataset = SampleDataset(data.samples["train"][:4], data.store)
@@ -425,7 +425,7 @@ def test_scores_after_a_text_equal_those_of_the_whole_sequence(backbone):
 
 
 def test_nobody_can_tell_wrong_positions_without_the_picture(config):
-    from dashvlm.build import prepare_data
+    from dashvlm.engine.build import prepare_data
 
     cfg = config("task=caption", "task.pairs=wrong_positions", "data=synthetic", "data.options.num_drives=60")
     from dashvlm.tasks.base import make_task

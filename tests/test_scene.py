@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import f1_score
 
-from dashvlm.build import build_module, check_data, prepare_data
 from dashvlm.data.clip import Observation
 from dashvlm.data.formats import bdd100k
 from dashvlm.data.frames import FrameStore
@@ -24,13 +23,14 @@ from dashvlm.data.sampling import dense_times, endpoint_times, support_count, su
 from dashvlm.data.synthetic.language import annotation, parameters
 from dashvlm.data.synthetic.scene import draw_scenes
 from dashvlm.data.video import decode, index_video
+from dashvlm.engine.build import build_module, check_data, prepare_data
+from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError, VideoError
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.evaluate import evaluate
-from dashvlm.run import run
 from dashvlm.tasks.scene import SceneTask
-from dashvlm.tasks.scene_schema import FIELDS, SCHEMA, normalise, validate
-from dashvlm.tasks.scene_text import compose, read_annotation
+from dashvlm.text.scene_schema import FIELDS, SCHEMA, normalise, validate
+from dashvlm.text.scene_text import compose, read_annotation
 
 from .conftest import REAL
 

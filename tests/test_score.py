@@ -412,7 +412,7 @@ def test_choices_as_programs_write_them(scored, tmp_path, name, content, right, 
 
 def test_scenes_are_read_from_texts_objects_and_columns(scored, tmp_path):
     from dashvlm.data.formats import bdd100k
-    from dashvlm.tasks.scene_schema import FIELDS, SCHEMA
+    from dashvlm.text.scene_schema import FIELDS, SCHEMA
 
     def fields(word):
         return {f: SCHEMA["properties"][f]["enum"][word % len(SCHEMA["properties"][f]["enum"])] for f in FIELDS}

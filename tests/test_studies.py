@@ -10,24 +10,24 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dashvlm.config.find import study_names
 from dashvlm.errors import DataError
 from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, shared_rows
 from dashvlm.report.comparisons import _seeds
-from dashvlm.report.nexar import corrected_scores, published_scores, read_responses
-from dashvlm.report.recompute import recompute
-from dashvlm.report.studies import (
+from dashvlm.report.tables import COSTS
+from dashvlm.reproductions.nexar import corrected_scores, published_scores, read_responses
+from dashvlm.reproductions.recompute import recompute
+from dashvlm.reproductions.studies import (
     Study,
     agrees,
     load_study,
     read_table,
     result_line,
-    study_names,
     unexplained,
     write_results,
 )
-from dashvlm.report.study_runs import _only_seeds, run_results
-from dashvlm.report.study_tables import grids, latex, markdown, overview, stale
-from dashvlm.report.tables import COSTS
+from dashvlm.reproductions.study_runs import _only_seeds, run_results
+from dashvlm.reproductions.study_tables import grids, latex, markdown, overview, stale
 from dashvlm.sweep import make_plan
 
 from .conftest import REAL, ROOT

@@ -9,7 +9,7 @@ from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import IMAGE, Task, observe
 from dashvlm.tasks.crash import CrashTask
-from dashvlm.tasks.parsing import parse_yes_no
+from dashvlm.text.parsing import parse_yes_no
 
 WRONG = [
     "", "There is no immediate threat", "maybe", "The answer depends", "Yes and no", "<answer></answer>",

@@ -110,7 +110,7 @@ def cut_at_step(folder, step):
 )
 def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_path, monkeypatch, stops):
     """The same proof without process starts: stop after each checkpoint in turn."""
-    import dashvlm.run
+    import dashvlm.engine.run
     from dashvlm.training.callbacks import Checkpoint
 
     words = [*SMALL, "trainer.max_steps=5", "trainer.accumulate_grad_batches=2", "trainer.val_every_n_steps=2",
@@ -120,7 +120,7 @@ def test_resume_in_one_process_at_every_step_and_with_accumulation(config, tmp_p
 
     def run_in(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        dashvlm.run.run(cfg, folder)
+        dashvlm.engine.run.run(cfg, folder)
         return load_file(folder / "trained.safetensors"), (folder / "checkpoints" / "last.ckpt")
 
     reference, _ = run_in(tmp_path / "whole")
@@ -232,15 +232,19 @@ def test_schedules():
 
 
 def test_early_stopping_stops_and_the_last_steps_are_validated(config, tmp_path):
-    import dashvlm.run
+    import dashvlm.engine.run
 
     words = [*SMALL, "objective.generate=false", "data.eval_horizons_s=[]", "optim.lr=1e-12"]
     stopping = ["callbacks=early_stopping", "callbacks.early_stopping.patience=1", "trainer.max_steps=30"]
     (tmp_path / "a").mkdir()
-    assert dashvlm.run.run(config(*words, *stopping, "trainer.val_every_n_steps=2"), tmp_path / "a")["steps"] == 4
+    assert (
+        dashvlm.engine.run.run(config(*words, *stopping, "trainer.val_every_n_steps=2"), tmp_path / "a")["steps"] == 4
+    )
     (tmp_path / "b").mkdir()
     words[-1] = "optim.lr=1e-3"
-    result = dashvlm.run.run(config(*words, "trainer.max_steps=5", "trainer.val_every_n_steps=4"), tmp_path / "b")
+    result = dashvlm.engine.run.run(
+        config(*words, "trainer.max_steps=5", "trainer.val_every_n_steps=4"), tmp_path / "b"
+    )
     assert result["steps"] == 5
     assert result["validation"]["best"] is not None
     seen = pd.read_csv(tmp_path / "b" / "metrics" / "metrics.csv")["val/roc_auc"].dropna()

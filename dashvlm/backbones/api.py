@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dashvlm.backbones.base import Answers, Backbone, Batch, Encoder
+from dashvlm.config.imports import configurable
 from dashvlm.data.clip import FrameArray, Messages
+from dashvlm.endpoint.client import Teacher
+from dashvlm.endpoint.exchange import Reply, Request
 from dashvlm.errors import ConfigError, TeacherError
-from dashvlm.labels.client import Teacher
-from dashvlm.labels.exchange import Reply, Request
-from dashvlm.targets import configurable
 
 FLOOR = -20.0
 """Log-probability of a choice that is not among the alternatives."""
@@ -157,7 +157,7 @@ def load(
         dtype: ignored.
         quantization: ignored.
         attn_implementation: ignored.
-        options: see :class:`dashvlm.labels.client.Teacher`.
+        options: see :class:`dashvlm.endpoint.client.Teacher`.
     """
     return ApiBackbone(ApiEncoder(Teacher({**options, "model": checkpoint}, Path(cache_dir) / "teacher"), logprobs))
 

@@ -22,8 +22,8 @@ from dashvlm.backbones.base import IGNORED, Answers, Backbone, Batch
 from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
+from dashvlm.config.imports import configurable
 from dashvlm.errors import CheckpointError
-from dashvlm.targets import configurable
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from dashvlm.backbones.processors import image_only, save_processor
+from dashvlm.config.imports import resolve
 from dashvlm.errors import ConfigError
-from dashvlm.targets import resolve
 
 log = logging.getLogger(__name__)
 

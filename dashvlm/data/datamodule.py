@@ -23,13 +23,13 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dashvlm import signals
 from dashvlm.data.augment import augment
 from dashvlm.data.clip import Clip, FrameArray, Sample, Split
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import Quarantined
 from dashvlm.data.sampling import Times
 from dashvlm.errors import ConfigError, DataError
+from dashvlm.safety import signals
 
 log = logging.getLogger(__name__)
 Collate = Callable[[list["Item"]], dict[str, Any]]

@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from dashvlm.content import content_of
 from dashvlm.data.clip import FrameArray
 from dashvlm.data.guard import Limits, guarded
 from dashvlm.data.pictures import files_of
 from dashvlm.data.readers import reader_version
 from dashvlm.data.sampling import Times
 from dashvlm.data.video import VideoIndex, decode, index_video
+from dashvlm.safety.checksums import content_of
 
 log = logging.getLogger(__name__)
 MAGIC = b"dashvlmF"

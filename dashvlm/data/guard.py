@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from dashvlm import signals
 from dashvlm.errors import DashVLMError, VideoError
+from dashvlm.safety import signals
 
 _idle: queue.LifoQueue[_Process] = queue.LifoQueue()
 _owner = os.getpid()

@@ -19,14 +19,14 @@ from typing import Any
 import pandas as pd
 import pandera.pandas as pa
 
-from dashvlm.content import content_of
 from dashvlm.data.clip import SPLITS, Clip, Split
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.pictures import confined_files, files_of
 from dashvlm.data.rows import Row, checked_row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.plaintext import cells
+from dashvlm.safety.checksums import content_of
+from dashvlm.safety.plaintext import cells
 
 log = logging.getLogger(__name__)
 

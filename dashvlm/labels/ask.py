@@ -16,14 +16,14 @@ import numpy as np
 
 from dashvlm.data.clip import FrameArray, Sample
 from dashvlm.data.frames import FrameStore
+from dashvlm.endpoint.client import Teacher
+from dashvlm.endpoint.exchange import Reply, Request
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.labels.client import Teacher
-from dashvlm.labels.exchange import Reply, Request
 from dashvlm.labels.label_file import Label, read_labels
 from dashvlm.metrics.intervals import RESAMPLES, group_weights, mean_estimate
 from dashvlm.tasks.base import Task, observe
-from dashvlm.tasks.parsing import is_refusal
-from dashvlm.tasks.reasoning import split
+from dashvlm.text.parsing import is_refusal
+from dashvlm.text.reasoning import split
 
 PROMPT = "five_factors"
 OUTCOMES = ("no collision", "a collision")

@@ -20,8 +20,8 @@ from typing import Any
 from dashvlm.data.rows import Row, parse_label
 from dashvlm.data.textfiles import strict_json
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.tasks.parsing import parse_yes_no
-from dashvlm.tasks.reasoning import split
+from dashvlm.text.parsing import parse_yes_no
+from dashvlm.text.reasoning import split
 
 MODES = ("told", "blind")
 STATUSES = ("labelled", "unparsed", "refused", "empty")

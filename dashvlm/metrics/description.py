@@ -22,7 +22,7 @@ from dashvlm.metrics.navigation import (
     omissions,
     side_rows,
 )
-from dashvlm.tasks.navigation_text import OBJECTS, parse_fields
+from dashvlm.text.navigation import OBJECTS, parse_fields
 
 SPICE = "python -m dashvlm.score task=caption predictions=RUN/predictions.parquet spice=true"
 """Where to get it: minutes a set are too long for every run."""

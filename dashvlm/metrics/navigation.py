@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dashvlm.tasks.navigation_text import HEADERS, NOUNS, OBJECTS, parse_fields, relation, segment, stated_sides
+from dashvlm.text.navigation import HEADERS, NOUNS, OBJECTS, parse_fields, relation, segment, stated_sides
 
 Scope = Literal["nearby", "full_text", "published", "published_nearby"]
 DEFINITIONS: dict[str, str] = {

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dashvlm.backbones.base import Answers, Backbone
+from dashvlm.config.imports import configurable
 from dashvlm.data.clip import Sample
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.text import TextModule
-from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task
 from dashvlm.training.collate import Collate, Stage
 

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from dashvlm.backbones.base import Backbone
+from dashvlm.config.imports import configurable
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.rewards import grade, in_form, read, weights_of
 from dashvlm.objectives.text import TextModule
-from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task
 
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from dashvlm.backbones.adapters import role_of
 from dashvlm.backbones.base import Backbone
+from dashvlm.config.imports import configurable
 from dashvlm.errors import ConfigError
-from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task
 from dashvlm.training.module import VLMModule
 

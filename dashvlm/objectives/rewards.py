@@ -15,7 +15,7 @@ from typing import Any
 from dashvlm.data.clip import Observation
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import Task
-from dashvlm.tasks.reasoning import TAGS, split
+from dashvlm.text.reasoning import TAGS, split
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from dashvlm.config.imports import configurable
 from dashvlm.errors import ConfigError
 from dashvlm.objectives.text import TextModule
-from dashvlm.targets import configurable
 
 
 @final

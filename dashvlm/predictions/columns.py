@@ -11,7 +11,7 @@ from dashvlm.errors import DataError
 from dashvlm.predictions.cells import are_shares, label_of, numbers_of
 from dashvlm.predictions.records import Records, common_key, text_of
 from dashvlm.predictions.truth import IDS
-from dashvlm.tasks.scene_schema import FIELDS
+from dashvlm.text.scene_schema import FIELDS
 
 TEXTS = ("prediction", "response", "text", "output", "generated_text", "generated", "completion", "model_output",
          "pred", "predicted")  # fmt: skip

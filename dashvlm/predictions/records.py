@@ -15,7 +15,7 @@ import pandas as pd
 
 from dashvlm.data.textfiles import csv_rows, read_text, strict_json
 from dashvlm.errors import DataError
-from dashvlm.stored import read_table
+from dashvlm.safety.files import read_table
 
 Record = dict[str, Any]
 _SEPARATORS = ",;\t|"

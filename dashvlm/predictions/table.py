@@ -19,7 +19,7 @@ from dashvlm.predictions.columns import Columns
 from dashvlm.predictions.records import Record, Records, common_key, text_of
 from dashvlm.predictions.truth import Truth
 from dashvlm.tasks.base import Task, observe
-from dashvlm.tasks.scene_schema import FIELDS
+from dashvlm.text.scene_schema import FIELDS
 
 FEW = 3
 """Names that a message shows."""

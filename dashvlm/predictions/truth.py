@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.imports import resolve
 from dashvlm.data.clip import SPLITS, Clip
 from dashvlm.data.formats import bdd100k, bvpi, roadbuddy
 from dashvlm.data.formats.bvpi_build import SPLITS as SPLIT_NAMES
@@ -20,8 +21,7 @@ from dashvlm.data.textfiles import json_file
 from dashvlm.errors import DataError
 from dashvlm.predictions.cells import label_of, numbers_of
 from dashvlm.predictions.records import Record, Records, common_key, read_records, text_of
-from dashvlm.targets import resolve
-from dashvlm.tasks.navigation_text import segment
+from dashvlm.text.navigation import segment
 
 IDS = ("id", "clip_id", "image", "image_path", "video_id", "image_id", "question_id", "video", "video_path",
        "file_name", "filename", "file", "sample_id", "name")  # fmt: skip

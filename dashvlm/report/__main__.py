@@ -14,14 +14,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dashvlm.plaintext import cells, say
-from dashvlm.results import own
-from dashvlm.stored import read_table
+from dashvlm.safety.files import own, read_table
+from dashvlm.safety.plaintext import cells, say
 
 
 def report(cfg: DictConfig) -> None:
     """Dispatch on what is asked for."""
-    from dashvlm.report.study_report import report_study
+    from dashvlm.reproductions.study_report import report_study
 
     options: Any = OmegaConf.to_container(cfg, resolve=True)
     study = options["study"] or options["table"]
@@ -43,7 +42,7 @@ def _check(options: dict[str, Any], study: str | None) -> None:
     Raises:
         ConfigError: with all of them.
     """
-    from dashvlm.config import refuse
+    from dashvlm.config.overrides import refuse
 
     alone = [k for k in ("predictions", "command", "freeze", "check", "workspace") if options[k] and not study]
     wrong = [f"{k}={options[k]} does nothing without study=NAME" for k in alone]
@@ -62,7 +61,7 @@ def _fetch(options: dict[str, Any], study: str | None) -> None:
     from dashvlm.report.wandb_runs import fetch_runs
 
     output = Path(options["paths"]["output_dir"])
-    from dashvlm.report.studies import load_study
+    from dashvlm.reproductions.studies import load_study
 
     owner = load_study(study).owner if study and study != "all" else None
     there, lacking = fetch_runs(str(options["wandb"]), output, owner)
@@ -161,11 +160,11 @@ def report_comparison(folders: list[Path], output: Path) -> None:
 
 
 if __name__ == "__main__":
-    from dashvlm import signals
+    from dashvlm.safety import signals
 
     def main() -> int:
         """Run the verb."""
-        from dashvlm.cli import start
+        from dashvlm.config.cli import start
 
         return start("report", report, sys.argv[1:])
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from dashvlm.checksums import changed
+from dashvlm.config.identity import identity_of
 from dashvlm.errors import DataError
-from dashvlm.identity import identity_of
-from dashvlm.stored import read_json, read_yaml
+from dashvlm.safety.checksums import changed
+from dashvlm.safety.files import read_json, read_yaml
 
 GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "trainer", "callbacks")
 

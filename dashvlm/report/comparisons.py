@@ -12,7 +12,7 @@ from dashvlm.errors import DataError
 from dashvlm.metrics.compare import best_of, over_seeds, primary_values, shared_rows
 from dashvlm.metrics.evaluate import PRIMARY
 from dashvlm.report.collect import axes_of, label_of
-from dashvlm.stored import read_table
+from dashvlm.safety.files import read_table
 
 
 def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:

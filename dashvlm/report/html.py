@@ -19,18 +19,18 @@ from PIL import Image
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
+from dashvlm.config.identity import FETCHED
+from dashvlm.config.rules import check
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.guard import Limits
 from dashvlm.data.pictures import lies_in
 from dashvlm.errors import DataError
-from dashvlm.identity import FETCHED
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.compare import row_scores
 from dashvlm.report.collect import axes_of, label_of, ordered, read_result
 from dashvlm.report.plots import STYLE
 from dashvlm.report.tables import COSTS, SHOWN, cell, cost, paid
-from dashvlm.rules import check
-from dashvlm.stored import read_table, read_yaml
+from dashvlm.safety.files import read_table, read_yaml
 
 SAMPLES = 24
 """Samples of a run that the gallery shows: the worst and the best, half each."""

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from dashvlm.plaintext import latex, markdown, visible
+from dashvlm.safety.plaintext import latex, markdown, visible
 
 # What a reader compares first, by kind of task; the CSV has everything.
 SHOWN: dict[str, dict[str, str]] = {

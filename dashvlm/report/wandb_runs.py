@@ -9,9 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.identity import FETCHED, RUN_FILES, WANDB_FOLDER
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.identity import FETCHED, RUN_FILES, WANDB_FOLDER
-from dashvlm.stored import read_yaml
+from dashvlm.safety.files import read_yaml
 
 NEEDED = ("config.yaml", "result.json", "predictions.parquet")
 TIMEOUT_S = 30

@@ -17,10 +17,10 @@ from typing import Any, Literal
 import jinja2.sandbox
 import pandas as pd
 
+from dashvlm.config.imports import construct
 from dashvlm.data.clip import Clip, Messages, Observation, Sample
 from dashvlm.errors import ConfigError
-from dashvlm.targets import construct
-from dashvlm.tasks.parsing import Status
+from dashvlm.text.parsing import Status
 
 PROMPTS = Path(__file__).parent / "prompts"
 # A character that no question or template contains: user text cannot fake an image.

@@ -6,22 +6,20 @@ prefix was forced or a header added afterwards. Here a text is scored as written
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, final
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError
-from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
-from dashvlm.tasks.navigation_text import HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
-from dashvlm.tasks.parsing import Status, is_refusal
+from dashvlm.text.navigation import CAPTION_PROMPT, HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
+from dashvlm.text.parsing import Status, is_refusal
 
-CAPTION_PROMPT = "Describe the road scene for a blind pedestrian."
 STYLES = ("structured", "caption")
 
 
@@ -243,16 +241,3 @@ def pair_lengths(pairs: Sequence[tuple[str, str]]) -> dict[str, Any]:
         "better ends with worse": sum(better.endswith(worse) for better, worse in pairs),
         "what": "length alone decides them: use task.pairs=wrong_positions" if sum(longer) > 0.9 * len(pairs) else "",
     }  # fmt: skip
-
-
-def json_annotation(truth: Truth) -> str:
-    """An annotation in the project's form, for prompts that give it away on purpose."""
-
-    def words(sides: Sequence[str]) -> Any:
-        return [s.capitalize() for s in sides] if len(sides) > 1 else sides[0].capitalize()
-
-    form: dict[str, Any] = {"sidewalk_pos": truth.sidewalk.capitalize(), "road_pos": truth.road.capitalize(),
-                            "object_present": "Yes" if truth.near else "No"}  # fmt: skip
-    if truth.near:
-        form["objects_on_sidewalk"] = {k: words(v) for k, v in truth.near.items()}
-    return json.dumps(form)

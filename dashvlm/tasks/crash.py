@@ -12,12 +12,12 @@ from typing import Any, final
 
 import pandas as pd
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
-from dashvlm.plaintext import cells
-from dashvlm.targets import configurable
+from dashvlm.safety.plaintext import cells
 from dashvlm.tasks.base import Task, need_target
-from dashvlm.tasks.parsing import Status, parse_yes_no
-from dashvlm.tasks.reasoning import LEAD, lead_after, wrap
+from dashvlm.text.parsing import Status, parse_yes_no
+from dashvlm.text.reasoning import LEAD, lead_after, wrap
 
 FALLBACK = 0.5
 """Score in a submission of a clip that could not be scored."""

@@ -16,13 +16,13 @@ from typing import Any, final
 import numpy as np
 import pandas as pd
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
 from dashvlm.metrics.choice import said_choice
-from dashvlm.plaintext import cells
-from dashvlm.targets import configurable
+from dashvlm.safety.plaintext import cells
 from dashvlm.tasks.base import Task, need_target
-from dashvlm.tasks.parsing import Status, parse_letter
+from dashvlm.text.parsing import Status, parse_letter
 
 LETTERS = ("A", "B", "C", "D")
 # Letters that Vietnamese has and English has not; tone marks are looked for after decomposition.

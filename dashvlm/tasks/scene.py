@@ -12,13 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, final
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
-from dashvlm.targets import configurable
 from dashvlm.tasks.base import Task, need_target
-from dashvlm.tasks.parsing import Status, is_refusal
-from dashvlm.tasks.scene_schema import FIELDS, SCHEMA
-from dashvlm.tasks.scene_text import SECTIONS, TITLES, Annotation, compose, read_annotation
+from dashvlm.text.parsing import Status, is_refusal
+from dashvlm.text.scene_schema import FIELDS, SCHEMA
+from dashvlm.text.scene_text import SECTIONS, TITLES, Annotation, compose, read_annotation
 
 
 @final

@@ -14,7 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
 
-from dashvlm import signals
+from dashvlm.safety import signals
 
 
 class Checkpoint(pl.Callback):

@@ -15,10 +15,10 @@ import yaml
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, Logger
 
+from dashvlm.config.identity import RUN_FILES, WANDB_FOLDER
 from dashvlm.errors import ConfigError
-from dashvlm.identity import RUN_FILES, WANDB_FOLDER
-from dashvlm.redaction import redact
-from dashvlm.stored import read_json, read_yaml
+from dashvlm.safety.files import read_json, read_yaml
+from dashvlm.safety.redaction import redact
 
 
 def build_loggers(cfg: Mapping[str, Any], run_id: str, folder: Path) -> list[Logger]:

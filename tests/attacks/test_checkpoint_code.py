@@ -31,7 +31,7 @@ def checkpoint(config, cache, tmp_path):
 
 
 def load(folder, config):
-    from dashvlm.build import build_backbone
+    from dashvlm.engine.build import build_backbone
 
     cfg = config(*SMALL)
     cfg["model"] |= {"checkpoint": str(folder), "image_kwargs": cfg["model"]["twin"].get("image_kwargs", {})}

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from dashvlm import checksums
 from dashvlm.errors import DataError
-from dashvlm.stored import is_name, read_json, read_lines, read_table, read_yaml
+from dashvlm.safety import checksums
+from dashvlm.safety.files import is_name, read_json, read_lines, read_table, read_yaml
 from tests.conftest import Trials
 
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -101,7 +101,7 @@ def test_a_table_that_unpacks_to_far_more_is_refused(tmp_path):
     path = tmp_path / "bomb.parquet"
     many = pa.table({f"c{n}": pa.array([0], pa.int8()) for n in range(3)})
     pq.write_table(many, path)
-    from dashvlm import stored
+    from dashvlm.safety import files as stored
 
     before, stored.MAX_CELLS = stored.MAX_CELLS, 2
     try:

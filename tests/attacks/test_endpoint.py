@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from dashvlm.endpoint.client import Teacher
+from dashvlm.endpoint.exchange import MAX_ANSWER_BYTES
 from dashvlm.errors import TeacherError
-from dashvlm.labels.client import Teacher
-from dashvlm.labels.exchange import MAX_ANSWER_BYTES
 from tests.conftest import Trials
 
 CHAT = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Is it close?"}]}]
@@ -170,7 +170,7 @@ def test_a_redirect_to_another_host_gets_no_picture_and_no_key(tmp_path, monkeyp
 
 @pytest.mark.parametrize("said", ["1e9", "nan", "-5", "inf", "99999999999999999999", "Fri, 01 Jan 2999 00:00:00 GMT"])
 def test_a_wait_is_bounded(said):
-    from dashvlm.labels.exchange import MAX_WAIT_S, retry_after
+    from dashvlm.endpoint.exchange import MAX_WAIT_S, retry_after
 
     for header in ("retry-after", "retry-after-ms"):
         wait = retry_after({header: said})

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from dashvlm.plaintext import cell, cells, latex, markdown, visible
+from dashvlm.safety.plaintext import cell, cells, latex, markdown, visible
 from tests.conftest import Trials
 
 FORMULAS = [

@@ -7,10 +7,10 @@ import sys
 import pytest
 import yaml
 
-from dashvlm import checksums
 from dashvlm.backbones.tiny import _class
+from dashvlm.config.imports import PACKAGES, construct, resolve
 from dashvlm.errors import ConfigError
-from dashvlm.targets import PACKAGES, construct, resolve
+from dashvlm.safety import checksums
 from tests.conftest import ROOT, SMALL, Trials
 
 PAYLOADS = [
@@ -19,10 +19,13 @@ PAYLOADS = [
     "pickle.loads", "torch.load", "yaml.unsafe_load", "yaml.load", "importlib.import_module", "runpy.run_path",
     "functools.partial", "operator.methodcaller", "code.interact", "ctypes.CDLL", "types.FunctionType", "timeit.timeit",
     "hydra.utils.instantiate", "hydra.utils.get_method", "torch.hub.load", "logging.os.system",
-    "torch.nn.utils.rnn.torch.os.system", "dashvlm.os.system", "dashvlm.run.os.system", "dashvlm.sweep.subprocess.run",
+    "torch.nn.utils.rnn.torch.os.system", "dashvlm.os.system", "dashvlm.engine.run.os.system",
+    "dashvlm.sweep.subprocess.run",
     "dashvlm.sweep.subprocess", "dashvlm.data.guard.pickle.loads", "dashvlm.data.guard.subprocess.Popen",
-    "dashvlm.data.guard.serve", "dashvlm.targets.importlib.import_module", "dashvlm.targets.resolve", "dashvlm.errors",
-    "dashvlm.results.write_json", "dashvlm.results._write", "dashvlm.checksums.note", "dashvlm.run._export",
+    "dashvlm.data.guard.serve", "dashvlm.config.imports.importlib.import_module", "dashvlm.config.imports.resolve",
+    "dashvlm.errors",
+    "dashvlm.safety.files.write_json", "dashvlm.safety.files._write", "dashvlm.safety.checksums.note",
+    "dashvlm.engine.run._export",
     "dashvlm.backbones.tiny.twin_folder", "dashvlm.backbones.tiny._build", "dashvlm.backbones.tiny.shutil.rmtree",
     "dashvlm.backbones.processors.save_processor", "dashvlm.backbones.hf.transformers.pipeline",
     "dashvlm.backbones.openflamingo.convert.torch.load", "dashvlm.tasks.base.jinja2.Template",
@@ -199,7 +202,7 @@ def test_a_foreign_adapter_executes_nothing(dashvlm, finished_run, tmp_path, sta
 
 
 def test_a_foreign_study_executes_nothing(dashvlm, tmp_path, started, monkeypatch):
-    from dashvlm.report import studies
+    from dashvlm.reproductions import studies
 
     folder = tmp_path / "experiments"
     shutil.copytree(ROOT / "experiments" / "nexar_models", folder / "nexar_models")

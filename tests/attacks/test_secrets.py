@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dashvlm.redaction import HIDDEN, clean, problems, redact
+from dashvlm.safety.redaction import HIDDEN, clean, problems, redact
 from tests.conftest import ROOT, SMALL, Trials
 
 CANARY = "canary7f3a9c2e5b1d"
@@ -125,12 +125,12 @@ def test_the_environment_reaches_no_file_of_a_run_nor_wandb(cache, tmp_path):
     """A whole run with W&B, and one that fails with the secret in its message: in a process, as a user has them."""
     script = (
         "import sys, runpy, os\n"
-        "import dashvlm.scoring as s\n"
+        "import dashvlm.engine.scoring as s\n"
         "def fail(*a, **k): raise RuntimeError('HTTP 401 with ' + os.environ['HF_TOKEN'] + ' at https://a:' + "
         "os.environ['MY_API_KEY'] + '@host')\n"
-        "if os.environ.get('FAIL'): s.score = fail; import dashvlm.run; dashvlm.run.score = fail\n"
+        "if os.environ.get('FAIL'): s.score = fail; import dashvlm.engine.run; dashvlm.engine.run.score = fail\n"
         "from pathlib import Path\n"
-        "from dashvlm.job import main\n"
+        "from dashvlm.engine.job import main\n"
         "sys.exit(main(Path(sys.argv[1])))\n"
     )
     place = [f"paths.output_dir={tmp_path / 'runs'}", f"paths.cache_dir={cache}"]
@@ -168,7 +168,7 @@ def test_folders_are_private_unless_shared(dashvlm, tmp_path):
 
 
 def test_failed_json_names_the_error_without_the_secret(monkeypatch):
-    from dashvlm.job import _failure
+    from dashvlm.engine.job import _failure
 
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     assert CANARY not in json.dumps(_failure(RuntimeError(f"bad key {CANARY}")))

@@ -64,6 +64,6 @@ Path.replace = at("rename", replace)
 checkpoints.os.fsync = at("fsync", os.fsync)
 
 if __name__ == "__main__":
-    from dashvlm.job import main
+    from dashvlm.engine.job import main
 
     sys.exit(main(folder))

@@ -16,7 +16,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from dashvlm import checksums
+from dashvlm.safety import checksums
 from dashvlm.training.checkpoints import LAST, read_checkpoint
 from tests.conftest import ROOT, SMALL, Trials
 
@@ -60,7 +60,7 @@ class Command:
     def child(self):
         """The process that trains."""
         return next(
-            pid for pid, parent, _, words in processes() if parent == self.process.pid and "dashvlm.job" in words
+            pid for pid, parent, _, words in processes() if parent == self.process.pid and "dashvlm.engine.job" in words
         )
 
     def left(self):
@@ -142,7 +142,7 @@ def test_a_second_command_waits_and_nobody_trains_twice(whole, cache, tmp_path):
     until(lambda: training(output))
     second = Command(output, cache)
     until(lambda: "waiting for it" in second.text)
-    by_hand = Command(output, cache, job=[sys.executable, "-m", "dashvlm.job", str(run_of(output))])
+    by_hand = Command(output, cache, job=[sys.executable, "-m", "dashvlm.engine.job", str(run_of(output))])
     until(lambda: "waiting for it" in by_hand.text)
     os.kill(by_hand.process.pid, signal.SIGTERM)
     assert by_hand.wait(20) == 143
@@ -237,7 +237,7 @@ def test_a_configuration_edited_by_hand_is_refused_where_it_changes_the_result(w
     folder = run_of(output)
     (folder / "result.json").unlink()
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    job = [sys.executable, "-m", "dashvlm.job", str(folder)]
+    job = [sys.executable, "-m", "dashvlm.engine.job", str(folder)]
     (folder / "config.yaml").write_text(yaml.safe_dump({**config, "seed": 7}))
     refused = Command(output, cache, job=job)
     assert refused.wait() == 1

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dashvlm import checksums
 from dashvlm.errors import CheckpointError
+from dashvlm.safety import checksums
 from dashvlm.training.checkpoints import BEFORE_LAST, BEST, LAST, read_checkpoint, resume_point, write_checkpoint
 from tests.conftest import SMALL, Trials
 
@@ -29,10 +29,10 @@ def flip(path, rng):
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
     """A run that was never disturbed: its configuration and its folder."""
-    import dashvlm.run
+    import dashvlm.engine.run
 
     cfg, folder = config(*WORDS), tmp_path_factory.mktemp("whole")
-    dashvlm.run.run(cfg, folder)
+    dashvlm.engine.run.run(cfg, folder)
     return cfg, folder
 
 
@@ -147,7 +147,7 @@ DAMAGE = {
     "what", [pytest.param(n, marks=pytest.mark.exhaustive) if n in ("previous", "all") else n for n in DAMAGE]
 )
 def test_a_run_with_damaged_checkpoints_goes_on_from_what_is_whole(whole, tmp_path, what, caplog):
-    import dashvlm.run
+    import dashvlm.engine.run
 
     caplog.set_level("INFO", "dashvlm")
     cfg, reference = whole
@@ -158,7 +158,7 @@ def test_a_run_with_damaged_checkpoints_goes_on_from_what_is_whole(whole, tmp_pa
     rng = random.Random(5)
     for name in DAMAGE[what]:
         flip(folder / "checkpoints" / name, rng)
-    dashvlm.run.run(cfg, folder)
+    dashvlm.engine.run.run(cfg, folder)
     one, two = load_file(reference / "trained.safetensors"), load_file(folder / "trained.safetensors")
     assert all(torch.equal(one[k], two[k]) for k in one)
     steps = {"last": "resuming at batch 5", "previous": "resuming at batch 6"}

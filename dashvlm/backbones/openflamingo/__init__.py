@@ -13,8 +13,8 @@ from dashvlm.backbones import hf
 from dashvlm.backbones.openflamingo.configuration import OpenFlamingoConfig
 from dashvlm.backbones.openflamingo.convert import load_pt
 from dashvlm.backbones.openflamingo.modeling import OpenFlamingoForConditionalGeneration
+from dashvlm.config.imports import configurable
 from dashvlm.errors import CheckpointError
-from dashvlm.targets import configurable
 
 log = logging.getLogger(__name__)
 

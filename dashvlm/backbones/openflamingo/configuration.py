@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, MptConfig, PreTrainedConfig
 
-from dashvlm.targets import configurable
+from dashvlm.config.imports import configurable
 
 
 @configurable("backbone")

@@ -17,7 +17,7 @@ from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from dashvlm.backbones.openflamingo.configuration import OpenFlamingoConfig
 from dashvlm.backbones.openflamingo.layers import FlamingoBlock, Gate, PerceiverResampler, bias_free_norm
-from dashvlm.targets import configurable
+from dashvlm.config.imports import configurable
 
 
 class OpenFlamingoPreTrainedModel(PreTrainedModel):

@@ -12,8 +12,8 @@ import torch
 import transformers
 from transformers.utils import cached_file
 
+from dashvlm.config.imports import configurable
 from dashvlm.errors import DataError
-from dashvlm.targets import configurable
 
 IMAGE, END_OF_CHUNK = "<image>", "<|endofchunk|>"
 MAX_IMAGES = 33  # 32 demonstrations and the question

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.pictures import SUFFIXES, stored_path
 from dashvlm.data.rows import Row
 from dashvlm.data.textfiles import json_file, json_lines
 from dashvlm.errors import DataError
-from dashvlm.targets import configurable
 
 VIDEOS = (".mov", ".mp4", ".avi", ".mkv", ".webm")
 

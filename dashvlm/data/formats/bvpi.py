@@ -12,19 +12,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.formats.bvpi_build import SPLITS, csv_files, joined, sidewalk_side
 from dashvlm.data.rows import Row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.data.textfiles import csv_rows, json_file, json_lines
 from dashvlm.errors import DataError
-from dashvlm.targets import configurable
-from dashvlm.tasks.caption import CAPTION_PROMPT, json_annotation
-from dashvlm.tasks.navigation_text import (
+from dashvlm.text.navigation import (
+    CAPTION_PROMPT,
     NOUNS,
     OBJECTS,
     PROMPT,
     Truth,
     contradictions,
+    json_annotation,
     parse_fields,
     position,
     segment,

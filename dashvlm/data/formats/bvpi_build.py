@@ -10,7 +10,7 @@ from typing import Any
 
 from dashvlm.data.textfiles import csv_rows
 from dashvlm.errors import DataError
-from dashvlm.tasks.navigation_text import PROMPT, Truth, position, response, sides_of
+from dashvlm.text.navigation import PROMPT, Truth, position, response, sides_of
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
 NEAR = {"obstacle": "m_obstacle", "person": "m_person", "bicycle": "m_bicycle", "car": "m_car",

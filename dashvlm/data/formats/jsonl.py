@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.clip import SPLITS
 from dashvlm.data.rows import Row, group_of
 from dashvlm.data.textfiles import json_lines, text_problem
 from dashvlm.errors import DataError
-from dashvlm.targets import configurable
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".ts")
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.rows import Row, parse_label
 from dashvlm.data.textfiles import csv_rows
 from dashvlm.errors import DataError
-from dashvlm.targets import configurable
 
 COLUMNS = ("id", "time_of_event", "time_of_alert", "target")
 HUB_COLUMNS = ("file_name", "time_of_event", "time_of_alert")

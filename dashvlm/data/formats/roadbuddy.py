@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.rows import Row, parse_seconds
 from dashvlm.data.textfiles import json_file
 from dashvlm.errors import DataError
-from dashvlm.targets import configurable
 
 MAX_CHOICES = 4  # the submission knows A to D
 LETTERS = "ABCDEFGH"

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dashvlm.config.imports import configurable
 from dashvlm.data.rows import Row
 from dashvlm.data.synthetic.encode import write_scene
 from dashvlm.data.synthetic.language import annotation, questions, rationale
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
 from dashvlm.data.synthetic.street import caption, draw_streets, write_street
-from dashvlm.results import write_json
-from dashvlm.targets import configurable
+from dashvlm.safety.files import write_json
 
 log = logging.getLogger(__name__)
 

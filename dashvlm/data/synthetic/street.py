@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dashvlm.data.clip import FrameArray
-from dashvlm.tasks.navigation_text import OBJECTS, SIDES, Truth
+from dashvlm.text.navigation import OBJECTS, SIDES, Truth
 
 RGB = tuple[int, int, int]
 SKY: dict[str, RGB] = {"day": (150, 190, 235), "dusk": (190, 130, 110), "overcast": (175, 178, 182)}

@@ -1,0 +1,378 @@
+"""From a configuration to live objects, one function an object. Imports no Hydra."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpointing, load_trained
+from dashvlm.backbones.base import Backbone
+from dashvlm.backbones.hf import check_family
+from dashvlm.backbones.tiny import twin_folder
+from dashvlm.config.imports import construct, resolve
+from dashvlm.config.rules import check
+from dashvlm.data.clip import SPLITS, Clip, Sample, Split
+from dashvlm.data.datamodule import SampleDataset, decode_once
+from dashvlm.data.frames import FrameStore
+from dashvlm.data.manifest import Manifest, Quarantined, limited
+from dashvlm.data.samples import build_samples, union_of_times, with_demos
+from dashvlm.data.sampling import Times
+from dashvlm.engine.load import build_store, load_manifest
+from dashvlm.errors import CheckpointError, ConfigError, DataError
+from dashvlm.safety.checksums import changed as changed_files
+from dashvlm.safety.checksums import verify_weights
+from dashvlm.safety.files import is_name, read_yaml
+from dashvlm.tasks.base import Task, make_task, observe
+from dashvlm.training.module import VLMModule
+
+log = logging.getLogger(__name__)
+Config = Mapping[str, Any]
+"""A resolved configuration of plain Python values."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset made ready: manifest, frame store, and the samples of each split."""
+
+    manifest: Manifest
+    store: FrameStore
+    samples: dict[Split, list[Sample]]
+    skipped: list[Clip]
+
+    @property
+    def test_split(self) -> Split:
+        """The split that results come from: test, or val where there is no test split."""
+        return "test" if self.samples["test"] else "val"
+
+
+def prepare_data(cfg: Config, train: bool = True) -> Data:
+    """Manifest, decoded frames and samples.
+
+    Frames are decoded for the whole sweep that this run belongs to (``sweep.grid``).
+
+    Args:
+        cfg: the configuration.
+        train: whether the training and validation splits are needed.
+    """
+    store, task = build_store(cfg), make_task(cfg)
+    manifest = load_manifest(cfg, store)
+    options = cfg["data"]
+    if options["limit"]:
+        manifest = limited(manifest, int(options["limit"]))
+    manifest = Manifest(manifest.name, tuple(task.prepared(manifest.clips)), manifest.quarantine)
+    taught = train and cfg["objective"]["name"] == "sft" and cfg["peft"]["method"] != "frozen"
+    if taught or not task.answer_lead:  # rationales are needed where they are taught
+        manifest = _teachable(manifest, task, float(options["max_bad_fraction"]))
+    grid = [
+        options,
+        *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or []),
+    ]
+    eval_horizons = _horizons(options)
+    shots = options["shots"]
+    train = train or int(shots["eval"]) > 0  # demonstrations are training samples
+    wanted = [c for c in manifest.clips if train or c.split == "test"]
+    if not train and not wanted:
+        wanted = manifest.split("val")
+    times: dict[str, Times] = {}
+    for split in SPLITS:
+        clips = [c for c in wanted if c.split == split]
+        scored = split == ("test" if manifest.split("test") else "val")
+        horizons = eval_horizons if scored else [float(options["horizon_s"])]
+        times |= union_of_times(clips, grid, horizons)
+    failed, bad = decode_once(wanted, times, store, float(options["max_bad_fraction"]))
+    gone = {q.clip_id for q in bad}
+    manifest = Manifest(
+        manifest.name,
+        tuple(_mark(c, failed) for c in manifest.clips if c.clip_id not in gone),
+        (*manifest.quarantine, *bad),
+    )
+    samples: dict[Split, list[Sample]] = {"train": [], "val": [], "test": []}
+    skipped: list[Clip] = []
+    for split in SPLITS:
+        if train or split != "train":
+            found, left = build_samples(manifest.split(split), options)
+            # Training learns from labelled clips only; the others are scored, not taught.
+            samples[split] = [s for s in found if split != "train" or task.target(s) is not None]
+            skipped += left
+    pool = samples["train"]
+    samples["train"] = with_demos(pool, pool, float(shots["share"]), int(shots["least"]), int(shots["most"]))
+    samples["val"] = with_demos(samples["val"], pool, 1.0, int(shots["eval"]), int(shots["eval"]))
+    for clip in skipped:
+        log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
+    quarantine = tuple(Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped)
+    manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
+    return Data(manifest, store, samples, skipped)
+
+
+def _teachable(manifest: Manifest, task: Task, max_bad_fraction: float) -> Manifest:
+    """Quarantine training clips whose annotation the task cannot use."""
+    found = [(c, task.problem(c)) for c in manifest.split("train")]
+    bad = [Quarantined(c.clip_id, "train", why) for c, why in found if why]
+    if len(bad) > max_bad_fraction * max(len(found), 1):
+        raise DataError(
+            f"{len(bad)} of {len(found)} training annotations are unusable, more than "
+            f"data.max_bad_fraction={max_bad_fraction:g} allows",
+            got="; ".join(f"{q.clip_id}: {q.reason}" for q in bad[:3]),
+            do=f"mend them or raise data.max_bad_fraction; `python -m dashvlm.inspect data={manifest.name}` lists them",
+        )
+    gone = {q.clip_id for q in bad}
+    return Manifest(
+        manifest.name, tuple(c for c in manifest.clips if c.clip_id not in gone), (*manifest.quarantine, *bad)
+    )
+
+
+def check_data(cfg: Config) -> list[dict[str, Any]]:
+    """Load everything but the model: decode all frames, build all prompts and answers.
+
+    Returns:
+        A row a split: samples, frames a sample, repeated and unreadable ones, and the first answer.
+    """
+    data, task = prepare_data(cfg), make_task(cfg)
+    rows = []
+    for split, samples in data.samples.items():
+        items = SampleDataset(samples, data.store)
+        shapes, failed, answers = set(), 0, []
+        for number, sample in enumerate(samples):
+            item = items[number]
+            if item.frames is None or item.frame_times_s is None:
+                failed += 1
+                continue
+            shapes.add(item.frames.shape)
+            task.messages(observe(sample, item.frame_times_s.tolist()))
+            if task.target(sample) is not None:
+                answers.append(task.answer(sample))
+        rows.append(
+            {
+                "split": split, "samples": len(samples), "answered": len(answers), "unreadable": failed,
+                "with repeated frames": sum(s.num_padded > 0 for s in samples),
+                "frames": ", ".join("x".join(map(str, s)) for s in sorted(shapes)),
+                "first answer": " ".join(answers[0].split())[:60] if answers else "–",
+            }
+        )  # fmt: skip
+    return rows
+
+
+def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
+    """Samples of the test split at the training horizon first, then at the other horizons."""
+    clips = data.manifest.split(data.test_split)
+    skipped = {c.clip_id for c in data.skipped}
+    clips = [c for c in clips if c.clip_id not in skipped]
+    horizons = _horizons(cfg["data"])
+    samples: list[Sample] = []
+    for horizon in horizons:
+        lenient = {**cfg["data"], "short_history": "pad_oldest"} if horizon != horizons[0] else cfg["data"]
+        try:
+            samples += build_samples(clips, lenient, [horizon])[0]
+        except DataError as error:
+            if horizon == horizons[0]:
+                raise
+            log.info("no scores at horizon %g s: %s", horizon, error.what)
+    count = int(cfg["data"]["shots"]["eval"])
+    pool = [replace(s, demos=()) for s in data.samples["train"]]
+    return with_demos(samples, pool, 1.0, count, count)
+
+
+def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
+    """Load the backbone; ``tiny`` builds its random-weight twin on first use.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be loaded.
+    """
+    model = cfg["model"]
+    checkpoint, image_kwargs = str(model["checkpoint"]), model["image_kwargs"]
+    if checkpoint == "tiny":
+        cache = Path(cfg["paths"]["cache_dir"]) / "twins"
+        checkpoint = str(twin_folder(model["twin"], cache))
+        image_kwargs = model["twin"].get("image_kwargs", image_kwargs)
+    else:
+        checkpoint = checkpoint_name(model)
+    options = model.get("loader_options") or {}
+    if model["name"] == "llama32_vision" and options.get("frames") == "images":
+        log.warning(
+            "Llama 3.2 Vision was trained on one image a prompt: several frames are outside its training and scores "
+            "depend on the number of frames in the batch; model.loader_options.frames=contact_sheet avoids both"
+        )
+    dtype = str(model["dtype"])
+    if dtype == "auto" and cfg["peft"]["method"] == "full" and cfg["trainer"]["precision"] != "bf16-true":
+        dtype = "float32"  # small updates of 16-bit weights round to nothing; autocast still computes in 16 bit
+    kind = (model.get("twin") or {}).get("config", {}).get("class", "")
+    if str(model["checkpoint"]) != "tiny" and hasattr(transformers, kind):
+        check_family(checkpoint, getattr(transformers, kind).model_type, model.get("revision"))
+    backbone: Backbone = construct(
+        "backbone",
+        model["_target_"],
+        checkpoint,
+        image_kwargs=image_kwargs,
+        roles=model["roles"],
+        dtype=dtype,
+        quantization=quantization,
+        attn_implementation=model["attn_implementation"],
+        **({"revision": model["revision"]} if model.get("revision") else {}),
+        **options,
+    )
+    return backbone
+
+
+def checkpoint_name(model: Config) -> str:
+    """The hub id or folder of ``model.checkpoint``, which may name one of the family's sizes."""
+    checkpoint = str(model["checkpoint"])
+    return str((model.get("sizes") or {}).get(checkpoint, checkpoint))
+
+
+def build_module(cfg: Config, for_training: bool = True) -> VLMModule:
+    """Build backbone, adapters, task and objective; weights of adapters depend on the seed only."""
+    peft = cfg["peft"]
+    backbone = build_backbone(cfg, peft.get("quantization"))
+    torch.manual_seed(int(cfg["seed"]))
+    attach(backbone, peft)
+    if for_training and cfg["model"]["gradient_checkpointing"]:
+        enable_gradient_checkpointing(backbone)
+    module: VLMModule = resolve("objective", cfg["objective"]["_target_"])(
+        backbone, make_task(cfg), cfg["objective"], cfg["optim"], int(cfg["seed"])
+    )
+    if cfg.get("start_from") and for_training:
+        _start(module, Path(cfg["start_from"]))
+    module.on_start()
+    for row in part_census(module):
+        log.info(
+            "%-10s %14s parameters, %12s trainable",
+            row["part"], f"{row['parameters'] + row['adapters']:,}", f"{row['trainable']:,}",
+        )  # fmt: skip
+    return module
+
+
+def _start(module: VLMModule, folder: Path) -> None:
+    """Put the weights of another run into a module."""
+    path = folder / "trained.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"start_from={folder} has no trained.safetensors",
+            do="name the folder of a finished run; what starts from it is also measured against it",
+        )
+    verify_weights(folder)
+    load_trained(module, read_safetensors(path), f"start_from={folder}")
+    log.info("starting from %s", folder)
+
+
+def part_census(module: VLMModule) -> list[dict[str, Any]]:
+    """Count a module's parameters by role, the objective's own layers included."""
+    own = {n: m for n, m in module.named_children() if n != "backbone"}
+    return census(module.backbone, own)
+
+
+def at_home(folder: Path, cfg: Config, paths: Config) -> dict[str, Any]:
+    """A run's configuration on this machine, checked: its own places and its limits of the store are not used.
+
+    Raises:
+        ConfigError: if it breaks a rule.
+    """
+    lacking = [
+        g for g in ("model", "task", "data", "objective", "peft", "trainer") if not isinstance(cfg.get(g), Mapping)
+    ]
+    errors = [f"{group}: missing" for group in lacking] or check({**cfg, "study": None})  # may not be here
+    if errors:
+        raise ConfigError(
+            f"{folder}/config.yaml cannot be used", got="\n       ".join(errors),
+            do="copy the run's folder again from where it was made",
+        )  # fmt: skip
+    data = {**cfg["data"], "store_gb": float("inf"), "decode_timeout_s": 60.0, "decode_memory_gb": 8.0}
+    if data.get("name") == "synthetic":  # it is rendered where it is missing
+        name = Path(str(data["root"])).name
+        data["root"] = str(Path(paths["cache_dir"]) / "synthetic" / (name if is_name(name) else "unnamed"))
+    return {**cfg, "paths": dict(paths), "data": data}
+
+
+def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tuple[dict[str, Any], VLMModule]:
+    """Load a finished run: its configuration and its module with the trained weights.
+
+    Args:
+        folder: the run's.
+        paths: the ``paths`` group of the command. A run may come from somebody else, so the places that its own
+            configuration names are not used.
+        changed: its configuration with what an evaluation asks differently (task, generation).
+
+    Raises:
+        ConfigError: if the folder is not a run's.
+        CheckpointError: if its weights are missing or do not fit.
+    """
+    cfg = {**changed, "paths": dict(paths)} if changed else at_home(folder, read_config(folder), paths)
+    path = folder / "trained.safetensors"
+    if cfg["model"]["_target_"] == "dashvlm.backbones.api.load":  # its address would get this user's key and pictures
+        raise ConfigError(f"{folder} names a model behind an endpoint", do="use `evaluate model=openai` without run=")
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no trained.safetensors",
+            got="the run is not finished",
+            do="run the command that made it again: it resumes",
+        )
+    verify_weights(folder)
+    if other := changed_files(folder):
+        log.warning("%s: changed after the run: %s", folder, ", ".join(other))
+    module = build_module(cfg, for_training=False)
+    start = folder / "start.safetensors"
+    if start.is_file():  # what the run is measured against
+        load_trained(module, read_safetensors(start), str(start))
+        module.on_start()
+    load_trained(module, read_safetensors(path), str(path))
+    module.eval()
+    return cfg, module
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read the resolved configuration that a run was started with.
+
+    Raises:
+        ConfigError: if the folder holds none.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        known = sorted(p.parent.name for p in folder.parent.glob("*/config.yaml"))
+        raise ConfigError(
+            "not a run folder",
+            got=str(folder),
+            do=f"name a folder with a config.yaml; beside it are {', '.join(known) or 'none'}",
+        )
+    return read_yaml(path)
+
+
+def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    """Read tensors from a safetensors file.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read", got=str(error)) from error
+
+
+def _horizons(options: Config) -> list[float]:
+    """The training horizon first, then the other horizons that scores are wanted at."""
+    first = float(options["horizon_s"])
+    if options["sampling"] != "anchored" or options["reference"] != "event":
+        return [first]
+    return list(dict.fromkeys([first, *(float(h) for h in options["eval_horizons_s"] or ())]))
+
+
+def _mark(clip: Clip, failed: Mapping[str, str]) -> Clip:
+    if clip.clip_id not in failed:
+        return clip
+    return replace(clip, extra={**clip.extra, "failed": failed[clip.clip_id]})
+
+
+def label_balance(task: Task, samples: Sequence[Sample]) -> str:
+    """Say how many samples there are, of each choice where the task has choices."""
+    if not task.choices:
+        return f"{len(samples)} samples"
+    targets = [task.target(s) for s in samples]
+    return ", ".join(f"{targets.count(n)} {name}" for n, name in enumerate(task.choices))

@@ -1,0 +1,222 @@
+"""Score a module on the test split and turn the rows into numbers. Every number comes from the rows' file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+
+from dashvlm.data.clip import Sample
+from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.data.manifest import straddling_files
+from dashvlm.data.samples import feasibility, sampling_skew
+from dashvlm.data.sampling import staleness_s
+from dashvlm.engine.build import Data, checkpoint_name, evaluation_samples, part_census
+from dashvlm.engine.fit import build_trainer
+from dashvlm.errors import DataError
+from dashvlm.metrics.evaluate import evaluate
+from dashvlm.shortcuts.leaks import label_alarms
+from dashvlm.tasks.base import observe
+from dashvlm.training.module import VLMModule, sample_row
+
+MAX_STALE = 0.02
+"""Share of samples with frames from before a gap above which an alarm is raised."""
+PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "av")
+
+
+def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Trainer | None = None) -> pd.DataFrame:
+    """Score the test split at all horizons, and once more with the pixels switched off.
+
+    Returns:
+        A row a sample, in order, none missing; see :func:`dashvlm.metrics.evaluate.evaluate`.
+    """
+    trainer = trainer or build_trainer(cfg, logger=False, enable_checkpointing=False)
+    samples = evaluation_samples(cfg, data)
+    if not samples:
+        raise DataError(
+            f"data={cfg['data']['name']}: no clip to evaluate on",
+            got=f"test {len(data.samples['test'])}, val {len(data.samples['val'])}",
+            do="give data.splits.test a share, or add clips",
+        )
+    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
+    loaders.trainer = trainer
+    task, primary = module.task, float(cfg["data"]["horizon_s"])
+    rows = _predict(trainer, module, loaders, samples)
+    table = pd.DataFrame([{**sample_row(s), **task.columns(s), **r} for s, r in zip(samples, rows, strict=True)])
+    first = [s for s in samples if s.horizon_s == primary]
+    # What has no scores is judged by what it writes, so the blind pass must write too.
+    blind: dict[str, Any] = {}
+    if cfg["model"].get("pixels_off", True):
+        with _options(module, constrained=False, **({"generate": False} if task.choices else {})):
+            blind = {
+                s.sample_id: r for s, r in zip(first, _predict(trainer, module, loaders, first, True), strict=True)
+            }
+    table["primary"] = table["horizon_s"] == primary
+    table["stale_s"] = [_staleness(s, r) for s, r in zip(samples, rows, strict=True)]
+    _add_pairs(table, trainer, module, loaders, samples)
+    for column in ("scores", "text", "answer", "status", "latency_s", "frame_times_s"):
+        if column not in table:
+            table[column] = None
+    targets = [task.target(s) for s in samples]
+    whole = bool(task.choices)
+    table["target"] = pd.array(targets, dtype="Int64") if whole else [_as_json(t) for t in targets]
+    for column in [c for c in table if c.endswith("answer")]:
+        read = table[column]
+        table[column] = read.astype("Int64") if whole else [_as_json(a) for a in read]
+    unseen = [blind.get(i, {}) for i in table["sample_id"]]
+    if task.choices:
+        table["pixels_off_scores"] = [row.get("scores") for row in unseen]
+    else:
+        table["pixels_off_answer"] = [_as_json(row.get("answer")) for row in unseen]
+        table["pixels_off_text"] = [row.get("text") for row in unseen]
+    if task.evaluation == "binary":
+        for column in [c for c in table if c.endswith("scores")]:
+            table[column.removesuffix("s")] = [_last(v) for v in table[column]]
+    seen = [observe(s, s.times_s) for s in samples]
+    for name, values in module.measure(table["text"].tolist(), seen, targets).items():
+        table[name] = values
+    for name, values in task.baseline(data.samples["train"], samples).items():
+        table[name] = pd.array(values, dtype="Int64") if whole else values
+    return table.drop(columns="index")
+
+
+def score_start(cfg: Mapping[str, Any], data: Data, module: VLMModule) -> pd.DataFrame:
+    """What an objective measures of the test split before it trains: its columns, a row a sample.
+
+    Returns:
+        ``sample_id`` and the objective's columns as ``before_...``.
+    """
+    trainer, primary = build_trainer(cfg, logger=False, enable_checkpointing=False), float(cfg["data"]["horizon_s"])
+    samples = [s for s in evaluation_samples(cfg, data) if s.horizon_s == primary]
+    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
+    loaders.trainer = trainer
+    table = pd.DataFrame({"sample_id": [s.sample_id for s in samples]})
+    _add_pairs(table, trainer, module, loaders, samples)
+    if module.taught != "pair":
+        texts = [row.get("text") for row in _predict(trainer, module, loaders, samples)]
+        seen, targets = [observe(s, s.times_s) for s in samples], [module.task.target(s) for s in samples]
+        for name, values in module.measure(texts, seen, targets).items():
+            table[name] = values
+    return table.rename(columns={c: f"before_{c}" for c in table if c != "sample_id"})
+
+
+def _add_pairs(
+    table: pd.DataFrame, trainer: pl.Trainer, module: VLMModule, loaders: ClipDataModule, samples: list[Sample]
+) -> None:
+    """Judge the pairs of the samples that have one, where the objective learns from pairs."""
+    if module.taught != "pair" or not module.usable(samples):
+        return
+    trainer.predict(module, loaders.eval_dataloader(samples, stage="pairs"), return_predictions=False)
+    judged = {row["index"]: row for row in module.rows if "preferred" in row}
+    for name in ("preferred", "likelier", "margin", "chosen_tokens", "rejected_tokens"):
+        table[name] = [judged.get(i, {}).get(name) for i in range(len(table))]
+
+
+def write_results(
+    cfg: Mapping[str, Any], data: Data, rows: pd.DataFrame, folder: Path, module: VLMModule
+) -> dict[str, Any]:
+    """Write ``predictions.parquet`` and compute every number from it."""
+    rows.to_parquet(folder / "predictions.parquet", index=False)
+    kind = module.task.evaluation
+    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), int(cfg["seed"]), kind)
+    if data.test_split != "test":
+        numbers["alarms"].append("there is no test split: these are validation numbers")
+    shared = straddling_files(data.manifest.clips)
+    if shared:
+        numbers["alarms"].append(f"{len(shared)} files are in several splits: {'; '.join(shared[:3])}")
+    stale = rows["stale_s"] > 0
+    if stale.mean() > MAX_STALE:
+        numbers["alarms"].append(
+            f"{int(stale.sum())} of {len(rows)} samples show frames older than asked, up to "
+            f"{rows['stale_s'].max():.1f} s: the videos have gaps (stale_s in predictions.parquet)"
+        )
+    options = cfg["data"]
+    skew = sampling_skew(data.samples, options)
+    if len({round(v, 3) for v in skew.values()}) > 1:
+        shares = ", ".join(f"{split} {share:.0%}" for split, share in skew.items())
+        numbers["alarms"].append(
+            f"sampling differs between the splits: samples seen around annotated moments are {shares} "
+            f"(data.support_frames={options['support_frames']})"
+        )
+    taught_by = {
+        str(c.extra["annotated_by"]) for c in data.manifest.split(data.test_split) if "annotated_by" in c.extra
+    }
+    if taught_by:
+        numbers["alarms"].append(f"the answers compared with were written by {', '.join(sorted(taught_by))}")
+    if options.get("labels") and module.task.choices and module.taught == "answer":
+        numbers["alarms"] += label_alarms(options["labels"], options["label_options"]["mode"])
+    numbers["alarms"] += module.task.write(rows, folder)
+    points = [(int(options["num_frames"]), float(options["frame_interval_s"]))]
+    return numbers | {
+        "run_id": folder.name,
+        "status": "done",
+        "latency_s": float(rows["latency_s"].dropna().mean()) if rows["latency_s"].notna().any() else None,
+        "split": data.test_split,
+        "overrides": (cfg.get("sweep") or {}).get("overrides", []),
+        "sweep_id": (cfg.get("sweep") or {}).get("id"),
+        "feasibility": feasibility(data.manifest.split(data.test_split), options, points)
+        if options["sampling"] == "anchored"
+        else [],
+        "sampling_skew": skew,
+        "parameters": part_census(module),
+        "checkpoint": {
+            "name": checkpoint_name(cfg["model"]),
+            "commit": getattr(module.backbone, "commit", None),
+            "fingerprint": cfg["model"].get("fingerprint"),
+        },
+        "quarantined": len(data.manifest.quarantine),
+        "stale": int(stale.sum()),
+        "commit": _commit(),
+        "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
+    }
+
+
+def _predict(
+    trainer: pl.Trainer,
+    module: VLMModule,
+    loaders: ClipDataModule,
+    samples: list[Sample],
+    blank: bool = False,
+) -> list[dict[str, Any]]:
+    trainer.predict(module, loaders.eval_dataloader(samples, blank), return_predictions=False)
+    return module.rows
+
+
+@contextlib.contextmanager
+def _options(module: VLMModule, **changed: Any) -> Iterator[None]:
+    """Change options of the objective for a while."""
+    before = dict(module.options)
+    module.options.update(changed)
+    yield
+    module.options.clear()
+    module.options.update(before)
+
+
+def _staleness(sample: Sample, row: Mapping[str, Any]) -> float:
+    """See :func:`dashvlm.data.sampling.staleness_s`; 0 for a row that failed."""
+    shown = row.get("frame_times_s")
+    return 0.0 if shown is None else staleness_s(shown, sample.times_s, 1.0 / sample.clip.fps)
+
+
+def _as_json(value: Any) -> str | None:
+    return json.dumps(value, ensure_ascii=False, sort_keys=True) if isinstance(value, Mapping) else None
+
+
+def _last(scores: Any) -> float:
+    return float("nan") if scores is None or not np.ndim(scores) else float(scores[-1])
+
+
+def _commit() -> str | None:
+    found = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return found.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""The five projects' published tables: studies, their numbers computed again, their odd definitions."""
