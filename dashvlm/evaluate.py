@@ -22,17 +22,16 @@ def evaluate(cfg: DictConfig) -> None:
     from dashvlm.config.cli import log_to_terminal
     from dashvlm.config.identity import run_id
     from dashvlm.config.overrides import plain, refuse
-    from dashvlm.config.rules import check
     from dashvlm.data.manifest import fingerprint
     from dashvlm.engine.build import at_home, build_module, load_run, prepare_data, read_config
     from dashvlm.engine.load import build_store, load_manifest
     from dashvlm.engine.run import quiet_libraries
-    from dashvlm.engine.scoring import score, write_results
-    from dashvlm.report.plots import plot_run
+    from dashvlm.engine.scoring import plot_run, score, write_results
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
     from dashvlm.safety import checksums
     from dashvlm.safety.checksums import checkpoint_fingerprint
     from dashvlm.safety.files import write_json, write_yaml
+    from dashvlm.tasks.check import check
 
     log_to_terminal()
     quiet_libraries()
@@ -64,7 +63,7 @@ def evaluate(cfg: DictConfig) -> None:
     rows = score(config, data, module)
     results = write_results(config, data, rows, folder, module)
     results["alarms"] += _seen_in_training(Path(source), rows) if source else []
-    plot_run(rows, results, folder / "plots", data.store)
+    plot_run(module.task.evaluation, rows, results, folder / "plots", data.store)
     write_json(folder / "result.json", results)
     checksums.note(folder, checksums.SMALL)
     for title, names, lines in detail_tables(results):

@@ -25,7 +25,7 @@ def inspect(cfg: DictConfig) -> None:
 
     from dashvlm.config.cli import log_to_terminal
     from dashvlm.config.overrides import plain, refuse
-    from dashvlm.config.rules import check
+    from dashvlm.tasks.check import check
 
     log_to_terminal()
     said = HydraConfig.get().overrides.task
@@ -157,18 +157,18 @@ def inspect_shortcuts(clips: list[Any], options: dict[str, Any], task: Any, stor
     from dashvlm.data.samples import build_samples
     from dashvlm.errors import DataError
     from dashvlm.report.tables import print_rows
-    from dashvlm.shortcuts.audit import FEWEST, LEVEL, audit, class_of, near_duplicates
+    from dashvlm.shortcuts.audit import FEWEST, LEVEL, audit, near_duplicates
 
     lenient = {**options, "short_history": "pad_oldest"}
     samples: dict[str, Any] = {s: build_samples([c for c in clips if c.split == s], lenient)[0] for s in SPLITS}
-    readers = audit(samples, class_of(task), store)
+    readers = audit(samples, task.kind_of, store)
     alike = near_duplicates(samples, store)
     rows = [{"reader": r.name, "reads": r.what, "ROC AUC on the test split": str(r.auc),
              "verdict": r.verdict} for r in readers]  # fmt: skip
     if rows:
         print_rows(f"readers that see no pixels (a clean dataset fails once in {1 / LEVEL:.0f})", rows)
     else:
-        there = {s: sum(class_of(task)(x) is not None for x in samples[s]) for s in ("train", "test")}
+        there = {s: sum(task.kind_of(x) is not None for x in samples[s]) for s in ("train", "test")}
         needed = f"it needs {FEWEST} labelled clips of two classes in each"
         say(
             f"  no audit: {there['train']} labelled clips in the training split, {there['test']} in the test split; "

@@ -19,7 +19,7 @@ def label(cfg: DictConfig) -> None:
     """Dispatch on the kind of teacher."""
     from dashvlm.config.cli import log_to_terminal
     from dashvlm.config.overrides import plain, refuse
-    from dashvlm.config.rules import check
+    from dashvlm.tasks.check import check
 
     log_to_terminal()
     config = plain(cfg)
@@ -43,11 +43,11 @@ def ask_teacher(config: dict[str, Any]) -> None:
     from dashvlm.engine.load import build_store, load_manifest
     from dashvlm.errors import DataError, TeacherError
     from dashvlm.labels.ask import LabelWriter, Progress, modes_of, requests_for, to_label
-    from dashvlm.tasks.base import make_task
+    from dashvlm.tasks.base import make_task, task_class
 
     options = {**config["data"], "labels": None, "short_history": "pad_oldest"}  # as many frames for every clip
-    name = config["task"]["name"]
-    reasons = {"reasoning": True} if name == "crash" else {}
+    rationales = task_class(config).labelled == "rationale"
+    reasons = {"reasoning": True} if rationales else {}
     task, teacher_options = make_task({**config, "task": {**config["task"], **reasons}}), config["teacher"]
     store = build_store(config)
     manifest = load_manifest({**config, "data": options}, store)
@@ -110,7 +110,7 @@ def ask_teacher(config: dict[str, Any]) -> None:
             wanted = {(a.sample.clip.clip_id, a.mode) for a in asks}
             labels = [x for k, x in writer.labels.items() if k in wanted]
             groups = {c.clip_id: c.group for c in manifest.clips}
-            _report(folder, labels, groups, problems, len(missing), teacher, name)
+            _report(folder, labels, groups, problems, len(missing), teacher, rationales)
     if missing:
         why = "the cap is reached" if teacher.tally.capped else "; ".join(teacher.tally.failures) or "interrupted"
         raise TeacherError(
@@ -121,7 +121,7 @@ def ask_teacher(config: dict[str, Any]) -> None:
 
 def _report(
     folder: Path, labels: list[Any], groups: dict[str, str], problems: dict[str, str], missing: int, teacher: Any,
-    task: str,
+    rationales: bool,
 ) -> None:  # fmt: skip
     """Print and write what came back, how far it agrees, and what gives the class away."""
     from dashvlm.labels.ask import agreement
@@ -140,7 +140,7 @@ def _report(
     agree = agreement(labels, groups)
     print_rows("agreement", agree)
     leaks = [row for mode in modes for row in leak_rows([x for x in labels if x.mode == mode], mode)] \
-        if task == "crash" else []  # fmt: skip
+        if rationales else []  # fmt: skip
     print_rows("what gives the class away besides evidence", leaks)
     for name, why in list(problems.items())[:10]:
         print(f"  not asked about: {name}: {why}")

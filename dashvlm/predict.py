@@ -30,11 +30,12 @@ def predict(cfg: DictConfig) -> None:
     from dashvlm.config.cli import log_to_terminal
     from dashvlm.config.overrides import plain
     from dashvlm.data.guard import Limits, guarded
-    from dashvlm.engine.build import load_run, read_config
+    from dashvlm.engine.build import at_home, load_run, read_config
     from dashvlm.engine.load import build_store
     from dashvlm.engine.run import quiet_libraries
     from dashvlm.errors import ConfigError
-    from dashvlm.report.plots import plot_risk
+    from dashvlm.tasks.base import task_class
+    from dashvlm.tasks.binary.plots import plot_risk
 
     log_to_terminal()
     quiet_libraries()
@@ -53,10 +54,10 @@ def predict(cfg: DictConfig) -> None:
         return
     video, source = Path(cfg.video), Path(cfg.run)
     index = guarded(Limits(), video, "data.index", "index_video", video)  # an error before the model is loaded
-    trained = read_config(source)["task"]["name"]
-    if trained != "crash":
+    config = at_home(source, read_config(source), plain(cfg)["paths"])
+    if not task_class(config).over_time:
         raise ConfigError(
-            "predict draws the risk of a yes/no task", got=f"task={trained}",
+            "predict draws the risk of a task that can be asked at any moment", got=f"task={config['task']['name']}",
             do="use input= instead of video=, which writes an answer for each file or row",
         )  # fmt: skip
     config, module = load_run(source, plain(cfg)["paths"])
@@ -131,7 +132,7 @@ def predict_inputs(
     loaders = ClipDataModule({}, store, module.collate, options, int(config["seed"]))
     loaders.trainer = trainer
     size, started = 4 * int(options["eval_batch_size"]), time.monotonic()
-    if module.task.evaluation == "binary":
+    if module.task.over_time:
         import torch
 
         module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -142,7 +143,7 @@ def predict_inputs(
         for first in range(0, len(waiting), size):
             part = waiting[first : first + size]
             good = [samples[i] for i in part if i in samples and i not in problems]
-            if module.task.evaluation == "binary":
+            if module.task.over_time:
                 made = {s.clip.clip_id: _risk(config, module, s, stride_s) for s in good}
             else:
                 trainer.predict(module, loaders.eval_dataloader(good), return_predictions=False) if good else None

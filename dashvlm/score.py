@@ -21,9 +21,10 @@ from dashvlm.safety.plaintext import say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from dashvlm.predictions.records import Records
     from dashvlm.predictions.truth import Truth
+    from dashvlm.tables.records import Records
     from dashvlm.tasks.base import Task
+    from dashvlm.tasks.reading import Reading
 
 OWN = {"sample_id", "clip_id", "group", "horizon_s", "primary", "target", "status", "answer"}
 """Columns of a run's own ``predictions.parquet``, which needs no truth beside it."""
@@ -38,30 +39,31 @@ def score(cfg: DictConfig) -> None:
     """
     from dashvlm.config.overrides import plain
     from dashvlm.metrics.captions import NOT_ASKED
-    from dashvlm.metrics.evaluate import evaluate
-    from dashvlm.predictions.records import read_records
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title, to_markdown
+    from dashvlm.reproductions.recompute import print_published
     from dashvlm.safety.checksums import content_of
     from dashvlm.safety.files import write_json
+    from dashvlm.tables.records import read_records
     from dashvlm.tasks.base import make_task
+    from dashvlm.tasks.evaluation import evaluate
 
     options = plain(cfg)
     path = Path(str(options["predictions"]))
     records = read_records(path, options["encoding"])
     task = make_task({**options, "task": _task_options(options, records)})
     table, about, notes = _rows(task, records, options)
-    kind: str = task.evaluation
-    if kind == "binary" and not table["score"].notna().any():
-        kind = "answers"
-    results = evaluate(table, 0, kind)
+    kind = task.evaluation
+    if kind.unscored is not None and not table["score"].notna().any():
+        kind = kind.unscored
+    results = evaluate(table, kind)
     unread = table[table["status"].isin(["unparsed", "refused"])]["text"].dropna()
     if len(unread) and not table["answer"].notna().any():
         notes.append(f"no answer could be read, for example {str(unread.iloc[0])[:80]!r}")
     results["alarms"] = [*notes, *results["alarms"]]
     if "SPICE" in results.get("unavailable", {}):
         results["unavailable"]["SPICE"] = NOT_ASKED
-    if options["spice"] and kind == "caption":
-        _add_spice(table, results)
+        if options["spice"]:
+            _add_spice(table, results)
     folder = Path(options["paths"]["output_dir"]) / f"score-{task.name}-{path.stem}-{content_of(path)[2][:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "predictions.parquet", index=False)
@@ -76,7 +78,7 @@ def score(cfg: DictConfig) -> None:
     print_table(result_title(f"{path.name}, task={task.name}", results), header, body, results["alarms"])
     (folder / "score.md").write_text(to_markdown(header, body, results["alarms"]), encoding="utf-8")
     if options["published"]:
-        _published(str(options["published"]), path, options)
+        print_published(str(options["published"]), path, options)
     say(f"written: {folder}/")
 
 
@@ -91,8 +93,8 @@ def _rows(task: Task, records: Records, options: Mapping[str, Any]) -> tuple[pd.
         return table, {"truth": "its own", "split": "scored"}, []
     truth = _truth(task, options)
     clips = [c.clip_id for c in truth.clips] if truth else []
-    columns = find_columns(task.name, records, options["columns"], clips, own_truth=truth is None)
-    truth = truth or own_truth(task.name, records, options, list(columns.used().values()))
+    columns = find_columns(_reading(task), records, options["columns"], clips, own_truth=truth is None)
+    truth = truth or own_truth(_reading(task), records, options, list(columns.used().values()))
     say("columns: " + "; ".join(f"{what} from {name!r}" for what, name in columns.used().items()))
     predicted = [row[columns.id] for row in records.rows if row.get(columns.id) is not None]
     truth = of_split(truth, str(options["split"]), predicted)
@@ -111,7 +113,7 @@ def _truth(task: Task, options: Mapping[str, Any]) -> Truth | None:
         return None
     wanted, data = str(options["truth"]), options["data"]
     if Path(wanted).exists():
-        return read_truth(task.name, Path(wanted), data, options)
+        return read_truth(_reading(task), Path(wanted), data, options)
     if wanted != data["name"]:
         raise DataError(
             f"truth={wanted} is no file, no folder and no dataset", got="nothing of that name",
@@ -122,22 +124,34 @@ def _truth(task: Task, options: Mapping[str, Any]) -> Truth | None:
     return Truth(manifest.clips, f"data={manifest.name} ({data['root']})", notes=notes)
 
 
+def _reading(task: Task | type[Task]) -> Reading:
+    """How the task's predictions stand elsewhere.
+
+    Raises:
+        ConfigError: if it does not say so.
+    """
+    from dashvlm.errors import ConfigError
+
+    if task.reading is None:
+        raise ConfigError(f"predictions of other tools cannot be scored for task={task.name}")
+    return task.reading
+
+
 def _task_options(options: Mapping[str, Any], records: Records) -> dict[str, Any]:
-    """The task; captions are structured or free as most texts are, unless ``task.style`` is given."""
+    """The task's options, with what the texts decide, such as their style, unless the command line says it."""
     from hydra.core.hydra_config import HydraConfig
 
     from dashvlm.predictions.columns import find_columns
-    from dashvlm.text.navigation import parse_fields
+    from dashvlm.tasks.base import task_class
 
-    task = dict(options["task"])
+    task, reading = dict(options["task"]), _reading(task_class(options))
     said = [word.split("=")[0].lstrip("+") for word in HydraConfig.get().overrides.task]
-    if task["name"] == "caption" and "task.style" not in said:
-        column = find_columns("caption", records, options["columns"], own_truth=options["truth"] is None).text
-        heads = [bool(parse_fields(str(row.get(str(column)) or ""))) for row in records.rows]
-        task["style"] = "structured" if 2 * sum(heads) > len(heads) else "caption"
-    if task.get("reasoning") == "auto":
-        task["reasoning"] = False  # a rationale before the answer is read all the same
-    return task
+    texts: list[str] = []
+    if reading.written:
+        column = find_columns(reading, records, options["columns"], own_truth=options["truth"] is None).text
+        texts = [str(row.get(str(column)) or "") for row in records.rows]
+    decided = reading.options(task, texts)
+    return task | {key: value for key, value in decided.items() if f"task.{key}" not in said}
 
 
 def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
@@ -154,28 +168,6 @@ def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
         return
     results["metrics"]["SPICE"] = {"value": value, "low": None, "high": None}
     results["unavailable"].pop("SPICE", None)
-
-
-def _published(name: str, path: Path, options: Mapping[str, Any]) -> None:
-    """Print the numbers by a published table's own definition."""
-    from dashvlm.data.formats.bvpi_build import csv_files
-    from dashvlm.report.tables import print_table
-    from dashvlm.reproductions.recompute import against_published, recompute
-    from dashvlm.reproductions.studies import load_study
-
-    study = load_study(name)
-    known = {"row": "auto", "clean": options["clean"], "text_key": options["columns"]["text"], "spice": False,
-             "annotations": options["annotations"], "captions": None}  # fmt: skip
-    truth = Path(str(options["truth"] or ""))
-    if study.task == "caption" and truth.is_dir() and str(truth) != ".":
-        captions, annotations = csv_files(truth)
-        known |= {"captions": str(captions), "annotations": options["annotations"] or annotations}
-    elif truth.is_file() and truth.suffix == ".csv":
-        known["captions"] = str(truth)
-    for found in recompute(study, [path], known):
-        if found.n:
-            title, header, body = against_published(study, found)
-            print_table(f"by the published definition of {name}: {title}", header, body, found.notes)
 
 
 def _with_data(argv: list[str]) -> list[str]:

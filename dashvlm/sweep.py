@@ -31,7 +31,6 @@ from dashvlm.config.overrides import (
     refuse,
     with_quotes,
 )
-from dashvlm.config.rules import check
 from dashvlm.data.manifest import Manifest, fingerprint
 from dashvlm.engine.job import LOCK, locked
 from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, unusable
@@ -40,6 +39,7 @@ from dashvlm.safety import checksums, signals
 from dashvlm.safety.checksums import checkpoint_fingerprint
 from dashvlm.safety.files import read_lines, write_yaml
 from dashvlm.safety.plaintext import cells, say
+from dashvlm.tasks.check import check
 
 PLAN = "DASHVLM_SWEEP_PLAN"
 POINT = ("num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "reference",

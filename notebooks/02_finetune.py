@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dashvlm.metrics.evaluate import evaluate
+from dashvlm.tasks.evaluation import evaluate
 
 OUT = Path("runs/notebooks/finetune")
 WORDS = [

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from dashvlm.metrics.compare import best_of, compare
 from dashvlm.report.collect import axes_of, collect
+from dashvlm.report.compare import best_of, compare
 
 OUT = Path("runs/notebooks/sweep")
 WORDS = [

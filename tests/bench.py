@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.readers import decode
 from dashvlm.data.sampling import anchored_times, nearest_frames
 from dashvlm.data.synthetic.encode import write_video
-from dashvlm.data.video import decode, index_video, resize
+from dashvlm.data.video import index_video, resize
 from dashvlm.shortcuts.card import GRID
 
 EPOCHS = 3
@@ -145,7 +146,8 @@ from pathlib import Path
 import numpy as np
 from dashvlm.shortcuts.card import GRID
 from dashvlm.data.sampling import anchored_times, nearest_frames
-from dashvlm.data.video import decode, index_video
+from dashvlm.data.readers import decode
+from dashvlm.data.video import index_video
 times = np.unique(np.concatenate([anchored_times(38.0, n, dt) for n, dt in GRID]))
 path, spent = Path(sys.argv[1]), []
 for _ in range(5):

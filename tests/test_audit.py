@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from dashvlm.data.clip import SPLITS
+from dashvlm.data.readers import decode
 from dashvlm.data.samples import build_samples
 from dashvlm.data.synthetic.encode import write_video
-from dashvlm.data.video import decode, index_video
+from dashvlm.data.video import index_video
 from dashvlm.engine.load import build_store, load_manifest
-from dashvlm.shortcuts.audit import LEVEL, audit, class_of, near_duplicates
+from dashvlm.shortcuts.audit import LEVEL, audit, near_duplicates
 from dashvlm.tasks.base import make_task
 
 WORLD = ["data=synthetic", "data.options.num_drives=40", "data.options.duration_s=2.5", "data.options.fps=4",
@@ -29,7 +30,7 @@ def samples_of(config, *words, seed=0):
 
 
 def failed(samples, task, store):
-    return {r.name for r in audit(samples, class_of(task), store) if r.fails}
+    return {r.name for r in audit(samples, task.kind_of, store) if r.fails}
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +122,16 @@ def test_clean_worlds_pass_at_the_stated_rate(config, worlds, most):
 @pytest.mark.parametrize("task", ["mcq", "scene", "caption"])
 def test_other_tasks_are_audited_and_pass(config, task):
     samples, made, store = samples_of(config, f"task={task}")
-    found = audit(samples, class_of(made), store)
+    found = audit(samples, made.kind_of, store)
     assert len(found) == 12
     assert not [r.name for r in found if r.fails]
 
 
 def test_small_or_one_sided_data_are_not_audited(world):
     samples, task, store = world
-    assert audit({**samples, "test": samples["test"][:5]}, class_of(task), store) == []
+    assert audit({**samples, "test": samples["test"][:5]}, task.kind_of, store) == []
     ones = [s for s in samples["test"] if s.clip.label == 1]
-    assert audit({**samples, "test": ones}, class_of(task), store) == []
+    assert audit({**samples, "test": ones}, task.kind_of, store) == []
 
 
 def test_near_duplicates_across_splits_are_found_after_reencoding(world, tmp_path):

@@ -19,11 +19,11 @@ from dashvlm.data.synthetic.street import caption, draw_streets, render
 from dashvlm.engine.build import build_module, prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.metrics.evaluate import evaluate
-from dashvlm.metrics.navigation import contradicts_itself, field_rows, mentions, omissions, side_rows
 from dashvlm.reproductions.recompute import against_published, recompute
 from dashvlm.reproductions.studies import load_study
 from dashvlm.tasks.caption import CaptionTask, parts_of
+from dashvlm.tasks.caption.navigation import contradicts_itself, field_rows, mentions, omissions, side_rows
+from dashvlm.tasks.evaluation import evaluate, evaluations
 from dashvlm.text.navigation import Truth, parse_fields, relation, response, segment, sides_of, stated_sides
 
 from .conftest import REAL
@@ -449,7 +449,7 @@ def test_a_caption_run_ends_with_presence_accuracy_objects_omissions_and_caption
     rows = pd.read_parquet(tmp_path / "predictions.parquet")
     assert rows["text"].str.startswith("Sidewalk:").all()
     assert (rows["prefix"] == "Sidewalk:").all()
-    again = evaluate(rows, int(cfg["seed"]), "caption")
+    again = evaluate(rows, evaluations()["caption"], int(cfg["seed"]))
     assert again["metrics"]["unsafe_omission"]["value"] == result["metrics"]["unsafe_omission"]["value"]
     assert (tmp_path / "plots" / "fields.png").exists()
 

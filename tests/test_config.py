@@ -14,8 +14,8 @@ from dashvlm.config.find import CONF
 from dashvlm.config.identity import run_id
 from dashvlm.config.imports import PACKAGES, resolve
 from dashvlm.config.overrides import check_overrides, flags_first, plain
-from dashvlm.config.rules import check
 from dashvlm.errors import ConfigError
+from dashvlm.tasks.check import check
 
 from .conftest import ROOT
 
@@ -76,7 +76,7 @@ def test_a_task_needs_data_that_can_answer_it_and_a_metric_that_it_measures():
     assert "for task=mcq, got task=crash" in check(composed("data=roadbuddy"))[0]
     assert "measures val/loss" in check(composed("task=scene", "callbacks.checkpoint.monitor=val/roc_auc"))[0]
     assert composed("task=scene", "callbacks=early_stopping")["callbacks"]["early_stopping"]["monitor"] == "val/loss"
-    assert "needs a task with a schema" in check(composed("objective.constrained=true"))[0]
+    assert "needs a task with a JSON schema" in check(composed("objective.constrained=true"))[0]
     wrong = ["task=mcq", "callbacks.checkpoint.monitor=val/log_loss", "task.answer_with=text", "task.reorder=true",
              "data.shots.most=2", "objective.prefix=x"]  # fmt: skip
     found = "\n".join(check(composed(*wrong)))

@@ -79,7 +79,7 @@ def test_a_command_is_marked_alike_on_all_pages():
 def test_what_needs_more_than_this_machine_is_spelled_right(line):
     from dashvlm.config.cli import composing, overrides_of
     from dashvlm.config.overrides import check_overrides, plain
-    from dashvlm.config.rules import check
+    from dashvlm.tasks.check import check
 
     words = shlex.split(line, comments=True)
     if words[0] == "make":

@@ -22,10 +22,10 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.data.guard import Limits, guarded
 from dashvlm.data.h264 import PictureNumbers, _Bits
 from dashvlm.data.index import _continued
-from dashvlm.data.readers import READERS
+from dashvlm.data.readers import READERS, decode
 from dashvlm.data.sampling import nearest_frames, staleness_s
 from dashvlm.data.synthetic.encode import read_counter, set_rotation
-from dashvlm.data.video import decode, index_video
+from dashvlm.data.video import index_video
 from dashvlm.errors import DataError, VideoError
 
 from .conftest import ROOT

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.readers import decode
 from dashvlm.data.synthetic.encode import read_counter
-from dashvlm.data.video import decode, index_video, resize
+from dashvlm.data.video import index_video, resize
 
 
 def test_union_is_decoded_once_and_equals_direct_decoding(counter_video, tmp_path, monkeypatch):

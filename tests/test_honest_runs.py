@@ -1,5 +1,6 @@
 """A number is right or absent: a figure that fails costs none, an undefined one chooses nothing, new content is new."""
 
+import dataclasses
 import json
 import shutil
 
@@ -14,9 +15,10 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest, fingerprint
 from dashvlm.engine.build import build_module
 from dashvlm.engine.run import _noted, run
-from dashvlm.metrics.binary import monitor_binary
-from dashvlm.report.plots import plot_run
+from dashvlm.engine.scoring import plot_run
 from dashvlm.safety.checksums import checkpoint_fingerprint, sampled_hash
+from dashvlm.tasks.binary import SCORES
+from dashvlm.tasks.binary.metrics import monitor_binary
 from dashvlm.training.callbacks import Checkpoint, PatientStopping
 
 from .conftest import SMALL
@@ -67,7 +69,7 @@ def test_rows_without_any_error_have_no_worst_errors_and_all_other_plots(tmp_pat
         "metrics": {"roc_auc": value, "ap": value, "ece": value},
         "confusion": {"tn": 2, "fp": 0, "fn": 0, "tp": 2},
     }
-    made = plot_run(rows, results, tmp_path, FrameStore(tmp_path / "store"))
+    made = plot_run(SCORES, rows, results, tmp_path, FrameStore(tmp_path / "store"))
     assert sorted(made) == ["confusion", "pr", "reliability", "roc"]
 
 
@@ -79,9 +81,8 @@ def test_an_undefined_validation_metric_is_undefined():
 
 def test_undefined_validations_choose_nothing_and_are_said(config, tmp_path, monkeypatch):
     cfg, folder = small(config, tmp_path, "trainer.val_every_n_steps=1")
-    monkeypatch.setattr(
-        "dashvlm.metrics.evaluate.monitor_binary", lambda *_: {"roc_auc": float("nan"), "accuracy": 0.5}
-    )
+    undefined = dataclasses.replace(SCORES, monitor=lambda *_: {"roc_auc": float("nan"), "accuracy": 0.5})
+    monkeypatch.setattr("dashvlm.tasks.crash.CrashTask.evaluation", undefined)
     result = run(cfg, folder)
     assert result["validation"]["best"] is None
     assert not (folder / "checkpoints" / "best.ckpt").exists()

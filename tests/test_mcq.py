@@ -25,8 +25,8 @@ from dashvlm.data.synthetic.scene import draw_scenes
 from dashvlm.engine.build import build_module, prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.metrics.evaluate import evaluate
 from dashvlm.tasks.base import observe
+from dashvlm.tasks.evaluation import evaluate, evaluations
 from dashvlm.tasks.mcq import LETTERS, MCQTask, language_of
 from dashvlm.text.parsing import parse_letter
 
@@ -282,7 +282,7 @@ def test_the_public_test_gets_a_letter_for_every_id(challenge, config, tmp_path,
     assert lines["answer"].iloc[-1] == "BA"[int(np.argmax(last["scores"]))]
     assert found["counts"]["unlabelled_rows"] == 7
     assert sum(found["answers"].values()) == 7
-    slow = evaluate(rows.assign(latency_s=40.0), kind="choice")
+    slow = evaluate(rows.assign(latency_s=40.0), evaluations()["choice"])
     assert slow["counts"]["over_latency_limit"] == 7
 
 
@@ -445,7 +445,7 @@ def one_hot(said, count=4):
 def test_choice_numbers_by_hand():
     target = [0, 1, 2, 3] * 10
     said = [0, 1, 2, 0] * 10
-    found = evaluate(table(target, one_hot(said)), kind="choice")
+    found = evaluate(table(target, one_hot(said)), evaluations()["choice"])
     values = {k: v["value"] for k, v in found["metrics"].items()}
     assert values["accuracy"] == pytest.approx(0.75)
     assert values["accuracy_D"] == 0.0
@@ -459,15 +459,17 @@ def test_choice_numbers_by_hand():
 
 def test_choice_alarms():
     target = [0, 1, 2, 3] * 10
-    assert any("every answer is A" in a for a in evaluate(table(target, one_hot([0] * 40)), kind="choice")["alarms"])
-    failed = evaluate(table(target, one_hot([None, *[0, 1, 2, 3] * 9, 0, 1, 2])), kind="choice")
+    assert any(
+        "every answer is A" in a for a in evaluate(table(target, one_hot([0] * 40)), evaluations()["choice"])["alarms"]
+    )
+    failed = evaluate(table(target, one_hot([None, *[0, 1, 2, 3] * 9, 0, 1, 2])), evaluations()["choice"])
     assert failed["counts"]["failed_rows"] == 1
     assert any("1 rows could not be computed" in a for a in failed["alarms"])
     assert any(
         "longer than 30 s" in a
-        for a in evaluate(table(target, one_hot(target), latency_s=31.0), kind="choice")["alarms"]
+        for a in evaluate(table(target, one_hot(target), latency_s=31.0), evaluations()["choice"])["alarms"]
     )
-    leaky = evaluate(table(target, one_hot(target), pixels_off_scores=one_hot(target)), kind="choice")
+    leaky = evaluate(table(target, one_hot(target), pixels_off_scores=one_hot(target)), evaluations()["choice"])
     assert any("shortcut" in a for a in leaky["alarms"])
 
 

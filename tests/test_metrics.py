@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.evaluate import evaluate
 from dashvlm.metrics.intervals import estimate, group_weights, mean_estimate
+from dashvlm.tasks.binary import SCORES
+from dashvlm.tasks.evaluation import evaluate
 
 cases = st.integers(0, 10_000)
 PAIRS = {
@@ -80,14 +81,14 @@ def table(target, score, **more):
 
 def test_degenerate_predictors_raise_an_alarm():
     y = [0, 1] * 20
-    assert any("every score is" in a for a in evaluate(table(y, [0.7] * 40))["alarms"])
+    assert any("every score is" in a for a in evaluate(table(y, [0.7] * 40), SCORES)["alarms"])
     spread = np.linspace(0.6, 0.9, 40)
-    assert any("every clip is called positive" in a for a in evaluate(table(y, spread))["alarms"])
+    assert any("every clip is called positive" in a for a in evaluate(table(y, spread), SCORES)["alarms"])
     rng = np.random.default_rng(0)
-    assert any("not better than chance" in a for a in evaluate(table(y, rng.random(40)))["alarms"])
+    assert any("not better than chance" in a for a in evaluate(table(y, rng.random(40)), SCORES)["alarms"])
     good = np.where(y, 0.9, 0.1) + rng.normal(0, 0.01, 40)
-    assert evaluate(table(y, good))["alarms"] == []
-    leaky = evaluate(table(y, good, pixels_off_score=good))["alarms"]
+    assert evaluate(table(y, good), SCORES)["alarms"] == []
+    leaky = evaluate(table(y, good, pixels_off_score=good), SCORES)["alarms"]
     assert any("shortcut" in a for a in leaky)
 
 
@@ -95,7 +96,7 @@ def test_a_failed_row_counts_as_wrong_and_stays_in_the_count():
     y = [0, 1] * 20
     score = np.where(y, 0.9, 0.1).astype(float)
     score[[0, 1]] = np.nan
-    found = evaluate(table(y, score))
+    found = evaluate(table(y, score), SCORES)
     assert found["counts"]["test_clips"] == 40
     assert found["counts"]["failed_rows"] == 2
     assert found["metrics"]["accuracy"]["value"] == pytest.approx(38 / 40)
@@ -106,7 +107,7 @@ def test_parse_rate_stands_beside_the_answers():
     y = [0, 1] * 20
     status = ["parsed"] * 30 + ["unparsed"] * 10
     answer = pd.array([*y[:30], *[None] * 10], dtype="Int64")
-    found = evaluate(table(y, np.where(y, 0.9, 0.1), status=status, answer=answer))
+    found = evaluate(table(y, np.where(y, 0.9, 0.1), status=status, answer=answer), SCORES)
     assert found["metrics"]["parse_rate"]["value"] == pytest.approx(0.75)
     assert found["metrics"]["answer_accuracy"]["value"] == pytest.approx(0.75)
 
@@ -119,7 +120,7 @@ def test_failed_rows_flatter_no_metric_and_hide_no_baseline():
     rows = pd.concat([near, far], ignore_index=True)
     rows.loc[[0, 1, 40, 41], ["score", "pixels_off_score"]] = np.nan
     rows.loc[[0, 1, 40, 41], "status"] = "failed"
-    found = evaluate(rows)
+    found = evaluate(rows, SCORES)
     assert found["metrics"]["ap@1s"]["value"] < 1.0
     assert found["metrics"]["map_horizons"]["value"] < 1.0
     assert "parse_rate" not in found["metrics"]

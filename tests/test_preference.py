@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 
-from dashvlm.config.rules import check
 from dashvlm.data.clip import Observation
 from dashvlm.engine.build import build_backbone, build_module
 from dashvlm.errors import ConfigError
@@ -23,6 +22,7 @@ from dashvlm.objectives.grpo import Rollout, group_advantages, grpo_loss
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.rewards import REWARDS, grade, in_form, read, weights_of
 from dashvlm.tasks.caption import CaptionTask, pair_lengths
+from dashvlm.tasks.check import check
 from dashvlm.tasks.crash import CrashTask
 from dashvlm.tasks.mcq import MCQTask
 from dashvlm.tasks.scene import SceneTask

@@ -18,16 +18,17 @@ from dashvlm.data.formats import bdd100k
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest
 from dashvlm.data.pictures import confined_files, size_of
+from dashvlm.data.readers import decode
 from dashvlm.data.samples import build_samples
 from dashvlm.data.sampling import dense_times, endpoint_times, support_count, support_times
 from dashvlm.data.synthetic.language import annotation, parameters
 from dashvlm.data.synthetic.scene import draw_scenes
-from dashvlm.data.video import decode, index_video
+from dashvlm.data.video import index_video
 from dashvlm.engine.build import build_module, check_data, prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError, VideoError
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.evaluate import evaluate
+from dashvlm.tasks.evaluation import evaluate, evaluations
 from dashvlm.tasks.scene import SceneTask
 from dashvlm.text.scene_schema import FIELDS, SCHEMA, normalise, validate
 from dashvlm.text.scene_text import compose, read_annotation
@@ -349,19 +350,19 @@ def scene_table(answers, targets):
 
 def test_scene_numbers_by_hand():
     targets = [{**GOOD, "risk_factor": r} for r in ("low", "medium") * 20]
-    perfect = evaluate(scene_table(targets, targets), kind="scene")
+    perfect = evaluate(scene_table(targets, targets), evaluations()["scene"])
     assert perfect["metrics"]["field_accuracy"]["value"] == 1.0
     assert perfect["metrics"]["risk_macro_f1"]["value"] == 1.0
     assert perfect["metrics"]["description_rouge_l"]["value"] == pytest.approx(1.0)
     assert perfect["baselines"]["majority_field_accuracy"]["value"] == pytest.approx((11 + 0.5) / 12)
     assert perfect["alarms"] == []
-    same = evaluate(scene_table([GOOD] * 40, targets), kind="scene")
+    same = evaluate(scene_table([GOOD] * 40, targets), evaluations()["scene"])
     assert same["metrics"]["above_majority"]["value"] == pytest.approx(0.0)
     assert any("same parameters" in a for a in same["alarms"])
-    half = evaluate(scene_table([t if i % 2 else None for i, t in enumerate(targets)], targets), kind="scene")
+    half = evaluate(scene_table([t if i % 2 else None for i, t in enumerate(targets)], targets), evaluations()["scene"])
     assert half["metrics"]["field_accuracy"]["value"] == pytest.approx(0.5)
     assert half["metrics"]["parse_rate"]["value"] == pytest.approx(0.5)
-    partial = evaluate(scene_table([{"weather": "clear"}] * 40, targets), kind="scene")
+    partial = evaluate(scene_table([{"weather": "clear"}] * 40, targets), evaluations()["scene"])
     assert partial["metrics"]["key_completeness"]["value"] == pytest.approx(1 / 12)
     assert partial["metrics"]["json_valid"]["value"] == 0
 
@@ -404,7 +405,7 @@ def test_a_scene_run_ends_with_its_numbers_and_constrained_decoding_is_always_va
     assert "constrained_field_accuracy" in result["metrics"]
     assert result["metrics"]["json_valid"]["value"] < 1  # two steps teach no JSON; the two are apart
     assert (tmp_path / "run" / "plots" / "fields.png").exists()
-    again = evaluate(rows, int(cfg["seed"]), "scene")
+    again = evaluate(rows, evaluations()["scene"], int(cfg["seed"]))
     assert again["metrics"]["field_accuracy"]["value"] == pytest.approx(result["metrics"]["field_accuracy"]["value"])
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from dashvlm.errors import DataError
-from dashvlm.predictions.records import common_key, read_records
+from dashvlm.tables.records import common_key, read_records
 from tests.conftest import REAL
 
 BVPI, NEXAR = REAL / "bvpi", REAL / "nexar" / "llama32_val_results.csv"

@@ -12,7 +12,7 @@ import pytest
 
 from dashvlm.config.find import study_names
 from dashvlm.errors import DataError
-from dashvlm.metrics.compare import best_of, compare, over_seeds, row_scores, shared_rows
+from dashvlm.report.compare import best_of, compare, over_seeds, shared_rows
 from dashvlm.report.comparisons import _seeds
 from dashvlm.report.tables import COSTS
 from dashvlm.reproductions.nexar import corrected_scores, published_scores, read_responses
@@ -29,6 +29,7 @@ from dashvlm.reproductions.studies import (
 from dashvlm.reproductions.study_runs import _only_seeds, run_results
 from dashvlm.reproductions.study_tables import grids, latex, markdown, overview, stale
 from dashvlm.sweep import make_plan
+from dashvlm.tasks.binary import SCORES
 
 from .conftest import REAL, ROOT
 
@@ -366,15 +367,15 @@ def test_a_better_run_is_clear_and_equal_runs_are_not():
     target = rng.integers(0, 2, 200).tolist()
     good = [min(max(0.8 * y + 0.6 * rng.random() - 0.2, 0.0), 1.0) for y in target]
     poor = rng.random(200).tolist()
-    found = compare(table(poor, target), table(good, target), "binary")
+    found = compare(table(poor, target), table(good, target), SCORES)
     assert found.samples == 200
     assert found.difference.low > 0.2
     assert found.p_mcnemar < 1e-6
-    same = compare(table(poor, target), table(poor, target), "binary")
+    same = compare(table(poor, target), table(poor, target), SCORES)
     assert (same.difference.value, same.p_mcnemar, same.only_first) == (0.0, 1.0, 0)
     from scipy.stats import binomtest
 
-    right = [row_scores(t, "binary") for t in (table(poor, target), table(good, target))]
+    right = [SCORES.right(t) for t in (table(poor, target), table(good, target))]
     b, c = int(((right[0] == 1) & (right[1] == 0)).sum()), int(((right[1] == 1) & (right[0] == 0)).sum())
     assert found.p_mcnemar == pytest.approx(binomtest(b, b + c).pvalue)
 
@@ -385,12 +386,12 @@ def test_the_best_of_noise_is_called_chance():
     rng = np.random.default_rng(0)
     target = rng.integers(0, 2, 100).tolist()
     runs = {f"run{i}": table(rng.random(100).tolist(), target) for i in range(12)}
-    _, value, share, optimism = best_of(runs, "binary")
+    _, value, share, optimism = best_of(runs, SCORES)
     assert value.value > 0.5
     assert share < 0.7
     assert optimism > 0.02
     runs["clear"] = table([float(y) for y in target], target)
-    name, _, share, optimism = best_of(runs, "binary")
+    name, _, share, optimism = best_of(runs, SCORES)
     assert (name, share) == ("clear", 1.0)
     assert optimism == pytest.approx(0.0, abs=1e-9)
 
@@ -398,7 +399,7 @@ def test_the_best_of_noise_is_called_chance():
 def test_ties_are_shared_and_seeds_are_grouped_by_what_they_are_of():
     target = [0, 1] * 20
     runs = {n: table([0.2, 0.8] * 20, target) for n in ("a", "b")}
-    assert best_of(runs, "binary")[2] == pytest.approx(0.5)
+    assert best_of(runs, SCORES)[2] == pytest.approx(0.5)
     rows = [
         {"run_id": f"{model}{seed}", "status": "done", "evaluation": "binary", "seed": seed, "model.name": model,
          f"model.{model}_key": "x", "roc_auc": 0.5 + seed / 10}

@@ -49,10 +49,11 @@ def test_a_row_for_every_sample_at_every_horizon(run):
 
 
 def test_every_number_can_be_recomputed_from_the_predictions(run):
-    from dashvlm.metrics.evaluate import evaluate
+    from dashvlm.tasks.binary import SCORES
+    from dashvlm.tasks.evaluation import evaluate
 
     result = json.loads((run / "result.json").read_text())
-    again = evaluate(pd.read_parquet(run / "predictions.parquet"), 42)
+    again = evaluate(pd.read_parquet(run / "predictions.parquet"), SCORES, 42)
     for name, value in again["metrics"].items():
         stored = result["metrics"][name]["value"]
         assert stored is None or stored == pytest.approx(value["value"])

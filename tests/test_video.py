@@ -5,10 +5,10 @@ import pytest
 
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.pictures import confined_files
-from dashvlm.data.readers import READERS
+from dashvlm.data.readers import READERS, decode
 from dashvlm.data.sampling import anchored_times, nearest_frames
 from dashvlm.data.synthetic.encode import read_counter
-from dashvlm.data.video import decode, index_video
+from dashvlm.data.video import index_video
 from dashvlm.errors import DataError, VideoError
 
 from .conftest import REAL

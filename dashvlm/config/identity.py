@@ -29,6 +29,7 @@ EXCLUDED = (
     "data.labels",
     "data.pairs",
     "data.tasks",
+    "data.rows_for",
     "data.num_workers",
     "data.store_gb",
     "data.decode_timeout_s",

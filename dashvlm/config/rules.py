@@ -13,7 +13,8 @@ Rule = tuple[Callable[[Any], bool], str]
 """A test of a value, and what is allowed in words."""
 
 
-def _whole(low: int, high: int | None = None) -> Rule:
+def whole(low: int, high: int | None = None) -> Rule:
+    """A whole number within bounds."""
     text = f"a whole number of at least {low}" + (f", at most {high}" if high else "")
     return (
         lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= low and (high is None or v <= high),
@@ -21,7 +22,8 @@ def _whole(low: int, high: int | None = None) -> Rule:
     )
 
 
-def _number(low: float, high: float | None = None, open_low: bool = False) -> Rule:
+def number(low: float, high: float | None = None, open_low: bool = False) -> Rule:
+    """A number within bounds."""
     text = f"a number {'above' if open_low else 'of at least'} {low:g}" + (
         f", at most {high:g}" if high is not None else ""
     )
@@ -34,15 +36,18 @@ def _number(low: float, high: float | None = None, open_low: bool = False) -> Ru
     return ok, text
 
 
-def _one_of(*allowed: Any) -> Rule:
+def one_of(*allowed: Any) -> Rule:
+    """One of some words."""
     return lambda v: v in allowed and not isinstance(v, int), "one of " + ", ".join(map(str, allowed))
 
 
-def _optional(rule: Rule) -> Rule:
+def optional(rule: Rule) -> Rule:
+    """Null, or what another rule allows."""
     return lambda v: v is None or rule[0](v), f"null or {rule[1]}"
 
 
-def _flag() -> Rule:
+def flag() -> Rule:
+    """True or false."""
     return lambda v: isinstance(v, bool), "true or false"
 
 
@@ -56,18 +61,11 @@ def _bounds(v: Any) -> bool:
     )
 
 
-MONITORS = {
-    "crash": ("val/roc_auc", "val/ap", "val/accuracy", "val/brier"),
-    "mcq": ("val/accuracy", "val/log_loss"),
-    "scene": ("val/loss",),
-    "caption": ("val/loss",),
-}
-"""Task -> what its validation measures, and checkpoints may be chosen by."""
 OBJECTIVE_MONITORS = {
-    "grpo": ("val/reward", "val/format_rate"),
-    "dpo": ("val/preference_accuracy", "val/loss"),
+    "grpo": {"val/reward": "max", "val/format_rate": "max"},
+    "dpo": {"val/preference_accuracy": "max", "val/loss": "min"},
 }
-"""The same for objectives that validate in their own way."""
+"""Objectives that validate in their own way -> what they measure, and whether high or low is better."""
 
 NAMED_IN = {
     "task._target_": "dashvlm.tasks",
@@ -78,103 +76,94 @@ NAMED_IN = {
 """Key -> the package that may be named there; ``targets`` looks the name up."""
 
 RULES: dict[str, Rule] = {
-    "seed": _whole(0),
-    "paths.shared": _flag(),
-    "data.num_frames": _whole(1, 1024),
-    "data.frame_interval_s": _number(0, open_low=True),
-    "data.horizon_s": _number(0),
-    "data.sample_fps": _number(0, open_low=True),
-    "data.sampling": _one_of("anchored", "uniform", "endpoints", "fps", "dense"),
-    "data.support_frames": _one_of("never", "train_only", "always"),
+    "seed": whole(0),
+    "paths.shared": flag(),
+    "data.num_frames": whole(1, 1024),
+    "data.frame_interval_s": number(0, open_low=True),
+    "data.horizon_s": number(0),
+    "data.sample_fps": number(0, open_low=True),
+    "data.sampling": one_of("anchored", "uniform", "endpoints", "fps", "dense"),
+    "data.support_frames": one_of("never", "train_only", "always"),
     "data.support_num_frames": (_bounds, "null or [fewest, most] frames of a support window"),
-    "data.reference": _one_of("event", "clip_end"),
-    "data.negative_reference": _one_of("matched", "clip_end"),
-    "data.short_history": _one_of("error", "pad_oldest", "skip"),
-    "data.reader": _one_of("pyav", "decord", "torchcodec"),
-    "data.pixels": _one_of("on", "off"),
-    "data.split_by": _one_of("group", "row"),
-    "data.force_row_split": _flag(),
+    "data.reference": one_of("event", "clip_end"),
+    "data.negative_reference": one_of("matched", "clip_end"),
+    "data.short_history": one_of("error", "pad_oldest", "skip"),
+    "data.reader": one_of("pyav", "decord", "torchcodec"),
+    "data.pixels": one_of("on", "off"),
+    "data.split_by": one_of("group", "row"),
+    "data.force_row_split": flag(),
     "data.frame_size": (_size, "null or [height, width] in pixels"),
-    "data.batch_size": _whole(1),
-    "data.eval_batch_size": _whole(1),
-    "data.num_workers": _whole(0),
-    "data.store_gb": _number(0, open_low=True),
-    "data.decode_timeout_s": _number(0, open_low=True),
-    "data.decode_memory_gb": _number(0.1),
-    "data.shots.share": _number(0, 1),
-    "data.shots.least": _whole(1, 32),
-    "data.shots.most": _whole(1, 32),
-    "data.shots.eval": _whole(0, 32),
-    "data.limit": _optional(_whole(1)),
-    "data.max_bad_fraction": _number(0, 1),
-    "peft.method": _one_of("lora", "full", "frozen"),
-    "peft.rank": _whole(1),
-    "peft.alpha": _number(0, open_low=True),
-    "peft.dropout": _number(0, 0.99),
-    "peft.quantization": _optional(_one_of("nf4")),
-    "optim.name": _one_of("adamw", "adamw8bit", "paged_adamw8bit"),
-    "optim.lr": _number(0, open_low=True),
-    "optim.weight_decay": _number(0),
-    "optim.schedule": _one_of("constant", "linear", "cosine"),
-    "optim.warmup": _number(0),
-    "objective.pooling": _one_of("last", "mean", "attention"),
-    "objective.head": _one_of("linear", "mlp"),
-    "objective.generate": _flag(),
-    "trainer.max_epochs": _whole(0),
-    "trainer.max_steps": _optional(_whole(0)),
-    "trainer.accumulate_grad_batches": _whole(1),
-    "trainer.val_every_n_steps": _optional(_whole(1)),
-    "trainer.gradient_clip_val": _optional(_number(0)),
-    "trainer.precision": _one_of("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
-    "callbacks.checkpoint.every_n_steps": _whole(1),
-    "callbacks.checkpoint.mode": _one_of("max", "min"),
-    "objective.constrained": _flag(),
-    "objective.max_new_tokens": _optional(_whole(1)),
-    "objective.reasoning_weight": _number(0),
-    "objective.answer_weight": _number(0),
-    "objective.accuracy_penalty": _number(0),
-    "objective.num_generations": _whole(2),
-    "objective.iterations": _whole(1),
-    "objective.temperature": _number(0, open_low=True),
-    "objective.top_p": _number(0, 1, open_low=True),
-    "objective.beta": _number(0),
-    "objective.clip_low": _number(0, 1),
-    "objective.clip_high": _number(0),
-    "objective.reference": _one_of("start", "base", "none"),
-    "objective.variant": _one_of("sigmoid", "length_normalised"),
-    "objective.scale_rewards": _flag(),
-    "objective.shared_prefix": _flag(),
-    "task.reasoning": (lambda v: isinstance(v, bool) or v == "auto", "one of auto, true, false"),
-    "task.pairs": _one_of("given", "wrong_positions"),
-    "data.label_options.mode": _optional(_one_of("told", "blind")),
-    "data.label_options.drop_stating_outcome": _flag(),
-    "data.label_options.replace_annotations": _flag(),
-    "label_in_prompt": _one_of("told", "blind", "both"),
-    "dry_run": _flag(),
+    "data.batch_size": whole(1),
+    "data.eval_batch_size": whole(1),
+    "data.num_workers": whole(0),
+    "data.store_gb": number(0, open_low=True),
+    "data.decode_timeout_s": number(0, open_low=True),
+    "data.decode_memory_gb": number(0.1),
+    "data.shots.share": number(0, 1),
+    "data.shots.least": whole(1, 32),
+    "data.shots.most": whole(1, 32),
+    "data.shots.eval": whole(0, 32),
+    "data.limit": optional(whole(1)),
+    "data.max_bad_fraction": number(0, 1),
+    "peft.method": one_of("lora", "full", "frozen"),
+    "peft.rank": whole(1),
+    "peft.alpha": number(0, open_low=True),
+    "peft.dropout": number(0, 0.99),
+    "peft.quantization": optional(one_of("nf4")),
+    "optim.name": one_of("adamw", "adamw8bit", "paged_adamw8bit"),
+    "optim.lr": number(0, open_low=True),
+    "optim.weight_decay": number(0),
+    "optim.schedule": one_of("constant", "linear", "cosine"),
+    "optim.warmup": number(0),
+    "objective.pooling": one_of("last", "mean", "attention"),
+    "objective.head": one_of("linear", "mlp"),
+    "objective.generate": flag(),
+    "trainer.max_epochs": whole(0),
+    "trainer.max_steps": optional(whole(0)),
+    "trainer.accumulate_grad_batches": whole(1),
+    "trainer.val_every_n_steps": optional(whole(1)),
+    "trainer.gradient_clip_val": optional(number(0)),
+    "trainer.precision": one_of("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
+    "callbacks.checkpoint.every_n_steps": whole(1),
+    "callbacks.checkpoint.mode": one_of("max", "min"),
+    "objective.constrained": flag(),
+    "objective.max_new_tokens": optional(whole(1)),
+    "objective.reasoning_weight": number(0),
+    "objective.answer_weight": number(0),
+    "objective.accuracy_penalty": number(0),
+    "objective.num_generations": whole(2),
+    "objective.iterations": whole(1),
+    "objective.temperature": number(0, open_low=True),
+    "objective.top_p": number(0, 1, open_low=True),
+    "objective.beta": number(0),
+    "objective.clip_low": number(0, 1),
+    "objective.clip_high": number(0),
+    "objective.reference": one_of("start", "base", "none"),
+    "objective.variant": one_of("sigmoid", "length_normalised"),
+    "objective.scale_rewards": flag(),
+    "objective.shared_prefix": flag(),
+    "data.label_options.mode": optional(one_of("told", "blind")),
+    "data.label_options.drop_stating_outcome": flag(),
+    "data.label_options.replace_annotations": flag(),
+    "label_in_prompt": one_of("told", "blind", "both"),
+    "dry_run": flag(),
     "splits": (
         lambda v: isinstance(v, list) and bool(v) and set(v) <= {"train", "val", "test"},
         "a list of train, val and test",
     ),
-    "teacher.concurrency": _whole(1, 64),
-    "teacher.timeout_s": _number(0, open_low=True),
-    "teacher.settle_s": _number(0),
-    "teacher.retries": _whole(0, 100),
-    "teacher.max_backoff_s": _number(0),
-    "teacher.max_tokens": _whole(1),
-    "teacher.cap_usd": _number(0),
-    "teacher.detail": _one_of("auto", "low", "high"),
-    "task.language": _one_of("auto", "vi", "en"),
-    "task.answer_with": _one_of("letter", "text"),
-    "task.reorder": _flag(),
-    "task.style": _one_of("structured", "caption"),
-    "task.text_dropout": _number(0, 1),
-    "objective.gate_penalty": _number(0),
-    "task.submit": _one_of("scores", "text"),
-    "task.fallback": _one_of("A", "B", "C", "D"),
-    "logger.name": _one_of("csv", "wandb", "tensorboard"),
-    "logger.mode": _one_of("online", "offline", "disabled"),
-    "model.dtype": _one_of("auto", "float32", "bfloat16", "float16"),
-    "model.gradient_checkpointing": _flag(),
+    "teacher.concurrency": whole(1, 64),
+    "teacher.timeout_s": number(0, open_low=True),
+    "teacher.settle_s": number(0),
+    "teacher.retries": whole(0, 100),
+    "teacher.max_backoff_s": number(0),
+    "teacher.max_tokens": whole(1),
+    "teacher.cap_usd": number(0),
+    "teacher.detail": one_of("auto", "low", "high"),
+    "objective.gate_penalty": number(0),
+    "logger.name": one_of("csv", "wandb", "tensorboard"),
+    "logger.mode": one_of("online", "offline", "disabled"),
+    "model.dtype": one_of("auto", "float32", "bfloat16", "float16"),
+    "model.gradient_checkpointing": flag(),
 }
 """Key -> (test of a value, what is allowed). Keys that a configuration lacks are not checked."""
 
@@ -189,11 +178,16 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
     """
     flat = flatten(cfg)
     errors = [f"{key}: no value; set it on the command line" for key, v in flat.items() if v == "???"]
-    for key, (test, allowed) in RULES.items():
-        if key in flat and flat[key] != "???" and not test(flat[key]):
-            value = flat[key]
-            errors.append(f"{key}={_show(value)}: must be {allowed}{near(str(value), _words(allowed))}")
-    return errors + problems(cfg) + _cross_rules(flat, cfg)
+    return errors + broken(flat, RULES) + problems(cfg) + _cross_rules(flat, cfg)
+
+
+def broken(flat: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
+    """Each value of a configuration (dotted keys) that breaks its rule."""
+    return [
+        f"{key}={_show(flat[key])}: must be {allowed}{near(str(flat[key]), _words(allowed))}"
+        for key, (test, allowed) in rules.items()
+        if key in flat and flat[key] != "???" and not test(flat[key])
+    ]
 
 
 def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
@@ -225,50 +219,19 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     able, task = flat.get("data.tasks"), flat.get("task.name")
     if isinstance(able, list) and task is not None and task not in able:
         errors.append(f"data={flat.get('data.name')}: its rows are for task={', '.join(able)}, got task={task}")
-    for key in ("callbacks.checkpoint.monitor", "callbacks.early_stopping.monitor"):
-        objective, task_name = str(flat.get("objective.name")), str(flat.get("task.name"))
-        known = OBJECTIVE_MONITORS.get(objective) or MONITORS.get(task_name, ())
-        if known and key in flat and flat[key] not in known:
-            hint = near(str(flat[key]), known)
-            who = f"objective={objective}" if objective in OBJECTIVE_MONITORS else f"task={task_name}"
-            errors.append(f"{key}={flat[key]}: {who} measures {', '.join(known)}{hint}")
-    for node in ("callbacks.checkpoint", "callbacks.early_stopping"):
-        monitor, mode = str(flat.get(f"{node}.monitor")), flat.get(f"{node}.mode")
-        wanted = "min" if monitor in ("val/log_loss", "val/brier", "val/loss") else "max"
-        if mode in ("min", "max") and mode != wanted:
-            better = "lower" if wanted == "min" else "higher"
-            errors.append(f"{node}.mode={mode}: {monitor} is better the {better} it is; use {wanted}")
-    if flat.get("task.answer_with") == "text" and flat.get("task.reorder"):
-        errors.append("task.reorder=true: whole texts do not depend on a letter's place; use task.answer_with=letter")
-    if flat.get("task.name") in ("scene", "caption") and flat.get("objective.generate") is False:
-        errors.append(f"objective.generate=false: task={flat['task.name']} is scored by what is written")
-    if flat.get("objective.prefix") and flat.get("task.name") in ("crash", "mcq"):
-        errors.append(f"objective.prefix={flat['objective.prefix']}: task={flat['task.name']} is scored by its choices")
     if any(str(k).startswith("objective.generation.max_new_tokens") for k in flat):
         errors.append("objective.generation.max_new_tokens: set objective.max_new_tokens instead")
     least, most = flat.get("data.shots.least"), flat.get("data.shots.most")
     if isinstance(least, int) and isinstance(most, int) and most < least:
         errors.append(f"data.shots.most={most}: must be at least data.shots.least={least}")
-    if flat.get("objective.constrained") and flat.get("task.name") != "scene":
-        errors.append(
-            f"objective.constrained=true: needs a task with a schema (scene), got task={flat.get('task.name')}"
-        )
-    errors += _reasoning_rules(flat)
-    if flat.get("objective.name") == "pooled" and flat.get("task.name") not in (None, "crash"):
-        errors.append(f"objective=pooled: needs a task with two answers, got task={flat.get('task.name')}")
+    errors += _objective_rules(flat)
     return errors
 
 
-def _reasoning_rules(flat: Mapping[str, Any]) -> list[str]:
-    """What rationales, completions and pairs need of the rest."""
+def _objective_rules(flat: Mapping[str, Any]) -> list[str]:
+    """What completions, pairs and rewards need of the rest."""
     errors = []
     objective, every = flat.get("objective.name"), flat.get("callbacks.checkpoint.every_n_steps")
-    taught = not flat.get("trainer.skip_fit") and flat.get("peft.method") != "frozen"
-    labelled = flat.get("data.labels") or flat.get("data.name") == "synthetic"
-    if flat.get("task.reasoning") is True and objective == "sft" and taught and not labelled:
-        errors.append("task.reasoning=true: sft needs rationales to teach; set data.labels=FILE")
-    if flat.get("task.reasoning") is True and objective == "pooled":
-        errors.append("task.reasoning=true: objective=pooled writes no text; use objective=sft or grpo")
     repeats = flat.get("objective.iterations")
     if isinstance(repeats, int) and isinstance(every, int) and repeats > 1 and every % repeats:
         errors.append(
@@ -283,8 +246,6 @@ def _reasoning_rules(flat: Mapping[str, Any]) -> list[str]:
             f"trainer.val_every_n_steps={_show(every)}: must be a multiple of objective.iterations={repeats}, "
             "or a run resumed after a validation would draw other completions"
         )
-    if objective == "grpo" and flat.get("task.style") == "caption":
-        errors.append("task.style=caption: nothing in a free caption is rewarded; use task.style=structured")
     for key, value in flat.items():
         if key.startswith("objective.rewards.") and (isinstance(value, bool) or not isinstance(value, int | float)):
             errors.append(f"{key}={value}: must be a number")

@@ -28,9 +28,9 @@ import numpy as np
 from dashvlm.data.clip import FrameArray
 from dashvlm.data.guard import Limits, guarded
 from dashvlm.data.pictures import files_of
-from dashvlm.data.readers import reader_version
+from dashvlm.data.readers import decode, reader_version
 from dashvlm.data.sampling import Times
-from dashvlm.data.video import VideoIndex, decode, index_video
+from dashvlm.data.video import VideoIndex, index_video
 from dashvlm.safety.checksums import content_of
 
 log = logging.getLogger(__name__)

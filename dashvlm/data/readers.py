@@ -12,6 +12,7 @@ import importlib
 import importlib.metadata
 import logging
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dashvlm.data.clip import FrameArray
+from dashvlm.data.index import file_errors
+from dashvlm.data.pictures import is_pictures, read_pictures
 from dashvlm.data.stream import open_video, shown_frames, upright, video_streams
 from dashvlm.data.video import VideoIndex, read_pyav, resize
 from dashvlm.errors import ConfigError, VideoError
@@ -26,6 +29,42 @@ from dashvlm.errors import ConfigError, VideoError
 log = logging.getLogger(__name__)
 READERS = ("pyav", "decord", "torchcodec")
 _known: dict[tuple[Path, int, int], list[int] | None] = {}
+
+
+def decode(
+    path: Path,
+    index: VideoIndex,
+    frame_numbers: Sequence[int] | NDArray[np.int64],
+    reader: str = "pyav",
+    size: tuple[int, int] | None = None,
+) -> FrameArray:
+    """Decode frames by their number in presentation order.
+
+    Args:
+        path: the video.
+        index: its index, from :func:`index_video`.
+        frame_numbers: numbers into ``index.times_s``; repeats and any order are allowed.
+        reader: ``pyav``, ``decord`` or ``torchcodec``.
+        size: (height, width) to resize to, antialiased; None keeps the display size.
+
+    Returns:
+        uint8 RGB, shape [len(frame_numbers), H, W, 3], in the order asked for.
+
+    Raises:
+        VideoError: if a frame cannot be decoded or comes out damaged.
+        ConfigError: if the reader is unknown or not installed.
+    """
+    wanted = np.unique(np.asarray(frame_numbers, dtype=np.int64))
+    if wanted[0] < 0 or wanted[-1] >= len(index.pts):
+        raise VideoError(
+            f"{path}: frame number out of range",
+            got=f"{wanted[0]}..{wanted[-1]} of {len(index.pts)}",
+        )
+    with file_errors(path):
+        frames = read_pictures(path, wanted, size) if is_pictures(path) else read(reader, path, index, wanted, size)
+    place = np.searchsorted(wanted, frame_numbers)
+    # Frames are large: do not copy them when they are in order already.
+    return frames if len(place) == len(wanted) and (np.diff(place) == 1).all() else frames[place]
 
 
 def read(

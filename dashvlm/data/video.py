@@ -5,7 +5,6 @@ A frame is what a player shows, or it is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -14,50 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dashvlm.data.clip import FrameArray
-from dashvlm.data.index import VideoIndex, file_errors, index_video
-from dashvlm.data.pictures import is_pictures, read_pictures
+from dashvlm.data.index import VideoIndex, index_video
 from dashvlm.data.stream import open_video, shown_frames, upright, video_streams
 from dashvlm.errors import VideoError
 
-__all__ = ["VideoIndex", "decode", "index_video", "read_pyav", "resize"]
-
-
-def decode(
-    path: Path,
-    index: VideoIndex,
-    frame_numbers: Sequence[int] | NDArray[np.int64],
-    reader: str = "pyav",
-    size: tuple[int, int] | None = None,
-) -> FrameArray:
-    """Decode frames by their number in presentation order.
-
-    Args:
-        path: the video.
-        index: its index, from :func:`index_video`.
-        frame_numbers: numbers into ``index.times_s``; repeats and any order are allowed.
-        reader: ``pyav``, ``decord`` or ``torchcodec``; see :mod:`dashvlm.data.readers`.
-        size: (height, width) to resize to, antialiased; None keeps the display size.
-
-    Returns:
-        uint8 RGB, shape [len(frame_numbers), H, W, 3], in the order asked for.
-
-    Raises:
-        VideoError: if a frame cannot be decoded or comes out damaged.
-        ConfigError: if the reader is unknown or not installed.
-    """
-    from dashvlm.data.readers import read  # the other readers check themselves against this file's
-
-    wanted = np.unique(np.asarray(frame_numbers, dtype=np.int64))
-    if wanted[0] < 0 or wanted[-1] >= len(index.pts):
-        raise VideoError(
-            f"{path}: frame number out of range",
-            got=f"{wanted[0]}..{wanted[-1]} of {len(index.pts)}",
-        )
-    with file_errors(path):
-        frames = read_pictures(path, wanted, size) if is_pictures(path) else read(reader, path, index, wanted, size)
-    place = np.searchsorted(wanted, frame_numbers)
-    # Frames are large: do not copy them when they are in order already.
-    return frames if len(place) == len(wanted) and (np.diff(place) == 1).all() else frames[place]
+__all__ = ["VideoIndex", "index_video", "read_pyav", "resize"]
 
 
 def resize(frames: FrameArray, size: tuple[int, int]) -> FrameArray:

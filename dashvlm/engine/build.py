@@ -16,7 +16,6 @@ from dashvlm.backbones.base import Backbone
 from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.config.imports import construct, resolve
-from dashvlm.config.rules import check
 from dashvlm.data.clip import SPLITS, Clip, Sample, Split
 from dashvlm.data.datamodule import SampleDataset, decode_once
 from dashvlm.data.frames import FrameStore
@@ -29,6 +28,7 @@ from dashvlm.safety.checksums import changed as changed_files
 from dashvlm.safety.checksums import verify_weights
 from dashvlm.safety.files import is_name, read_yaml
 from dashvlm.tasks.base import Task, make_task, observe
+from dashvlm.tasks.check import check
 from dashvlm.training.module import VLMModule
 
 log = logging.getLogger(__name__)

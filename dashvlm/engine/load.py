@@ -12,9 +12,10 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.data.guard import Limits
 from dashvlm.data.manifest import Manifest, build_manifest
 from dashvlm.data.rows import Row
-from dashvlm.errors import DataError
+from dashvlm.errors import ConfigError, DataError
 from dashvlm.labels.label_file import read_labels, with_labels
 from dashvlm.labels.pairs import with_pairs
+from dashvlm.tasks.base import task_class
 
 Config = Mapping[str, Any]
 
@@ -77,7 +78,13 @@ def load_manifest(cfg: Config, store: FrameStore, require_videos: bool = True) -
     root = Path(data["root"])
     rows = rows_of(data)
     if data.get("labels"):
-        rows = with_labels(rows, read_labels(Path(data["labels"])), cfg["task"]["name"], data["label_options"])
+        takes = task_class(cfg).labelled
+        if takes is None:
+            raise ConfigError(
+                f"data.labels: task={cfg['task']['name']} takes no labels of a teacher",
+                do="use a task that learns rationales or annotations, such as task=crash or task=scene",
+            )
+        rows = with_labels(rows, read_labels(Path(data["labels"])), takes, data["label_options"])
     if data.get("pairs"):
         rows = with_pairs(rows, Path(data["pairs"]))
     return build_manifest(

@@ -26,13 +26,13 @@ from safetensors.torch import save_file
 from dashvlm.data.manifest import leakage_report, write_ledgers
 from dashvlm.engine.build import Data, build_module, prepare_data
 from dashvlm.engine.fit import best_validation, build_trainer, fit, validation_alarms
-from dashvlm.engine.scoring import score, score_start, write_results
-from dashvlm.report.html import gallery
-from dashvlm.report.plots import plot_curves, plot_run
+from dashvlm.engine.gallery import gallery
+from dashvlm.engine.scoring import plot_run, score, score_start, write_results
 from dashvlm.safety import checksums
 from dashvlm.safety.files import read_table, write_json
-from dashvlm.shortcuts.audit import audit, class_of
+from dashvlm.shortcuts.audit import audit
 from dashvlm.training.callbacks import earlier_seconds
+from dashvlm.training.curves import plot_curves
 from dashvlm.training.loggers import build_loggers, finish
 from dashvlm.training.memory import explained, is_out_of_memory
 from dashvlm.training.module import VLMModule
@@ -81,7 +81,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             checksums.note(folder, checksums.WEIGHTS)
             results = write_results(cfg, data, rows, folder, module)
             results["alarms"] += validation_alarms(trainer, cfg)
-            readers = audit(data.samples, class_of(module.task), data.store, int(cfg["seed"]))
+            readers = audit(data.samples, module.task.kind_of, data.store, int(cfg["seed"]))
             results["alarms"] += [f"a reader of {r.name} alone reaches ROC AUC {r.auc}" for r in readers if r.fails]
             results |= {
                 "leakage": report,
@@ -99,7 +99,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             write_json(folder / "result.json", results)
             notes: list[str] = []
             with _noted("the plots", notes):
-                images = plot_run(rows, results, folder / "plots", data.store)
+                images = plot_run(module.task.evaluation, rows, results, folder / "plots", data.store)
             with _noted("the curves", notes):
                 images |= plot_curves(folder / "metrics" / "metrics.csv", folder / "plots")
             if notes:

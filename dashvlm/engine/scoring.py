@@ -10,21 +10,24 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 
 from dashvlm.data.clip import Sample
 from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import straddling_files
 from dashvlm.data.samples import feasibility, sampling_skew
 from dashvlm.data.sampling import staleness_s
 from dashvlm.engine.build import Data, checkpoint_name, evaluation_samples, part_census
 from dashvlm.engine.fit import build_trainer
 from dashvlm.errors import DataError
-from dashvlm.metrics.evaluate import evaluate
+from dashvlm.figures import STYLE
 from dashvlm.shortcuts.leaks import label_alarms
 from dashvlm.tasks.base import observe
+from dashvlm.tasks.evaluation import Evaluation, evaluate
 from dashvlm.training.module import VLMModule, sample_row
 
 MAX_STALE = 0.02
@@ -36,7 +39,7 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     """Score the test split at all horizons, and once more with the pixels switched off.
 
     Returns:
-        A row a sample, in order, none missing; see :func:`dashvlm.metrics.evaluate.evaluate`.
+        A row a sample, in order, none missing; see :func:`dashvlm.tasks.evaluation.evaluate`.
     """
     trainer = trainer or build_trainer(cfg, logger=False, enable_checkpointing=False)
     samples = evaluation_samples(cfg, data)
@@ -77,7 +80,7 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     else:
         table["pixels_off_answer"] = [_as_json(row.get("answer")) for row in unseen]
         table["pixels_off_text"] = [row.get("text") for row in unseen]
-    if task.evaluation == "binary":
+    if len(task.choices) == 2:
         for column in [c for c in table if c.endswith("scores")]:
             table[column.removesuffix("s")] = [_last(v) for v in table[column]]
     seen = [observe(s, s.times_s) for s in samples]
@@ -125,8 +128,7 @@ def write_results(
 ) -> dict[str, Any]:
     """Write ``predictions.parquet`` and compute every number from it."""
     rows.to_parquet(folder / "predictions.parquet", index=False)
-    kind = module.task.evaluation
-    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), int(cfg["seed"]), kind)
+    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), module.task.evaluation, int(cfg["seed"]))
     if data.test_split != "test":
         numbers["alarms"].append("there is no test split: these are validation numbers")
     shared = straddling_files(data.manifest.clips)
@@ -177,6 +179,17 @@ def write_results(
         "commit": _commit(),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
     }
+
+
+def plot_run(
+    kind: Evaluation, rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore
+) -> dict[str, Path]:
+    """Draw the plots of one run: name -> PNG file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind.plots is None:
+        return {}
+    with mpl.rc_context(STYLE):
+        return kind.plots(rows, results, folder, store)
 
 
 def _predict(

@@ -75,7 +75,7 @@ def requests_for(
                 problems[name] = "mode told: the clip has no label to tell"
                 continue
             told = OUTCOMES[label] if mode == "told" and label is not None else ""
-            system = _system(told) if task.name == "crash" else ""
+            system = _system(told) if task.labelled == "rationale" else ""
             request = teacher.request(chat, functools.partial(_frames, store, sample), system)
             asks.append(Ask(sample, mode, request, len(np.unique(times)), tuple(float(t) for t in times)))
     return asks, problems
@@ -87,7 +87,7 @@ def modes_of(label_in_prompt: str, task: Task) -> list[str]:
     Raises:
         ConfigError: for a task whose label cannot be told.
     """
-    if task.name == "crash":
+    if task.labelled == "rationale":
         return ["told", "blind"] if label_in_prompt == "both" else [label_in_prompt]
     if label_in_prompt == "told":
         raise ConfigError(f"label_in_prompt=told: task={task.name} has no outcome to tell", do="use blind")
@@ -129,17 +129,18 @@ def to_label(ask: Ask, reply: Reply, task: Task, model: str) -> Label:
     """Read a reply; what is not in the form asked for keeps its text and gets no rationale."""
     text, sample = reply.text, ask.sample
     value, status = task.parse(text or None, observe(sample, ask.times_s))
-    parts = split(text) if task.name == "crash" else None
-    good = parts is not None if task.name == "crash" else status == "parsed"
+    reasoned = task.labelled == "rationale"
+    parts = split(text) if reasoned else None
+    good = parts is not None if reasoned else status == "parsed"
     if not text.strip() and not reply.refused:
         state = "empty"
     elif reply.refused or (status == "refused" and not good) or (not good and is_refusal(text)):
         state = "refused"
     else:
         state = "labelled" if good and value is not None else "unparsed"
-    more = {"prompt": PROMPT if task.name == "crash" else task.prompt, "frame_times_s": list(ask.times_s),
+    more = {"prompt": PROMPT if reasoned else task.prompt, "frame_times_s": list(ask.times_s),
             "tokens": list(reply.tokens), "finish": reply.finish}  # fmt: skip
-    answer = value if task.name == "crash" and state == "labelled" else None
+    answer = value if reasoned and state == "labelled" else None
     return Label(
         sample.clip.clip_id, ask.mode, state, text, parts[0] if parts else "", answer, sample.clip.label,
         ask.num_frames, model, ask.request.key, reply.cost_usd, more,

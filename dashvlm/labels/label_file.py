@@ -126,13 +126,13 @@ def states_outcome(text: str) -> str | None:
     return found.group() if found else None
 
 
-def with_labels(rows: Iterable[Row], file: LabelFile, task: str, options: Mapping[str, Any]) -> Iterator[Row]:
+def with_labels(rows: Iterable[Row], file: LabelFile, takes: str, options: Mapping[str, Any]) -> Iterator[Row]:
     """Give an importer's rows what a teacher wrote about them.
 
     Args:
         rows: of a dataset.
         file: the labels.
-        task: ``crash`` takes rationales, ``scene`` annotations.
+        takes: ``rationale`` or ``annotation``: what the task learns from a teacher.
         options: ``mode``, ``drop_stating_outcome``, ``replace_annotations`` (else a teacher's annotation stands
             only where the dataset has none).
 
@@ -140,8 +140,6 @@ def with_labels(rows: Iterable[Row], file: LabelFile, task: str, options: Mappin
         ConfigError: if the task takes none, or the file has no label of the mode.
         DataError: if no label belongs to a row.
     """
-    if task not in ("crash", "scene"):
-        raise ConfigError(f"data.labels: task={task} takes no labels of a teacher", do="use task=crash or task=scene")
     modes = {label.mode for label in file.labels}
     mode = str(options.get("mode") or (next(iter(modes)) if len(modes) == 1 else "told"))
     if mode not in modes:
@@ -152,7 +150,7 @@ def with_labels(rows: Iterable[Row], file: LabelFile, task: str, options: Mappin
         label = by_clip.get(str(row["clip_id"]))
         matched += label is not None
         extra = dict(row.get("extra") or {})
-        if label is not None and task == "scene":
+        if label is not None and takes == "annotation":
             if label.status == "labelled" and (options.get("replace_annotations") or not extra.get("annotation")):
                 extra |= {"annotation": label.text, "annotated_by": label.model or "a teacher"}
         elif label is not None:

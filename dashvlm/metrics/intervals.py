@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,3 +60,19 @@ def row_alarms(groups: Sequence[str], failed: int, counted_as: str) -> list[str]
     out = [f"{failed} rows could not be computed and count as {counted_as}"] if failed else []
     number = len(set(groups))
     return [*out, f"only {number} groups: the intervals themselves are unreliable"] if number < 10 else out
+
+
+def with_interval(node: Mapping[str, Any] | float | None, digits: int = 3) -> str:
+    """``0.731 [0.650, 0.801]``; without an interval the value alone; a dash for what is not defined.
+
+    Args:
+        node: ``value, low, high``; or a number, as older results have it.
+        digits: of the bounds.
+    """
+    node = node if isinstance(node, Mapping) else {"value": node}
+    value, low = node["value"], node.get("low")
+    if value is None or value != value:
+        return "–"
+    if low is None or low != low:
+        return f"{value:.3f}" if abs(value) >= 0.01 or not value else f"{value:.2g}"
+    return f"{value:.3f} [{low:.{digits}f}, {node['high']:.{digits}f}]"

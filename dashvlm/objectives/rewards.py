@@ -111,13 +111,7 @@ REWARDS: dict[str, Callable[[Completion], float]] = {
 }  # fmt: skip
 
 FORM = {"strict_format": 0.5, "soft_format": 0.5, "xml_count": 0.5, "integer": 0.0}
-WEIGHTS: dict[str, dict[str, float]] = {
-    "crash": {"correctness": 2.0},
-    "mcq": {"letter": 2.0},
-    "scene": {"schema": 0.5, "fields": 2.0},
-    "caption": {"fields": 2.0},
-}
-"""Task -> weights. Where an answer is to be reasoned, :data:`FORM` is added."""
+"""Weights that are added where an answer is to be reasoned."""
 
 
 def weights_of(task: Task, changed: Mapping[str, float]) -> dict[str, float]:
@@ -127,7 +121,7 @@ def weights_of(task: Task, changed: Mapping[str, float]) -> dict[str, float]:
         ConfigError: if ``objective.rewards`` names a reward that does not exist, or nothing is rewarded.
     """
     unknown = sorted(set(changed) - set(REWARDS))
-    found = {**WEIGHTS[task.name], **(FORM if task.answer_lead else {}), **{k: float(v) for k, v in changed.items()}}
+    found = {**task.rewards, **(FORM if task.answer_lead else {}), **{k: float(v) for k, v in changed.items()}}
     if unknown or not any(found.values()):
         raise ConfigError(
             "objective.rewards", got=", ".join(unknown) or "no weight above 0", do=f"use of {', '.join(REWARDS)}"

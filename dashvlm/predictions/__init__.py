@@ -1,1 +1,1 @@
-"""Predictions that any tool wrote: their files, the truth beside them, and one table of both."""
+"""Predictions that any tool wrote beside the truth: one table, as a run of ours would have written it."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from dashvlm.errors import DataError
-from dashvlm.predictions.cells import are_shares, label_of, numbers_of
-from dashvlm.predictions.records import Records, common_key, text_of
 from dashvlm.predictions.truth import IDS
-from dashvlm.text.scene_schema import FIELDS
+from dashvlm.tables.cells import are_shares, numbers_of
+from dashvlm.tables.records import Records, common_key, text_of
+from dashvlm.tasks.reading import Columns, Reading
 
 TEXTS = ("prediction", "response", "text", "output", "generated_text", "generated", "completion", "model_output",
          "pred", "predicted")  # fmt: skip
@@ -22,32 +20,13 @@ HORIZONS = ("horizon_s", "horizon")
 FEW = 3
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Which column of the predictions is what; None where there is none."""
-
-    id: str
-    text: str | None
-    score: str | None
-    answer: str | None
-    horizon: str | None
-    letters: tuple[str, ...] = ()
-
-    def used(self) -> dict[str, str]:
-        """What each column that is read holds."""
-        named = {"id": self.id, "text": self.text, "score": self.score, "answer": self.answer,
-                 "horizon": self.horizon}  # fmt: skip
-        found = {what: name for what, name in named.items() if name is not None}
-        return found | ({"choices": ", ".join(self.letters)} if self.letters else {})
-
-
 def find_columns(
-    task: str, records: Records, named: Mapping[str, Any], clips: Iterable[str] = (), own_truth: bool = False
+    reading: Reading, records: Records, named: Mapping[str, Any], clips: Iterable[str] = (), own_truth: bool = False
 ) -> Columns:
     """Find the columns by what the user named, then by usual names.
 
     Args:
-        task: ``crash``, ``mcq``, ``scene`` or ``caption``.
+        reading: of the task.
         records: the predictions.
         named: ``columns`` of the configuration.
         clips: names of the clips that are scored; among several columns of names the one that meets most is taken.
@@ -65,29 +44,32 @@ def find_columns(
     if known and named.get("id") is None:
         name = _most_met(records, known) or name
     text, score = column("text", TEXTS, "what was written"), column("score", SCORES, "the score")
-    answers = ANSWERS if own_truth or task != "crash" else (*ANSWERS, "label")
+    answers = ANSWERS if own_truth else (*ANSWERS, *reading.answers)
     answer = column("answer", answers, "the answer")
     if named.get("answer") is None and answer is not None and (answer == text or (text and answer.lower() == "answer")):
         answer = None  # beside what a model wrote, `answer` is what is right
-    if answer is None and task in ("crash", "mcq") and text is not None and named.get("text") is None:
-        text, answer, score = _short_texts(task, records, text, score)
-    letters = _letters(records, bool(text or answer)) if task == "mcq" else ()
-    if task in ("scene", "caption"):
+    if answer is None and text is not None and named.get("text") is None:  # bare numbers, letters or labels are no text
+        kind = reading.short([v for row in records.rows if (v := text_of(row.get(text))) is not None])
+        if kind == "answer":
+            text, answer = None, text
+        elif kind == "score" and score is None:
+            text, score = None, text
+    letters = _letters(records, bool(text or answer)) if reading.letters else ()
+    if reading.written:
         score = answer = None
-        more = ANSWERS if own_truth else (*ANSWERS, "caption")
-        text = text or column("answer", more, "the answer")
+        text = text or column("answer", answers, "the answer")
     if name is None:
         raise DataError(
             f"{records.path} has no column with the clip's name", got=", ".join(records.columns)[:300],
             do="name it with columns.id=NAME",
         )  # fmt: skip
-    fields = task == "scene" and sum(f in records.columns for f in FIELDS) >= FEW
+    fields = sum(f in records.columns for f in reading.fields) >= FEW
     if not (text or score or answer or fields or letters):
         raise DataError(
-            f"{records.path} has nothing to score for task={task}", got=", ".join(records.columns)[:300],
+            f"{records.path} has nothing to score", got=", ".join(records.columns)[:300],
             do="name the column with columns.text=NAME, columns.answer=NAME or columns.score=NAME",
         )  # fmt: skip
-    horizon = column("horizon", HORIZONS, "seconds before the event") if task == "crash" else None
+    horizon = column("horizon", HORIZONS, "seconds before the event") if reading.horizons else None
     return Columns(name, text, score, answer, horizon, letters)
 
 
@@ -101,20 +83,6 @@ def _most_met(records: Records, clips: Sequence[str]) -> str | None:
         if met > most:
             best, most = candidate, met
     return best
-
-
-def _short_texts(
-    task: str, records: Records, text: str, score: str | None
-) -> tuple[str | None, str | None, str | None]:
-    """A column of bare numbers, letters or labels is no text: (text, answer, score)."""
-    cells = [v for row in records.rows if (v := text_of(row.get(text))) is not None]
-    if task == "mcq":
-        return (None, text, score) if all(re.fullmatch(r"[A-Ha-h]", c) for c in cells) else (text, None, score)
-    if all(label_of(c) is not None for c in cells):
-        return None, text, score
-    if score is None and all(numbers_of(c) is not None for c in cells):
-        return None, None, text
-    return text, None, score
 
 
 def _letters(records: Records, answered: bool) -> tuple[str, ...]:

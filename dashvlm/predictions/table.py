@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from dashvlm.data.clip import Clip, Observation, Sample
-from dashvlm.data.formats import roadbuddy
+from dashvlm.data.clip import Sample
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.captions import RULES, clean, rule_for
-from dashvlm.predictions.cells import as_probabilities, chance_of_yes, choice_scores, label_of, numbers_of, said_in
-from dashvlm.predictions.columns import Columns
-from dashvlm.predictions.records import Record, Records, common_key, text_of
 from dashvlm.predictions.truth import Truth
+from dashvlm.tables.cells import numbers_of
+from dashvlm.tables.records import Record, Records, common_key, text_of
 from dashvlm.tasks.base import Task, observe
-from dashvlm.text.scene_schema import FIELDS
+from dashvlm.tasks.reading import Columns
 
 FEW = 3
 """Names that a message shows."""
@@ -43,7 +39,7 @@ def build_table(
         rule: how texts are cleaned, see :func:`dashvlm.metrics.captions.clean`.
 
     Returns:
-        The table for :func:`dashvlm.metrics.evaluate.evaluate`, and what was odd: clips without a prediction
+        The table for :func:`dashvlm.tasks.evaluation.evaluate`, and what was odd: clips without a prediction
         (they are failed rows), predictions without a clip, ids that occur twice.
 
     Raises:
@@ -183,96 +179,17 @@ def _row(task: Task, sample: Sample, given: Record | None, columns: Columns, rul
         "target": target, **task.columns(sample), "text": None, "answer": None, "status": "failed", "scores": None,
         "score": None, "latency_s": None, "problem": None,
     }  # fmt: skip
-    if task.name == "crash":
-        row |= {f"slice_{k}": str(v) for k, v in (clip.extra.get("slices") or {}).items()}
-    elif task.name == "mcq":
-        row["num_choices"] = len(clip.extra.get("choices") or ()) or int(clip.extra.get("num_choices") or 0)
+    assert task.reading is not None
+    row |= task.reading.about(clip)
     if given is None:
         return {**row, "problem": "no prediction"}
     text = text_of(given.get(columns.text)) if columns.text else None
     seen = observe(sample, (0.0,))
-    read = {"crash": _crash, "mcq": _mcq}.get(task.name, _written)
-    made = read(task, given, columns, clean(text, rule) if text else text, clip, seen)
+    made = task.reading.prediction(task, given, columns, clean(text, rule) if text else text, clip, seen)
     row |= made
     if row["status"] == "failed" and not row["problem"]:
         row["problem"] = "an empty prediction"
     return row
-
-
-def _crash(
-    task: Task, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
-) -> dict[str, Any]:
-    """A score, an answer, or both."""
-    made: dict[str, Any] = {"text": text}
-    if columns.score:
-        made["score"], made["problem"] = chance_of_yes(given.get(columns.score))
-        made["status"] = None
-    said = text_of(given.get(columns.answer)) if columns.answer else None
-    label = label_of(said)
-    if label is not None:
-        made |= {"answer": label, "status": "parsed"}
-    elif said is not None or text is not None:
-        answer, status = task.parse(said_in(str(said if said is not None else text), plain=True), seen)
-        made |= {"answer": answer, "status": status}
-    if columns.score and made["score"] is None:
-        made["status"] = "failed"
-    return made
-
-
-def _mcq(
-    task: Task, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
-) -> dict[str, Any]:
-    """A probability for each letter, or an answer."""
-    count = len(seen.choices) or int(clip.extra.get("num_choices") or 0)
-    room = count or roadbuddy.MAX_CHOICES
-    made: dict[str, Any] = {"text": text, "scores": None}
-    value = given.get(columns.score) if columns.score else None
-    if columns.letters:
-        cells = [numbers_of(given.get(letter)) for letter in columns.letters]
-        value = [c[0] for c in cells if c] if all(cells[: sum(map(bool, cells))]) else None
-    scores = choice_scores(value)
-    if scores is not None and len(scores) > max(room, roadbuddy.MAX_CHOICES):
-        made["problem"], scores = f"{len(scores)} scores for {room} choices", None
-    if scores is not None:
-        made["scores"] = as_probabilities(scores[:room], room)
-    said = text_of(given.get(columns.answer)) if columns.answer else None
-    said = said if said is not None else text
-    if said is not None:
-        said = said_in(said)
-        letters = clip.extra.get("letters") or list(roadbuddy.LETTERS[:room])
-        bare = seen.choices or re.fullmatch(r"[(\[]?[A-Da-d][.):\]]*", said)
-        exact = roadbuddy.choice_of(said, list(seen.choices), list(letters)) if bare else []
-        if len(exact) == 1 and exact[0] < room:
-            answer, status = exact[0], "parsed"
-        else:
-            answer, status = task.parse(said, Observation((0.0,), None, seen.choices or ("",) * room))
-        made |= {"answer": answer, "status": status}
-    if made["scores"] is None and made.get("answer") is not None:
-        made["scores"] = [float(i == made["answer"]) for i in range(room)]
-    if scores and said is None:
-        made["status"] = None
-    return made
-
-
-def _written(
-    task: Task, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
-) -> dict[str, Any]:
-    """A text, or the parameters of a scene as columns or an object."""
-    value = given.get(columns.text) if columns.text else None
-    if isinstance(value, list) and len(value) == 1:
-        value, text = value[0], str(value[0])
-    if isinstance(value, Mapping):  # {"driving_parameters": {...}} has them one level down
-        inner = [v for v in value.values() if isinstance(v, Mapping)]
-        value = inner[0] if len(inner) == 1 and not set(value) & set(FIELDS) else value
-    if task.name == "scene" and isinstance(value, str) and value.lstrip().startswith('"'):
-        with contextlib.suppress(ValueError):  # JSON within JSON
-            text = str(json.loads(value))
-    if isinstance(value, Mapping | list):
-        text = json.dumps(value, ensure_ascii=False)
-    elif columns.text is None:
-        text = json.dumps({f: given[f] for f in FIELDS if given.get(f) is not None}, ensure_ascii=False)
-    answer, status = task.parse(text, seen)
-    return {"text": text, "answer": answer, "status": status}
 
 
 def _typed(task: Task, table: pd.DataFrame, truth: Truth) -> pd.DataFrame:

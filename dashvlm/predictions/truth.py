@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,25 +9,15 @@ from typing import Any
 
 from dashvlm.config.imports import resolve
 from dashvlm.data.clip import SPLITS, Clip
-from dashvlm.data.formats import bdd100k, bvpi, roadbuddy
+from dashvlm.data.formats import bvpi
 from dashvlm.data.formats.bvpi_build import SPLITS as SPLIT_NAMES
-from dashvlm.data.formats.bvpi_build import csv_files, joined
 from dashvlm.data.rows import Row, checked_row
-from dashvlm.data.textfiles import json_file
 from dashvlm.errors import DataError
-from dashvlm.predictions.cells import label_of, numbers_of
-from dashvlm.predictions.records import Record, Records, common_key, read_records, text_of
-from dashvlm.text.navigation import segment
+from dashvlm.tables.records import Records, common_key, read_records, text_of
+from dashvlm.tasks.reading import Reading
 
 IDS = ("id", "clip_id", "image", "image_path", "video_id", "image_id", "question_id", "video", "video_path",
        "file_name", "filename", "file", "sample_id", "name")  # fmt: skip
-TARGETS = {
-    "crash": ("target", "label", "ground_truth", "gt", "y_true", "truth"),
-    "mcq": ("answer", "target", "correct_answer", "correct", "ground_truth", "gt", "label"),
-    "scene": ("annotation", "target", "reference", "ground_truth", "answer", "completion"),
-    "caption": ("target", "reference", "caption", "ground_truth", "response"),
-}
-"""Task -> usual names of the column with what is right."""
 BLOCK = 25
 """Pictures with neighbouring numbers may be one walk: they are resampled together."""
 
@@ -55,11 +41,11 @@ class Truth:
     notes: list[str] = field(default_factory=list)
 
 
-def own_truth(task: str, records: Records, options: Mapping[str, Any], taken: Sequence[str] = ()) -> Truth:
+def own_truth(reading: Reading, records: Records, options: Mapping[str, Any], taken: Sequence[str] = ()) -> Truth:
     """The right answers that a file of predictions brings itself.
 
     Args:
-        task: of the predictions.
+        reading: of the task.
         records: the predictions.
         options: as for :func:`read_truth`.
         taken: columns that hold predictions, which cannot be the truth too.
@@ -67,14 +53,14 @@ def own_truth(task: str, records: Records, options: Mapping[str, Any], taken: Se
     Raises:
         DataError: if it has no such column.
     """
-    return _truth(_table(task, records, options, taken), str(records.path))
+    return _truth(_table(reading, records, options, taken), str(records.path))
 
 
-def read_truth(task: str, path: Path, data: Mapping[str, Any], options: Mapping[str, Any]) -> Truth:
+def read_truth(reading: Reading, path: Path, data: Mapping[str, Any], options: Mapping[str, Any]) -> Truth:
     """Read the truth from a file or a dataset's folder.
 
     Args:
-        task: ``crash``, ``mcq``, ``scene`` or ``caption``.
+        reading: of the task.
         path: a table of ids and right answers, a dataset's own file, or its folder.
         data: the ``data`` group, whose importer reads a folder.
         options: ``truth_columns`` (``id, target, group, split``), ``annotations`` (BVPI), ``encoding``.
@@ -83,16 +69,16 @@ def read_truth(task: str, path: Path, data: Mapping[str, Any], options: Mapping[
         DataError: if it cannot be read.
     """
     if path.is_dir():
-        if task == "crash" and data["name"] == "nexar" and (path / "train.csv").is_file():
-            return read_truth(task, path / "train.csv", data, options)  # the importer would want the videos
+        if data["name"] == "nexar" and (path / "train.csv").is_file():
+            return read_truth(reading, path / "train.csv", data, options)  # the importer would want the videos
         return _truth(
             resolve("importer", data["importer"])(path, {**data["options"], "event_time": "ignore"}), str(path)
         )
-    known = _dataset_rows(task, path, options)
+    known = reading.dataset(path, options)
     if known is not None:
         return _truth(known, str(path))
     records = read_records(path, options.get("encoding"))
-    return _truth(_table(task, records, options), str(path), records.notes)
+    return _truth(_table(reading, records, options), str(path), records.notes)
 
 
 def of_split(truth: Truth, wanted: str, predicted: Sequence[Any]) -> Truth:
@@ -138,41 +124,11 @@ def of_split(truth: Truth, wanted: str, predicted: Sequence[Any]) -> Truth:
     return Truth(kept, truth.source, wanted, () if wanted == "train" else train, truth.notes)
 
 
-def _dataset_rows(task: str, path: Path, options: Mapping[str, Any]) -> Iterable[Row] | None:
-    """Rows of a dataset's own file, or None if it is another table."""
-    encoding = options.get("encoding")
-    if task == "mcq" and path.suffix.lower() == ".json":
-        content = json_file(path, encoding)
-        items = content.get("data") if isinstance(content, Mapping) else content
-        if isinstance(items, list) and items and isinstance(items[0], Mapping) and "choices" in items[0]:
-            return roadbuddy.questions(path, path.parent, False, {"encoding": encoding})
-    elif task == "scene" and path.suffix.lower() == ".json":
-        items = json_file(path, encoding)
-        if isinstance(items, list) and items and isinstance(items[0], Mapping) and "QA" in items[0]:
-            return bdd100k.rows(path.parent, {"file": path.name, "encoding": encoding})
-    elif task == "caption" and path.suffix.lower() == ".csv":
-        if path.is_file() and {"image_path", "target", "split"} <= set(read_records(path, encoding).columns):
-            return _captions(path, options)
-    elif task == "caption" and path.suffix.lower() == ".jsonl":
-        first = next((r for r in read_records(path, encoding).rows), {})
-        if {"image", "response"} <= set(first) or {"image", "chosen"} <= set(first):
-            return bvpi.rows(path.parent, {"file": path.name, "encoding": encoding})
-    return None
-
-
-def _captions(path: Path, options: Mapping[str, Any]) -> Iterator[Row]:
-    annotations = Path(str(options["annotations"])) if options.get("annotations") else csv_files(path.parent)[1]
-    for item in joined(path, annotations, options.get("encoding")):
-        row = bvpi.caption_row(item)
-        truth, extra = row.pop("truth", None), row.setdefault("extra", {})
-        yield {**row, "extra": {**extra, **({"navigation": truth.to_dict()} if truth is not None else {})}}
-
-
-def _table(task: str, records: Records, options: Mapping[str, Any], taken: Sequence[str] = ()) -> Iterator[Row]:
+def _table(reading: Reading, records: Records, options: Mapping[str, Any], taken: Sequence[str] = ()) -> Iterator[Row]:
     """Rows of a plain table: an id, what is right, and optionally group, split, question and choices."""
     named = options.get("truth_columns") or {}
     name = records.column(named.get("id"), IDS, "truth_columns.id", "the clip's name")
-    usual = [t for t in TARGETS[task] if t not in {c.strip().lower() for c in taken}]
+    usual = [t for t in reading.targets if t not in {c.strip().lower() for c in taken}]
     target = records.column(named.get("target"), usual, "truth_columns.target", "what is right")
     if name is None or target is None:
         raise DataError(
@@ -191,73 +147,7 @@ def _table(task: str, records: Records, options: Mapping[str, Any], taken: Seque
             row["group"] = str(text_of(record[group]))
         if split and text_of(record.get(split)):
             row["split"] = SPLIT_NAMES.get(str(record[split]).strip().lower(), str(record[split]))
-        yield {"crash": _crash, "mcq": _question, "scene": _scene, "caption": _caption}[task](
-            row, record.get(target), record
-        )
-
-
-def _crash(row: Row, target: Any, record: Record) -> Row:
-    label = label_of(target)
-    return {**row, "label": label if label is not None else text_of(target)}
-
-
-def _question(row: Row, target: Any, record: Record) -> Row:
-    """A question; its letters and number of choices as far as the table has them."""
-    choices = record.get("choices")
-    if isinstance(choices, str):
-        try:
-            choices = json.loads(choices)
-        except ValueError:
-            with contextlib.suppress(ValueError, SyntaxError):
-                choices = ast.literal_eval(choices)  # a list as Python prints it
-    if isinstance(choices, Mapping):
-        choices = [f"{k}. {v}" for k, v in choices.items()]
-    if isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices):
-        texts, letters = roadbuddy.options_of(choices)
-        row |= {"choices": texts, "question": text_of(record.get("question"))}
-    else:
-        texts, letters = [], []
-        found = numbers_of(record.get("num_choices"))
-        row["extra"] |= {"num_choices": int(found[0])} if found else {}
-    said = text_of(target)
-    if said is None:
-        return row
-    if {"sample_id", "num_choices"} <= set(record) and said.isdigit():  # a run's own table counts choices from 0
-        answer = [int(said)]
-    elif texts:
-        answer = roadbuddy.choice_of(said, texts, letters)
-    else:
-        answer = [roadbuddy.LETTERS.index(said.strip("().: ").upper())] if _letter(said) else []
-    if len(answer) != 1 or not 0 <= answer[0] < (len(texts) or roadbuddy.MAX_CHOICES):
-        return {**row, "problem": f"the answer {said!r} is none of the choices"}
-    return {**row, "extra": {**row["extra"], "answer": answer[0]}}
-
-
-def _letter(text: str) -> bool:
-    return re.fullmatch(r"[(\[]?[A-Da-d][.):\]]*", text) is not None
-
-
-def _scene(row: Row, target: Any, record: Record) -> Row:
-    """An annotation: text with JSON in it, JSON, or the parameters themselves."""
-    if isinstance(target, Mapping | list):
-        target = json.dumps(target, ensure_ascii=False)
-    text = text_of(target)
-    return {**row, "extra": {"annotation": text}} if text else {**row, "problem": "no annotation"}
-
-
-def _caption(row: Row, target: Any, record: Record) -> Row:
-    """A caption, a structured description, or a run's JSON of positions beside its reference."""
-    text = text_of(target)
-    if text is None:
-        return {**row, "problem": "no reference"}
-    if text.startswith("{"):
-        row["extra"] |= {"navigation": json.loads(text)}
-        text = text_of(record.get("reference")) or ""
-    found = bvpi.truth_of_text(text)
-    if found is not None:
-        row["extra"].setdefault("navigation", found.to_dict())
-        return {**row, "extra": {**row["extra"], "response": text, "caption": segment(text, "Context") or ""}}
-    return {**row, "extra": {**row["extra"], "caption": text}}
+        yield reading.truth(row, record.get(target), record)
 
 
 def _truth(rows: Iterable[Row], source: str, notes: Sequence[str] = ()) -> Truth:

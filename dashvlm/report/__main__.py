@@ -124,20 +124,20 @@ def report_comparison(folders: list[Path], output: Path) -> None:
     import pandas as pd
 
     from dashvlm.errors import ConfigError
-    from dashvlm.metrics.compare import compare
-    from dashvlm.metrics.evaluate import PRIMARY
     from dashvlm.report.collect import read_result
+    from dashvlm.report.compare import compare
     from dashvlm.report.tables import print_table, to_latex, to_markdown
+    from dashvlm.tasks.evaluation import evaluation_of
 
     results = [read_result(f) for f in folders]
-    kinds = {r.get("evaluation", "binary") for r in results}
+    kinds = {evaluation_of(r).name: evaluation_of(r) for r in results if r["status"] == "done"}
     if len(set(folders)) < max(2, len(folders)) or any(r["status"] != "done" for r in results) or len(kinds) > 1:
         raise ConfigError(
             "compare needs two or more finished runs of one kind of task",
             got=", ".join(f"{f.name} {r['status']}" for f, r in zip(folders, results, strict=True)) or "nothing",
             do="compare='[runs/A,runs/B]', each once",
         )
-    kind = kinds.pop()
+    (kind,) = kinds.values()
     tables = [read_table(f / "predictions.parquet") for f in folders]
     body = []
     for folder, table in zip(folders[1:], tables[1:], strict=True):
@@ -150,7 +150,7 @@ def report_comparison(folders: list[Path], output: Path) -> None:
                      f"{found.p_mcnemar:.3g}"])  # fmt: skip
     header = ["run", "samples", f"{folders[0].name}", "this run", "difference [95 %]", "verdict",
               "only first / only this right", "McNemar p"]  # fmt: skip
-    title = f"{PRIMARY[kind]}, paired by sample, groups resampled together; against {folders[0].name}"
+    title = f"{kind.primary}, paired by sample, groups resampled together; against {folders[0].name}"
     print_table(title, header, body)
     output.mkdir(parents=True, exist_ok=True)
     cells(pd.DataFrame(body, columns=header)).to_csv(own(output / "compare.csv"), index=False)

@@ -13,6 +13,7 @@ from dashvlm.config.identity import identity_of
 from dashvlm.errors import DataError
 from dashvlm.safety.checksums import changed
 from dashvlm.safety.files import read_json, read_yaml
+from dashvlm.tasks.evaluation import evaluation_of
 
 GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "trainer", "callbacks")
 
@@ -78,7 +79,7 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
     for folder in folders:
         try:
             rows.append(_row(folder))
-        except ODD as error:  # it must not hide the others
+        except (DataError, *ODD) as error:  # it must not hide the others
             said = f"result.json is not as written: {type(error).__name__}: {error}".splitlines()[0]
             rows.append({"run_id": folder.name, "status": "damaged", "message": said, "alarms": ""})
     return pd.DataFrame(rows)
@@ -102,10 +103,8 @@ def _row(folder: Path) -> dict[str, Any]:
         for name, value in (result.get(kind) or {}).items():
             row |= _columns(name, value)
     if result["status"] == "done":
-        row["evaluation"] = result.get("evaluation", "binary")
-        if row["evaluation"] not in ("binary", "choice", "scene", "caption"):
-            raise TypeError(f"evaluation {str(row['evaluation'])[:40]!r} is not known")
-        row["primary_metric"] = result.get("primary_metric", "roc_auc")
+        measured = evaluation_of(result)
+        row |= {"evaluation": measured.name, "primary_metric": measured.primary}
     row["alarms"] = " | ".join([*(result.get("alarms") or []), *_by_hand(folder)])
     said = str(result.get("message") or row.get("message") or "")
     row["message"] = said.splitlines()[0] if said else ""

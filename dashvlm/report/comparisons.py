@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from dashvlm.errors import DataError
-from dashvlm.metrics.compare import best_of, over_seeds, primary_values, shared_rows
-from dashvlm.metrics.evaluate import PRIMARY
 from dashvlm.report.collect import axes_of, label_of
+from dashvlm.report.compare import best_of, over_seeds, shared_rows
+from dashvlm.report.tables import kinds_of
 from dashvlm.safety.files import read_table
+from dashvlm.tasks.evaluation import Evaluation
 
 
 def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
@@ -27,10 +28,10 @@ def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
         runs that differ in their seed alone as mean and interval.
     """
     done = table[table["status"] == "done"]
-    kinds = set(done.get("evaluation", pd.Series(dtype=str)).dropna())
-    if len(done) < 2 or len(kinds) != 1:
+    kinds = kinds_of(done)
+    if len(done) < 2 or len(kinds) != 1 or kinds[0].primary not in done or done[kinds[0].primary].isna().all():
         return []
-    kind = str(kinds.pop())
+    kind = kinds[0]
     if "data.fingerprint" in done and done["data.fingerprint"].nunique() > 1:
         return ["the runs are on different data: no run is best"]
     tables = {}
@@ -42,7 +43,7 @@ def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
     if len(tables) < 2 or not len(shared_rows(list(tables.values()))[0]):
         return []
     name, value, share, optimism = best_of(tables, kind)
-    metric = PRIMARY[kind]
+    metric = kind.primary
     top = done[metric].max() if metric in done else value.value
     equal = int((done[metric] >= top - 1e-12).sum()) if metric in done else 1
     if equal == len(done):
@@ -57,7 +58,7 @@ def comparison_notes(output: Path, table: pd.DataFrame) -> list[str]:
     return notes + _common_support(tables, kind) + _seeds(done, metric)
 
 
-def _common_support(tables: dict[str, pd.DataFrame], kind: str) -> list[str]:
+def _common_support(tables: dict[str, pd.DataFrame], kind: Evaluation) -> list[str]:
     """The primary metric on the clips with enough history in every run, where the runs differ in that."""
     padded = {n: int((t["primary"] & (t["num_padded"] > 0)).sum()) for n, t in tables.items() if "num_padded" in t}
     if len(set(padded.values())) < 2:
@@ -66,7 +67,7 @@ def _common_support(tables: dict[str, pd.DataFrame], kind: str) -> list[str]:
     if not len(rows[0]):
         return ["no clip has enough history in every run: they cannot be compared on common support"]
     ones = np.ones((1, len(rows[0])))
-    values = ", ".join(f"{n} {primary_values(t, kind, ones)[0]:.3f}" for n, t in zip(tables, rows, strict=True))
+    values = ", ".join(f"{n} {kind.of_resamples(t, ones)[0]:.3f}" for n, t in zip(tables, rows, strict=True))
     return [f"on the {len(rows[0])} clips with enough history in every run: {values}"]
 
 

@@ -13,7 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
-from dashvlm.report.plots import BLUE, GREY, ORANGE, STYLE, save
+from dashvlm.figures import BLUE, GREY, ORANGE, STYLE, save
+from dashvlm.report.tables import kinds_of
 
 
 def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metric: str | None = None) -> Path | None:
@@ -28,10 +29,12 @@ def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metri
     Returns:
         The file, or None if there is nothing to draw.
     """
-    known = table["primary_metric"].dropna().tolist() if "primary_metric" in table else []
-    metric = metric or (str(known[0]) if known else "roc_auc")
+    kinds = kinds_of(table)
+    metric = metric or (kinds[0].primary if kinds else "")
     if metric not in table:
         return None
+    title = next((k.columns[metric] for k in kinds if metric in k.columns), metric)
+    chance = next((k.chance for k in kinds if k.primary == metric), None)
     done = table[(table["status"] == "done") & table[metric].notna()]
     axes_names = [a for a in axes_names if a != "seed"] or list(axes_names)
     if done.empty or not axes_names:
@@ -45,13 +48,13 @@ def plot_sweep(table: pd.DataFrame, axes_names: Sequence[str], path: Path, metri
         done = seeds.mean().reset_index().assign(run_id=[str(i) for i in range(len(seeds))])
     with mpl.rc_context(STYLE):
         if len(axes_names) == 2:
-            figure = _heatmap(done, axes_names[0], axes_names[1], metric)
+            figure = _heatmap(done, axes_names[0], axes_names[1], metric, title)
         else:
-            figure = _line(done, axes_names, metric, what)
+            figure = _line(done, axes_names, metric, what, title, chance)
         return save(figure, path)
 
 
-def _line(done: pd.DataFrame, names: Sequence[str], metric: str, what: str) -> Any:
+def _line(done: pd.DataFrame, names: Sequence[str], metric: str, what: str, title: str, chance: float | None) -> Any:
     key = names[0]
     label = done["run_id"] if len(names) > 1 else done[key]  # several keys make no axis
     numeric = len(names) == 1 and pd.to_numeric(label, errors="coerce").notna().all()
@@ -74,17 +77,17 @@ def _line(done: pd.DataFrame, names: Sequence[str], metric: str, what: str) -> A
         )
     if f"majority_{metric}" in done and done[f"majority_{metric}"].notna().any():
         axes.plot(done["_x"], done[f"majority_{metric}"], color=ORANGE, lw=1, ls=":", label="majority")
-    if metric == "roc_auc":
-        axes.axhline(0.5, color=ORANGE, lw=1, ls=":", label="chance")
+    if chance is not None:
+        axes.axhline(chance, color=ORANGE, lw=1, ls=":", label="chance")
         axes.set_ylim(min(0.35, float(np.nanmin(low)) - 0.03), 1.02)
     axes.set_xticks(done["_x"], [str(v) for v in label.loc[done.index]], rotation=0 if numeric else 20)
     axes.set_xlabel("run" if len(names) > 1 else _short(key))
-    axes.set_ylabel(_title(metric))
+    axes.set_ylabel(title)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
 
-def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
+def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str, title: str) -> Any:
     grid = done.pivot_table(index=row, columns=column, values=metric)
     figure, axes = plt.subplots(figsize=(1.6 + 0.9 * len(grid.columns), 1.4 + 0.6 * len(grid)))
     axes.grid(False)
@@ -105,13 +108,9 @@ def _heatmap(done: pd.DataFrame, row: str, column: str, metric: str) -> Any:
             if np.isfinite(value):
                 colour = "white" if image.norm(value) < 0.7 else "black"
                 axes.text(j, i, f"{value:.3f}", ha="center", va="center", color=colour)
-    figure.colorbar(image, label=_title(metric))
+    figure.colorbar(image, label=title)
     return figure
 
 
 def _short(key: str) -> str:
     return key.removesuffix(".name").rsplit(".", 1)[-1]
-
-
-def _title(metric: str) -> str:
-    return {"roc_auc": "ROC AUC", "ap": "average precision", "field_accuracy": "field accuracy"}.get(metric, metric)

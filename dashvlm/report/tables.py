@@ -9,38 +9,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from dashvlm.metrics.intervals import with_interval
 from dashvlm.safety.plaintext import latex, markdown, visible
+from dashvlm.tasks.evaluation import DetailTable, Evaluation, evaluation_of, evaluations
 
-# What a reader compares first, by kind of task; the CSV has everything.
-SHOWN: dict[str, dict[str, str]] = {
-    "binary": {
-        "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP", "accuracy": "accuracy",
-        "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
-        "reward": "reward", "before_reward": "reward before", "format": "format",
-    },
-    "answers": {
-        "accuracy": "accuracy", "majority_accuracy": "majority", "precision": "precision", "recall": "recall",
-        "f1": "F1", "parse_rate": "parsed", "accuracy_of_parsed": "of parsed",
-    },
-    "choice": {
-        "accuracy": "accuracy", "majority_accuracy": "majority", "random_accuracy": "random",
-        "text_only_accuracy": "text only", "pixels_off_accuracy": "no pixels", "answer_accuracy": "as written",
-        "parse_rate": "parsed", "latency_s": "s/sample",
-    },
-    "scene": {
-        "field_accuracy": "field accuracy", "majority_field_accuracy": "majority",
-        "field_macro_f1": "macro-F1", "majority_field_macro_f1": "majority F1",
-        "pixels_off_field_accuracy": "no pixels", "constrained_field_accuracy": "constrained",
-        "json_valid": "valid JSON", "risk_macro_f1": "risk F1",
-    },
-    "caption": {
-        "accuracy_sidewalk_pos": "sidewalk", "majority_accuracy_sidewalk_pos": "majority",
-        "pixels_off_accuracy_sidewalk_pos": "no pixels", "accuracy_road_pos": "road",
-        "accuracy_road_vs_sidewalk": "relation", "presence_road_vs_sidewalk": "present",
-        "unsafe_omission": "unsafe omission", "CIDEr": "CIDEr", "BLEU-4": "BLEU-4", "METEOR": "METEOR",
-        "preference_accuracy": "preference", "before_preference_accuracy": "before",
-    },
-}  # fmt: skip
 COSTS = {"seconds": "seconds", "gpu_hours": "GPU-hours", "peak_memory_gb": "peak GB", "trainable": "trainable",
          "latency": "s/sample"}  # fmt: skip
 """Columns of :func:`dashvlm.report.collect.collect` that say what a run cost -> their titles."""
@@ -59,6 +31,12 @@ DROPPED_FIRST = (
     "METEOR", "BLEU-4", "mAP", "present", "as written", "parsed", "feasible", "AP", "random", "risk F1",
     "majority F1", "relation", "road",
 )  # fmt: skip
+
+
+def kinds_of(table: pd.DataFrame) -> list[Evaluation]:
+    """The evaluations that the runs of a table were measured with."""
+    there = set(table["evaluation"].dropna()) if "evaluation" in table else set()
+    return [kind for name, kind in evaluations().items() if name in there]
 
 
 def cell(row: Any, name: str) -> str:
@@ -86,8 +64,7 @@ def paid(table: pd.DataFrame, titles: Collection[str]) -> list[str]:
 
 def sweep_rows(table: pd.DataFrame, axes: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return header and cells of a sweep's table."""
-    kinds = [k for k in SHOWN if k in set(table.get("evaluation", ()))]
-    titles = {m: title for k in kinds for m, title in SHOWN[k].items()}
+    titles = {m: title for kind in kinds_of(table) for m, title in kind.columns.items()}
     shown = [m for m in titles if m in table and table[m].notna().any()]
     costs = paid(table, titles.values())
     names = [a.removesuffix(".name").rsplit(".", 1)[-1] for a in axes]
@@ -203,7 +180,7 @@ def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     base = result["baselines"]
     beside = [p for p in BASELINES if any(f"{p}_{m}" in base for m in result["metrics"])]
     body = [
-        [name, _text(value), *[_text(base.get(f"{p}_{name}")) for p in beside]]
+        [name, with_interval(value), *[with_interval(base.get(f"{p}_{name}")) for p in beside]]
         for name, value in result["metrics"].items()
         if value["value"] is not None and not pd.isna(value["value"])
     ]
@@ -219,44 +196,6 @@ def result_title(name: str, result: dict[str, Any]) -> str:
     return f"{name}: {counts['test_clips']} {split}clips in {counts['groups']} groups{rest}"
 
 
-def detail_tables(result: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Return what a kind of task adds: a confusion of letters, a row a parameter."""
-    made = []
-    if result.get("evaluation") == "choice" and not result["counts"]["test_clips"]:
-        answers = result["answers"]
-        made.append(("answers, none of them known", list(answers), [[str(n) for n in answers.values()]]))
-    elif result.get("evaluation") == "choice":
-        said = list(next(iter(result["confusion"].values())))
-        rows = [[true, *(str(row[s]) for s in said)] for true, row in result["confusion"].items()]
-        made.append(("right letter (rows) and said letter", ["right", *said], rows))
-    if result.get("slices"):
-        rows = [
-            [r["slice"], r["value"], str(r["rows"]), str(r["positives"]), _text(r["roc_auc"])] for r in result["slices"]
-        ]
-        made.append(("by slice", ["slice", "value", "clips", "positives", "ROC AUC"], rows))
-    if result.get("objects"):
-        rows = [
-            [r["object"], r["scope"], str(r["there"]), f"{r['tp']} / {r['fn']} / {r['fp']}", _text(r["recall"]),
-             _text(r["precision"])]
-            for r in result["objects"]
-        ]  # fmt: skip
-        made.append(("nearby objects", ["object", "scope", "there", "tp / fn / fp", "recall", "precision"], rows))
-    if result.get("fields"):
-        rows = []
-        for row in result["fields"]:
-            mine, f1, usual = row["accuracy"], row["macro_f1"], row["majority_accuracy"]
-            rows.append([row["field"], _text(mine), _text(f1), row["majority"], _text(usual),
-                         _text(row["majority_macro_f1"])])  # fmt: skip
-        header = ["parameter", "accuracy", "macro-F1", "majority word", "its accuracy", "its macro-F1"]
-        made.append(("driving parameters", header, rows))
-    return made
-
-
-def _text(node: dict[str, Any] | float | None) -> str:
-    if isinstance(node, float):  # as older results have it
-        node = {"value": node, "low": None, "high": None}
-    if not node or node["value"] is None or pd.isna(node["value"]):
-        return "–"
-    if node["low"] is None or pd.isna(node["low"]):
-        return f"{node['value']:.3f}" if abs(node["value"]) >= 0.01 or not node["value"] else f"{node['value']:.2g}"
-    return f"{node['value']:.3f} [{node['low']:.3f}, {node['high']:.3f}]"
+def detail_tables(result: dict[str, Any]) -> Sequence[DetailTable]:
+    """Return what a kind of task adds: a confusion of letters, one row per parameter."""
+    return evaluation_of(result).details(result)

@@ -14,11 +14,10 @@ from dashvlm.data.formats.bvpi import block_of
 from dashvlm.data.formats.bvpi_build import joined, read_annotations
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.captions import caption_scores
-from dashvlm.metrics.description import known_accuracy, with_intervals
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, group_weights, mean_estimate
-from dashvlm.metrics.navigation import DEFINITIONS, Counts, Scope, contradicts_itself, field_rows, object_marks
-from dashvlm.reproductions.published import Predictions, find_csvs, read_predictions
-from dashvlm.reproductions.recompute import Recomputed, Table
+from dashvlm.reproductions.published import Predictions, Recomputed, Table, find_csvs, read_predictions
+from dashvlm.tasks.caption.metrics import known_accuracy, with_intervals
+from dashvlm.tasks.caption.navigation import DEFINITIONS, Counts, Scope, contradicts_itself, field_rows, object_marks
 from dashvlm.text.navigation import OBJECTS, Truth, parse_fields, segment
 
 Weights = NDArray[np.float64]

@@ -18,11 +18,11 @@ import pandas as pd
 
 from dashvlm.errors import DataError
 from dashvlm.metrics import functional as F
-from dashvlm.metrics.answers import evaluate_answers
 from dashvlm.metrics.captions import clean
 from dashvlm.metrics.intervals import Estimate
-from dashvlm.predictions.records import same_name
 from dashvlm.reproductions.published import digest_of
+from dashvlm.tables.records import same_name
+from dashvlm.tasks.binary.answers import evaluate_answers
 from dashvlm.text.parsing import parse_yes_no
 
 YES = re.compile(r"<answer>\s*Yes\s*</answer>")

@@ -3,19 +3,67 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dashvlm.data.formats.bvpi_build import SPLITS, csv_files, joined
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.metrics.captions import RULES, clean, rule_for
-from dashvlm.predictions.records import read_records
+from dashvlm.metrics.intervals import Estimate
+from dashvlm.reproductions.studies import Result, result_line
+from dashvlm.tables.records import read_records
 
 TEXT_KEYS = ("prediction", "response", "text", "output", "generated_text")
 TARGET_KEYS = ("target", "reference", "caption", "ground_truth")
 IMAGE_KEYS = ("image", "image_path", "image_id")
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """A published row, computed again.
+
+    Attributes:
+        row: of the published table; empty if the file is of none.
+        source: file of predictions, or what the numbers follow from.
+        n: samples.
+        published: column -> value, by the definition of the published table.
+        split: of the samples, as far as it is known.
+        corrected: column -> value and interval, by the definition that measures what the column says.
+        constant: column -> what one answer for every sample gives.
+        counts: form -> column -> samples, where a number rests on fewer than ``n``.
+        notes: what to know, counted in the file.
+        details: tables (title, header, rows) for who looks closer.
+        digest: of the file's rows, whatever their order and layout.
+    """
+
+    row: str
+    source: str
+    n: int
+    published: Mapping[str, float]
+    split: str = ""
+    corrected: Mapping[str, Estimate] = field(default_factory=dict)
+    constant: Mapping[str, Estimate] = field(default_factory=dict)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    details: Sequence[Table] = ()
+    digest: str = ""
+
+    def results(self) -> list[Result]:
+        """Lines of ``results.csv``; what is not defined is left out and counts as not computed."""
+        plain = {m: Estimate(v, math.nan, math.nan) for m, v in self.published.items()}
+        forms = {"recomputed": plain, "corrected": self.corrected, "constant": self.constant}
+        return [
+            result_line(form, self.row, m, vars(e), self.counts.get(form, {}).get(m, self.n), self.source, "")
+            for form, values in forms.items()
+            for m, e in values.items()
+            if math.isfinite(e.value)
+        ]  # fmt: skip
+
+
+Table = tuple[str, list[str], list[list[str]]]
 
 
 @dataclass(frozen=True)

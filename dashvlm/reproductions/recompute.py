@@ -4,57 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dashvlm.errors import ConfigError, DataError
-from dashvlm.metrics.intervals import Estimate
-from dashvlm.reproductions.studies import Result, Study, agrees, bounds, read_table, result_line, verdict
-
-Table = tuple[str, list[str], list[list[str]]]
-
-
-@dataclass(frozen=True)
-class Recomputed:
-    """A published row, computed again.
-
-    Attributes:
-        row: of the published table; empty if the file is of none.
-        source: file of predictions, or what the numbers follow from.
-        n: samples.
-        published: column -> value, by the definition of the published table.
-        split: of the samples, as far as it is known.
-        corrected: column -> value and interval, by the definition that measures what the column says.
-        constant: column -> what one answer for every sample gives.
-        counts: form -> column -> samples, where a number rests on fewer than ``n``.
-        notes: what to know, counted in the file.
-        details: tables (title, header, rows) for who looks closer.
-        digest: of the file's rows, whatever their order and layout.
-    """
-
-    row: str
-    source: str
-    n: int
-    published: Mapping[str, float]
-    split: str = ""
-    corrected: Mapping[str, Estimate] = field(default_factory=dict)
-    constant: Mapping[str, Estimate] = field(default_factory=dict)
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    details: Sequence[Table] = ()
-    digest: str = ""
-
-    def results(self) -> list[Result]:
-        """Lines of ``results.csv``; what is not defined is left out and counts as not computed."""
-        plain = {m: Estimate(v, math.nan, math.nan) for m, v in self.published.items()}
-        forms = {"recomputed": plain, "corrected": self.corrected, "constant": self.constant}
-        return [
-            result_line(form, self.row, m, vars(e), self.counts.get(form, {}).get(m, self.n), self.source, "")
-            for form, values in forms.items()
-            for m, e in values.items()
-            if math.isfinite(e.value)
-        ]  # fmt: skip
+from dashvlm.reproductions.published import Recomputed, Table
+from dashvlm.reproductions.studies import Result, Study, agrees, bounds, read_table, verdict
 
 
 def recompute(study: Study, files: Sequence[Path], options: Mapping[str, Any]) -> list[Recomputed]:
@@ -190,3 +146,24 @@ def against_published(study: Study, found: Recomputed) -> Table:
     of = f"row {found.row}" if found.row else "none of the published rows"
     title = f"{found.source}: {found.n} samples, {of}" if found.n else f"{found.row}: {found.source}"
     return title, ["number", "published", "recomputed", "difference", "verdict"], body
+
+
+def print_published(name: str, path: Path, options: Mapping[str, Any]) -> None:
+    """Print the numbers by a published table's own definition."""
+    from dashvlm.data.formats.bvpi_build import csv_files
+    from dashvlm.report.tables import print_table
+    from dashvlm.reproductions.studies import load_study
+
+    study = load_study(name)
+    known = {"row": "auto", "clean": options["clean"], "text_key": options["columns"]["text"], "spice": False,
+             "annotations": options["annotations"], "captions": None}  # fmt: skip
+    truth = Path(str(options["truth"] or ""))
+    if study.task == "caption" and truth.is_dir() and str(truth) != ".":
+        captions, annotations = csv_files(truth)
+        known |= {"captions": str(captions), "annotations": options["annotations"] or annotations}
+    elif truth.is_file() and truth.suffix == ".csv":
+        known["captions"] = str(truth)
+    for found in recompute(study, [path], known):
+        if found.n:
+            title, header, body = against_published(study, found)
+            print_table(f"by the published definition of {name}: {title}", header, body, found.notes)

@@ -11,7 +11,8 @@ from typing import Any
 from dashvlm.config.find import STUDIES, study_names
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.report.tables import print_table
-from dashvlm.reproductions.recompute import Recomputed, against_published, recompute, unknown
+from dashvlm.reproductions.published import Recomputed
+from dashvlm.reproductions.recompute import against_published, recompute, unknown
 from dashvlm.reproductions.studies import (
     AGAIN,
     Result,

@@ -12,12 +12,12 @@ import pandas as pd
 
 from dashvlm.config.identity import identity_of
 from dashvlm.errors import DataError
-from dashvlm.metrics.compare import over_seeds
-from dashvlm.metrics.evaluate import evaluate
 from dashvlm.report.collect import collect
+from dashvlm.report.compare import over_seeds
 from dashvlm.report.tables import COSTS
 from dashvlm.reproductions.studies import Result, Study, result_line
 from dashvlm.safety.files import is_name, read_json, read_lines, read_table, read_yaml
+from dashvlm.tasks.evaluation import evaluate, evaluation_of
 
 AUDIT = "failed_readers"
 """Metric of a result: readers without pixels that are better than chance; ``n`` is how many there are."""
@@ -45,7 +45,7 @@ def run_results(study: Study, output: Path) -> list[Result]:
             raise DataError(f"{folder}/result.json is damaged", got=f"no {(lacking or ['counts.test_clips'])[0]}",
                             do="remove the folder and run the study again")  # fmt: skip
         rows = read_table(folder / "predictions.parquet")
-        again = evaluate(rows, int(config["seed"]), result["evaluation"])
+        again = evaluate(rows, evaluation_of(result), int(config["seed"]))
         for metric, value in {**again["metrics"], **again["baselines"]}.items():
             known = (result["metrics"] | result["baselines"]).get(metric, {}).get("value")
             if not _same(value["value"], known):

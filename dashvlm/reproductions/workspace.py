@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from dashvlm.errors import ConfigError
-from dashvlm.metrics.evaluate import PRIMARY
 from dashvlm.reproductions.studies import Study
+from dashvlm.tasks.evaluation import evaluations
 
 
 def workspace(study: Study, entity: str, project: str) -> Any:
@@ -27,7 +27,7 @@ def workspace(study: Study, entity: str, project: str) -> Any:
         raise ConfigError("workspaces are not installed", do="pip install 'dashvlm[dashboards]'") from error
     if not entity:
         raise ConfigError("a workspace needs an entity", do="add entity=NAME project=NAME")
-    first = [m for m in study.metrics if m in PRIMARY.values()] or study.metrics[:1]
+    first = [m for m in study.metrics if m in {kind.primary for kind in evaluations().values()}] or study.metrics[:1]
     results = [wr.BarPlot(title=f"test {m}", metrics=[f"test/{m}"]) for m in study.metrics]
     context = [
         wr.ScalarChart(title=f"{b} {first[0]}", metric=f"baseline/{b}_{first[0]}") for b in ("majority", "pixels_off")

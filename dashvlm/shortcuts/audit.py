@@ -166,18 +166,6 @@ def near_duplicates(
     return sorted(out, key=lambda row: row[2])
 
 
-def class_of(task: Any) -> Callable[[Sample], Any]:
-    """What a reader is to tell for a task: the choice, the risk, the sidewalk's side."""
-
-    def found(sample: Sample) -> Any:
-        target = task.target(sample)
-        if isinstance(target, Mapping):
-            return target.get("risk_factor") or target.get("sidewalk_pos")
-        return target
-
-    return found
-
-
 _LETTERS = {"analyzer": "char", "ngram_range": (1, 4)}
 
 

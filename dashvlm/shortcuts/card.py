@@ -49,7 +49,7 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> d
         }
         | (
             {"positives": leak["positives"][split], "unlabelled": sum(c.label is None for c in manifest.split(split))}
-            if task.evaluation == "binary"
+            if len(task.choices) == 2
             else {}
         )
         for split in SPLITS

@@ -8,21 +8,24 @@ scored is read from it.
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jinja2.sandbox
 import pandas as pd
 
-from dashvlm.config.imports import construct
+from dashvlm.config.imports import construct, resolve
+from dashvlm.config.rules import Rule
 from dashvlm.data.clip import Clip, Messages, Observation, Sample
 from dashvlm.errors import ConfigError
+from dashvlm.tasks.evaluation import Evaluation
+from dashvlm.tasks.reading import Reading
 from dashvlm.text.parsing import Status
 
-PROMPTS = Path(__file__).parent / "prompts"
 # A character that no question or template contains: user text cannot fake an image.
 IMAGE = "\x00"
 
@@ -34,24 +37,46 @@ class Task(ABC):
 
     Attributes:
         name: the name in the configuration.
-        evaluation: name of the function in ``dashvlm.metrics.evaluate`` that makes numbers from the rows.
+        evaluation: what is measured, and how it is shown.
+        reading: how predictions stand in the files of other tools; None where ``score`` cannot read them.
         choices: all answers that can be scored against each other; empty for tasks that write text.
         answer_lead: what an answer begins with before the choice; not empty where reasoning may come first.
         room: tokens that an answer may need (``objective.max_new_tokens``).
+        rewards: reward -> weight, for objectives that draw completions; see :mod:`dashvlm.objectives.rewards`.
+        rules: key of the configuration -> what the task allows there.
+        labelled: what a teacher's label file gives its clips: rationales, annotations or nothing.
+        over_time: whether it can be asked at any moment of a video, so that ``predict`` scores each.
+        schema: JSON schema that ``objective.constrained`` keeps texts to.
     """
 
     name: str
-    evaluation: Literal["binary", "choice", "scene", "caption"]
+    evaluation: Evaluation
+    reading: Reading | None = None
     choices: tuple[str, ...] = ()
     answer_lead: str = ""
     room: int = 8
+    rewards: ClassVar[Mapping[str, float]] = {}
+    rules: ClassVar[Mapping[str, Rule]] = {}
+    labelled: ClassVar[Literal["rationale", "annotation"] | None] = None
+    over_time: ClassVar[bool] = False
+    schema: ClassVar[Mapping[str, Any] | None] = None
 
     def __init__(self, prompt: str, print_times: bool = True, question: str | None = None) -> None:
         self.prompt, self.print_times, self.question = prompt, print_times, question
         for name in self.templates():
-            _template(name)  # an unknown prompt is an error now, not at the first batch
+            _template(self.prompts(), name)  # an unknown prompt is an error now, not at the first batch
+
+    @classmethod
+    def errors(cls, flat: Mapping[str, Any]) -> list[str]:
+        """What a configuration (dotted keys) asks of the task that it cannot do."""
+        return []
 
     # -- the prompt ----------------------------------------------------------------------------
+
+    @classmethod
+    def prompts(cls) -> Path:
+        """Folder of the prompt templates: beside the file that defines the task."""
+        return Path(inspect.getfile(cls)).parent / "prompts"
 
     def templates(self) -> tuple[str, ...]:
         """Names of the prompt templates that :meth:`template_of` may choose."""
@@ -71,7 +96,7 @@ class Task(ABC):
             One user turn whose i-th image part stands for the i-th frame, oldest first.
         """
         newest = seen.frame_times_s[-1]
-        text = _template(self.template_of(seen)).render(
+        text = _template(self.prompts(), self.template_of(seen)).render(
             ages_s=[newest - t for t in seen.frame_times_s],
             print_times=self.print_times,
             question=(seen.question or self.question or self.default_question()).replace(IMAGE, ""),
@@ -140,6 +165,10 @@ class Task(ABC):
         extra = sample.clip.extra
         return (str(extra["chosen"]), str(extra["rejected"])) if "chosen" in extra and "rejected" in extra else None
 
+    def kind_of(self, sample: Sample) -> Any:
+        """The part of the target that a probe for shortcuts tries to tell."""
+        return self.target(sample)
+
     def credit(self, value: Any, target: Any) -> float:
         """How right a parsed value is, between 0 and 1."""
         return float(value == target)
@@ -203,6 +232,16 @@ def need_target(target: Any, sample: Sample) -> Any:
     return target
 
 
+def task_class(cfg: Mapping[str, Any]) -> type[Task]:
+    """The class of the task that a configuration names.
+
+    Raises:
+        ConfigError: if it names none.
+    """
+    found: type[Task] = resolve("task", cfg["task"]["_target_"])
+    return found
+
+
 def make_task(cfg: Mapping[str, Any]) -> Task:
     """Build the task of a configuration; ``reasoning: auto`` means with a label file."""
     options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name")}
@@ -213,10 +252,10 @@ def make_task(cfg: Mapping[str, Any]) -> Task:
 
 
 @functools.cache
-def _template(name: str) -> jinja2.Template:
-    path = PROMPTS / f"{name}.j2"
+def _template(folder: Path, name: str) -> jinja2.Template:
+    path = folder / f"{name}.j2"
     if not re.fullmatch(r"\w+", name) or not path.is_file():  # a name, no path
-        known = sorted(p.stem for p in PROMPTS.glob("*.j2"))
+        known = sorted(p.stem for p in folder.glob("*.j2"))
         raise ConfigError("unknown task.prompt", got=name, do=f"use one of {', '.join(known)}")
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False

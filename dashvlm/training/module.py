@@ -21,7 +21,6 @@ from dashvlm.backbones.adapters import load_trained, role_of
 from dashvlm.backbones.base import Backbone
 from dashvlm.data.clip import Messages, Sample
 from dashvlm.errors import TrainingError
-from dashvlm.metrics.evaluate import validation_metrics
 from dashvlm.tasks.base import Task
 from dashvlm.training.collate import Collate, Stage, Taught
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
@@ -199,7 +198,7 @@ class VLMModule(pl.LightningModule, ABC):
 
     def log_validation(self, values: list[Any], targets: list[Any]) -> dict[str, float]:
         """Metrics of the whole validation split, from what its batches left in ``_seen``."""
-        return validation_metrics(self.task.evaluation, np.array(targets), np.array(values, np.float64))
+        return self.task.evaluation.monitor(np.array(targets), np.array(values, np.float64))
 
     def on_predict_epoch_start(self) -> None:
         """Start a new table."""

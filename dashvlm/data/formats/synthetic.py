@@ -17,6 +17,7 @@ from dashvlm.data.synthetic.encode import write_scene
 from dashvlm.data.synthetic.language import annotation, questions, rationale
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
 from dashvlm.data.synthetic.street import caption, draw_streets, write_street
+from dashvlm.errors import ConfigError
 from dashvlm.safety.files import write_json
 
 log = logging.getLogger(__name__)
@@ -28,10 +29,14 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
     Args:
         root: folder for the videos and ``scenes.jsonl``; several processes may share it.
-        options: ``num_drives, seed, horizon_s, duration_s, fps, width, height``, and ``task``: what the rows are for.
+        options: ``num_drives, seed, horizon_s, duration_s, fps, width, height``, and ``rows``: ``clips`` (with
+            annotation and rationale), ``questions`` (several a clip) or ``streets`` (pictures).
     """
     root.mkdir(parents=True, exist_ok=True)
-    if options.get("task") == "caption":
+    kind = str(options.get("rows") or "clips")
+    if kind not in ("clips", "questions", "streets"):
+        raise ConfigError("data.options.rows is unknown", got=kind, do="use clips, questions or streets")
+    if kind == "streets":
         yield from _streets(root, options)
         return
     scenes = list(
@@ -48,11 +53,11 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             if not (root / "scenes.jsonl").exists():
                 _render(root, scenes, options)
     for scene in scenes:
-        yield from _rows_of(scene, str(options.get("task") or "crash"), int(options["seed"]))
+        yield from _rows_of(scene, kind, int(options["seed"]))
 
 
-def _rows_of(scene: Scene, task: str, seed: int) -> Iterator[Row]:
-    """A row a scene; for multiple choice a row a question, and they share the scene's video."""
+def _rows_of(scene: Scene, kind: str, seed: int) -> Iterator[Row]:
+    """A row a scene; or a row a question, and they share the scene's video."""
     row: Row = {
         "clip_id": scene.scene_id,
         "video": f"videos/{scene.scene_id}.mp4",
@@ -62,7 +67,7 @@ def _rows_of(scene: Scene, task: str, seed: int) -> Iterator[Row]:
         "alert_time_s": None,
         "extra": {"scene": scene.to_dict()},
     }
-    if task == "mcq":
+    if kind == "questions":
         for asked in questions(scene, seed):
             extra = {"answer": asked.answer, "support_frames": list(asked.support_s), "kind": asked.key}
             yield {
@@ -70,8 +75,7 @@ def _rows_of(scene: Scene, task: str, seed: int) -> Iterator[Row]:
                 "choices": list(asked.choices), "extra": extra,
             }  # fmt: skip
         return
-    more = {"annotation": annotation(scene)} if task == "scene" else {"rationale": rationale(scene)}
-    yield {**row, "extra": {**row["extra"], **more}}
+    yield {**row, "extra": {**row["extra"], "annotation": annotation(scene), "rationale": rationale(scene)}}
 
 
 def _streets(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:

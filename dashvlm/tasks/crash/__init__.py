@@ -6,9 +6,9 @@ After frankafan/dashcam-collisions and yunzhong1105/crash-risk-detection-vlm.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import pandas as pd
 
@@ -16,6 +16,8 @@ from dashvlm.config.imports import configurable
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.safety.plaintext import cells
 from dashvlm.tasks.base import Task, need_target
+from dashvlm.tasks.binary import SCORES
+from dashvlm.tasks.binary.reading import YES_NO
 from dashvlm.text.parsing import Status, parse_yes_no
 from dashvlm.text.reasoning import LEAD, lead_after, wrap
 
@@ -37,8 +39,13 @@ class CrashTask(Task):
     """
 
     name = "crash"
-    evaluation = "binary"
+    evaluation = SCORES
+    reading = YES_NO
     choices = ("No", "Yes")  # the number of a choice is the label
+    rewards: ClassVar = {"correctness": 2.0}
+    rules: ClassVar = {"task.reasoning": (lambda v: isinstance(v, bool) or v == "auto", "one of auto, true, false")}
+    labelled = "rationale"
+    over_time = True
 
     def __init__(
         self, prompt: str, print_times: bool = True, question: str | None = None, reasoning: bool = False
@@ -47,6 +54,20 @@ class CrashTask(Task):
         self.answer_lead = LEAD if reasoning else ""
         self.room = 256 if reasoning else 8
         super().__init__("crash_reasoning" if reasoning and prompt == "crash_yes_no" else prompt, print_times, question)
+
+    @classmethod
+    def errors(cls, flat: Mapping[str, Any]) -> list[str]:
+        """Reasoning needs rationales to teach, and an objective that writes."""
+        if flat.get("task.reasoning") is not True:
+            return []
+        objective = flat.get("objective.name")
+        taught = not flat.get("trainer.skip_fit") and flat.get("peft.method") != "frozen"
+        labelled = flat.get("data.labels") or flat.get("data.name") == "synthetic"
+        if objective == "sft" and taught and not labelled:
+            return ["task.reasoning=true: sft needs rationales to teach; set data.labels=FILE"]
+        if objective == "pooled":
+            return ["task.reasoning=true: objective=pooled writes no text; use objective=sft or grpo"]
+        return []
 
     def default_question(self) -> str:
         """The question of the SmolVLM2 crash-risk classifier, without its answer key."""

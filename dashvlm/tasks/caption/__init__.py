@@ -10,17 +10,23 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from dashvlm.config.imports import configurable
+from dashvlm.config.rules import number, one_of
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import Task, need_target
+from dashvlm.tasks.caption.evaluation import CAPTION
+from dashvlm.tasks.caption.reading import TEXTS_ELSEWHERE
 from dashvlm.text.navigation import CAPTION_PROMPT, HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
 from dashvlm.text.parsing import Status, is_refusal
 
 STYLES = ("structured", "caption")
+
+
+EVALUATIONS = (CAPTION,)
 
 
 @final
@@ -42,8 +48,15 @@ class CaptionTask(Task):
     """
 
     name = "caption"
-    evaluation = "caption"
+    evaluation = CAPTION
+    reading = TEXTS_ELSEWHERE
     room = 256
+    rewards: ClassVar = {"fields": 2.0}
+    rules: ClassVar = {
+        "task.style": one_of(*STYLES),
+        "task.text_dropout": number(0, 1),
+        "task.pairs": one_of("given", "wrong_positions"),
+    }
 
     def __init__(
         self,
@@ -64,6 +77,13 @@ class CaptionTask(Task):
         self.pairs = pairs
         self.style, self.text_dropout, self.dropped_parts = style, float(text_dropout), tuple(dropped_parts)
         super().__init__(prompt, print_times, question)
+
+    @classmethod
+    def errors(cls, flat: Mapping[str, Any]) -> list[str]:
+        """A free caption has nothing that could be rewarded."""
+        if flat.get("objective.name") == "grpo" and flat.get("task.style") == "caption":
+            return ["task.style=caption: nothing in a free caption is rewarded; use task.style=structured"]
+        return []
 
     def default_question(self) -> str:
         """The published instruction, or the short one for free captions."""
@@ -141,6 +161,10 @@ class CaptionTask(Task):
                     clip = replace(clip, extra={**clip.extra, "other_navigation": other.to_dict()})
                 out.append(clip)
         return out
+
+    def kind_of(self, sample: Sample) -> Any:
+        """The side that the sidewalk is on."""
+        return (self.target(sample) or {}).get("sidewalk_pos")
 
     def credit(self, value: Any, target: Any) -> float:
         """Share of the mandatory positions that are right."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
-from dashvlm.metrics import functional as F
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights
+from dashvlm.tasks.evaluation import Evaluation
 
 Array = NDArray[np.float64]
 
@@ -40,40 +39,6 @@ class Comparison:
     p_mcnemar: float
 
 
-def row_scores(table: pd.DataFrame, kind: str) -> Array:
-    """How right each row is, between 0 and 1; a failed row is 0.
-
-    Args:
-        table: predictions.
-        kind: evaluation (``binary, choice, scene, caption``).
-    """
-    if kind == "binary":
-        said = (table["score"].fillna(-1.0) >= F.THRESHOLD).astype(float)
-        return np.where(table["score"].isna(), 0.0, said == table["target"].astype(float)).astype(np.float64)
-    if kind == "choice":
-        said = [int(np.argmax(s)) if s is not None and np.ndim(s) else -1 for s in table["scores"]]
-        return np.asarray(np.array(said) == table["target"].to_numpy(), dtype=np.float64)
-    out = []
-    for answer, target in zip(table["answer"], table["target"], strict=True):
-        wanted = json.loads(target)
-        said = json.loads(answer) if isinstance(answer, str) else {}
-        given = said.get("fields", said)
-        # The primary metric of descriptions is one field; of scenes the mean of all.
-        keys = ["sidewalk_pos"] if kind == "caption" else [k for k, v in wanted.items() if isinstance(v, str)]
-        out.append(sum(given.get(k) == wanted[k] for k in keys) / max(len(keys), 1))
-    return np.array(out, dtype=np.float64)
-
-
-def primary_values(table: pd.DataFrame, kind: str, weights: Array) -> Array:
-    """The primary metric under weights [R, N]: ROC AUC for yes/no, else the mean of :func:`row_scores`."""
-    if kind == "binary":
-        target = table["target"].to_numpy(np.float64)
-        score = table["score"].fillna(1.0 - table["target"].astype(float)).to_numpy(np.float64)
-        return np.asarray(F.roc_auc(target, score, weights), dtype=np.float64)
-    total = weights.sum(-1)
-    return np.asarray((weights * row_scores(table, kind)).sum(-1) / np.where(total > 0, total, np.nan))
-
-
 def shared_rows(tables: Sequence[pd.DataFrame], unpadded: bool = False) -> list[pd.DataFrame]:
     """The rows of samples that all tables have, in one order.
 
@@ -92,14 +57,14 @@ def shared_rows(tables: Sequence[pd.DataFrame], unpadded: bool = False) -> list[
     return [t.loc[ids].reset_index() for t in kept]
 
 
-def compare(first: pd.DataFrame, second: pd.DataFrame, kind: str, seed: int = 0) -> Comparison:
+def compare(first: pd.DataFrame, second: pd.DataFrame, kind: Evaluation, seed: int = 0) -> Comparison:
     """Compare two prediction tables on the samples they share, groups resampled together."""
     a, b = shared_rows([first, second])
     weights = group_weights(a["group"].tolist(), RESAMPLES, seed) if len(a) else np.ones((1, 0))
     ones = np.ones((1, len(a)))
-    values = [(float(primary_values(t, kind, ones)[0]), primary_values(t, kind, weights)) for t in (a, b)]
+    values = [(float(kind.of_resamples(t, ones)[0]), kind.of_resamples(t, weights)) for t in (a, b)]
     (one, drawn_one), (two, drawn_two) = values
-    right = [row_scores(t, kind) >= 1.0 for t in (a, b)]
+    right = [kind.right(t) >= 1.0 for t in (a, b)]
     only_a, only_b = int((right[0] & ~right[1]).sum()), int((right[1] & ~right[0]).sum())
     p = float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return Comparison(
@@ -108,7 +73,7 @@ def compare(first: pd.DataFrame, second: pd.DataFrame, kind: str, seed: int = 0)
     )  # fmt: skip
 
 
-def best_of(tables: Mapping[str, pd.DataFrame], kind: str, seed: int = 0) -> tuple[str, Estimate, float, float]:
+def best_of(tables: Mapping[str, pd.DataFrame], kind: Evaluation, seed: int = 0) -> tuple[str, Estimate, float, float]:
     """The best of several runs, and how much of it is the choice itself.
 
     Returns:
@@ -120,8 +85,8 @@ def best_of(tables: Mapping[str, pd.DataFrame], kind: str, seed: int = 0) -> tup
     rows = shared_rows([tables[n] for n in names])
     weights = group_weights(rows[0]["group"].tolist(), RESAMPLES, seed)
     ones = np.ones((1, len(rows[0])))
-    values = np.array([float(primary_values(t, kind, ones)[0]) for t in rows])
-    drawn = np.nan_to_num(np.stack([primary_values(t, kind, weights) for t in rows]), nan=-np.inf)
+    values = np.array([float(kind.of_resamples(t, ones)[0]) for t in rows])
+    drawn = np.nan_to_num(np.stack([kind.of_resamples(t, weights) for t in rows]), nan=-np.inf)
     best, tied = int(values.argmax()), drawn == drawn.max(0)
     optimism = float(np.mean(drawn.max(0) - (tied * values[:, None]).sum(0) / tied.sum(0)))
     share = float((tied[best] / tied.sum(0)).mean())

@@ -10,15 +10,19 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 from dashvlm.config.imports import configurable
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import Task, need_target
+from dashvlm.tasks.scene.evaluation import SCENE
+from dashvlm.tasks.scene.reading import SCENES_ELSEWHERE
 from dashvlm.text.parsing import Status, is_refusal
 from dashvlm.text.scene_schema import FIELDS, SCHEMA
 from dashvlm.text.scene_text import SECTIONS, TITLES, Annotation, compose, read_annotation
+
+EVALUATIONS = (SCENE,)
 
 
 @final
@@ -35,8 +39,12 @@ class SceneTask(Task):
     """
 
     name = "scene"
-    evaluation = "scene"
+    evaluation = SCENE
+    reading = SCENES_ELSEWHERE
     room = 512
+    rewards: ClassVar = {"schema": 0.5, "fields": 2.0}
+    labelled = "annotation"
+    schema: ClassVar = SCHEMA
 
     def __init__(
         self,
@@ -93,6 +101,10 @@ class SceneTask(Task):
         if not found.fields:
             return None, "refused" if is_refusal(text) else "unparsed"
         return {"fields": dict(found.fields), "strict": found.strict, "sections": dict(found.sections)}, "parsed"
+
+    def kind_of(self, sample: Sample) -> Any:
+        """The risk."""
+        return (self.target(sample) or {}).get("risk_factor")
 
     def credit(self, value: Any, target: Any) -> float:
         """Share of the parameters that are right."""
@@ -151,11 +163,6 @@ class SceneTask(Task):
                 :30
             ]
         return tables
-
-    @property
-    def schema(self) -> dict[str, Any]:
-        """The JSON schema that constrained decoding enforces."""
-        return SCHEMA
 
 
 def annotation_of(clip: Clip) -> Annotation | None:

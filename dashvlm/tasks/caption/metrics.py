@@ -13,7 +13,7 @@ import pandas as pd
 from dashvlm.metrics.captions import NOT_ASKED, CaptionScores, caption_scores
 from dashvlm.metrics.functional import Array
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate, row_alarms
-from dashvlm.metrics.navigation import (
+from dashvlm.tasks.caption.navigation import (
     DANGEROUS,
     contradicts_itself,
     field_rows,
@@ -123,7 +123,7 @@ def known_accuracy(row: Mapping[str, Any], truths: Sequence[str], weights: Array
     """Accuracy of a field over the pictures where it is annotated, and the commonest word's there.
 
     Args:
-        row: of :func:`dashvlm.metrics.navigation.field_rows`.
+        row: of :func:`dashvlm.tasks.caption.navigation.field_rows`.
         truths: the field's word a picture; ``unknown`` where it is not annotated.
         weights: bootstrap weights [R, N].
 

@@ -9,25 +9,31 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import pandas as pd
 
 from dashvlm.config.imports import configurable
+from dashvlm.config.rules import flag, one_of
 from dashvlm.data.clip import SPLITS, Clip, Observation, Sample
 from dashvlm.errors import ConfigError
-from dashvlm.metrics.choice import said_choice
 from dashvlm.safety.plaintext import cells
 from dashvlm.tasks.base import Task, need_target
+from dashvlm.tasks.mcq.evaluation import CHOICE
+from dashvlm.tasks.mcq.metrics import said_choice
+from dashvlm.tasks.mcq.reading import LETTERS_ELSEWHERE
 from dashvlm.text.parsing import Status, parse_letter
 
 LETTERS = ("A", "B", "C", "D")
 # Letters that Vietnamese has and English has not; tone marks are looked for after decomposition.
 _VIETNAMESE = set("ăâđêôơư")
 _TONES = {"\u0300", "\u0301", "\u0303", "\u0309", "\u0323"}
+
+
+EVALUATIONS = (CHOICE,)
 
 
 @final
@@ -48,8 +54,17 @@ class MCQTask(Task):
     """
 
     name = "mcq"
-    evaluation = "choice"
+    evaluation = CHOICE
+    reading = LETTERS_ELSEWHERE
     choices = LETTERS
+    rewards: ClassVar = {"letter": 2.0}
+    rules: ClassVar = {
+        "task.language": one_of("auto", "vi", "en"),
+        "task.answer_with": one_of("letter", "text"),
+        "task.reorder": flag(),
+        "task.submit": one_of("scores", "text"),
+        "task.fallback": one_of(*LETTERS),
+    }
 
     def __init__(
         self,
@@ -65,6 +80,13 @@ class MCQTask(Task):
         self.language, self.answer_with, self.reorder = language, answer_with, reorder
         self.submit, self.fallback = submit, fallback
         super().__init__(prompt, print_times, question)
+
+    @classmethod
+    def errors(cls, flat: Mapping[str, Any]) -> list[str]:
+        """Whole texts have no place that could be preferred."""
+        if flat.get("task.answer_with") == "text" and flat.get("task.reorder"):
+            return ["task.reorder=true: whole texts do not depend on a letter's place; use task.answer_with=letter"]
+        return []
 
     def templates(self) -> tuple[str, ...]:
         """Both languages' templates."""

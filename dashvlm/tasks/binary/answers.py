@@ -23,8 +23,8 @@ def evaluate_answers(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
         seed: of the bootstrap.
 
     Returns:
-        As :func:`dashvlm.metrics.binary.evaluate_binary`, without what needs scores (``unavailable`` says why), and
-        ``numbers``: how many rows a metric rests on where these are not all.
+        As :func:`dashvlm.tasks.binary.metrics.evaluate_binary`, without what needs scores (``unavailable`` says
+        why), and ``numbers``: how many rows a metric rests on where these are not all.
     """
     main = table[table["target"].notna() & table["primary"]].reset_index(drop=True)
     weights = group_weights(main["group"].tolist(), RESAMPLES, seed) if len(main) else np.ones((1, 0))

@@ -1,0 +1,1 @@
+"""Tables as other tools write them: their records and what stands in their cells."""

@@ -1,0 +1,106 @@
+"""Yes or no: what is measured of tasks with two choices, of which the second is the event."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dashvlm.data.frames import FrameStore
+from dashvlm.metrics import functional as F
+from dashvlm.metrics.intervals import with_interval
+from dashvlm.tasks.binary.answers import evaluate_answers
+from dashvlm.tasks.binary.metrics import evaluate_binary, monitor_binary
+from dashvlm.tasks.evaluation import DetailTable, Evaluation
+
+
+def right(table: pd.DataFrame) -> F.Array:
+    """1 where the score is on the right side of the threshold."""
+    said = (table["score"].fillna(-1.0) >= F.THRESHOLD).astype(float)
+    return np.where(table["score"].isna(), 0.0, said == table["target"].astype(float)).astype(np.float64)
+
+
+def nearness(table: pd.DataFrame) -> F.Array:
+    """1 minus the distance of the score from the label; 0 for a failed row."""
+    return np.asarray(1 - (table["score"] - table["target"].astype(float)).abs().fillna(1.0), np.float64)
+
+
+def roc_auc(table: pd.DataFrame, weights: F.Array) -> F.Array:
+    """ROC AUC under weights [R, N]; a failed row has the worst score."""
+    target = table["target"].to_numpy(np.float64)
+    score = table["score"].fillna(1.0 - table["target"].astype(float)).to_numpy(np.float64)
+    return np.asarray(F.roc_auc(target, score, weights), dtype=np.float64)
+
+
+def shown(row: Any, right: float) -> float:
+    """The score."""
+    return float("nan") if pd.isna(row.get("score")) else float(row["score"])
+
+
+def verdict(row: Any, right: float) -> str:
+    """Hit, false alarm, missed, correct rejection or failed."""
+    if row.get("status") == "failed" or pd.isna(row["score"]):
+        return "failed"
+    said, true = row["score"] >= F.THRESHOLD, row["target"] == 1
+    return ("hit" if true else "false alarm") if said else ("missed" if true else "correct rejection")
+
+
+def slices(result: Mapping[str, Any]) -> list[DetailTable]:
+    """The primary metric by slice of the data."""
+    rows = [
+        [r["slice"], r["value"], str(r["rows"]), str(r["positives"]), with_interval(r["roc_auc"])]
+        for r in result.get("slices") or ()
+    ]
+    return [("by slice", ["slice", "value", "clips", "positives", "ROC AUC"], rows)] if rows else []
+
+
+def plots(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore) -> dict[str, Path]:
+    """See :func:`dashvlm.tasks.binary.plots.draw`."""
+    from dashvlm.tasks.binary.plots import draw
+
+    return draw(rows, results, folder, store)
+
+
+def overlay(runs: Mapping[str, pd.DataFrame]) -> Any:
+    """See :func:`dashvlm.tasks.binary.plots.overlay`."""
+    from dashvlm.tasks.binary import plots as drawn
+
+    return drawn.overlay(runs)
+
+
+ANSWERS = Evaluation(
+    name="answers",
+    numbers=evaluate_answers,
+    primary="accuracy",
+    columns={
+        "accuracy": "accuracy", "majority_accuracy": "majority", "precision": "precision", "recall": "recall",
+        "f1": "F1", "parse_rate": "parsed", "accuracy_of_parsed": "of parsed",
+    },
+    right=lambda table: (table["answer"] == table["target"]).fillna(False).to_numpy(np.float64),
+)  # fmt: skip
+SCORES = Evaluation(
+    name="binary",
+    numbers=evaluate_binary,
+    primary="roc_auc",
+    columns={
+        "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP", "accuracy": "accuracy",
+        "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
+        "reward": "reward", "before_reward": "reward before", "format": "format",
+    },
+    right=right,
+    monitor=monitor_binary,
+    monitors={"roc_auc": "max", "ap": "max", "accuracy": "max", "brier": "min"},
+    primary_values=roc_auc,
+    nearness=nearness,
+    shown=shown,
+    verdict=verdict,
+    details=slices,
+    plots=plots,
+    overlay=overlay,
+    unscored=ANSWERS,
+    chance=0.5,
+)  # fmt: skip
+EVALUATIONS = (SCORES, ANSWERS)

@@ -1,0 +1,58 @@
+"""All errors of a resolved configuration: of each value, between values, and of what its task can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dashvlm.config import rules
+from dashvlm.config.rules import broken, flatten, near
+from dashvlm.errors import ConfigError
+from dashvlm.tasks.base import Task, task_class
+
+
+def check(cfg: Mapping[str, Any]) -> list[str]:
+    """Return every error of a resolved configuration: key, value, what is allowed."""
+    errors, node = rules.check(cfg), cfg.get("task")
+    if not isinstance(node, Mapping) or "_target_" not in node:
+        return errors
+    try:
+        task = task_class(cfg)
+    except ConfigError as error:
+        return errors or [str(error)]
+    flat = flatten(cfg)
+    return errors + broken(flat, task.rules) + _monitors(flat, task) + _objective(flat, task) + task.errors(flat)
+
+
+def _monitors(flat: Mapping[str, Any], task: type[Task]) -> list[str]:
+    """Checkpoints are chosen by what the validation measures, in the direction in which it is better."""
+    errors = []
+    objective = str(flat.get("objective.name"))
+    own = rules.OBJECTIVE_MONITORS.get(objective)
+    known = own or {f"val/{name}": mode for name, mode in task.evaluation.monitors.items()}
+    for node in ("callbacks.checkpoint", "callbacks.early_stopping"):
+        monitor, mode = flat.get(f"{node}.monitor"), flat.get(f"{node}.mode")
+        if monitor is None:
+            continue
+        if monitor not in known:
+            who = f"objective={objective}" if own else f"task={task.name}"
+            meant = near(str(monitor), list(known))
+            errors.append(f"{node}.monitor={monitor}: {who} measures {', '.join(known)}{meant}")
+        elif mode in ("min", "max") and mode != known[monitor]:
+            better = "lower" if known[monitor] == "min" else "higher"
+            errors.append(f"{node}.mode={mode}: {monitor} is better the {better} it is; use {known[monitor]}")
+    return errors
+
+
+def _objective(flat: Mapping[str, Any], task: type[Task]) -> list[str]:
+    """What the objective needs of a task: choices to score, or a text to write."""
+    errors, name = [], task.name
+    if not task.choices and flat.get("objective.generate") is False:
+        errors.append(f"objective.generate=false: task={name} is scored by what is written")
+    if task.choices and flat.get("objective.prefix"):
+        errors.append(f"objective.prefix={flat['objective.prefix']}: task={name} is scored by its choices")
+    if flat.get("objective.constrained") and task.schema is None:
+        errors.append(f"objective.constrained=true: needs a task with a JSON schema, got task={name}")
+    if flat.get("objective.name") == "pooled" and len(task.choices) != 2:
+        errors.append(f"objective=pooled: needs a task with two answers, got task={name}")
+    return errors
