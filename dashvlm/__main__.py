@@ -1,4 +1,8 @@
-"""``python -m dashvlm`` lists the verbs."""
+"""``dashvlm VERB ...`` runs a verb, as ``python -m dashvlm.VERB ...`` does; without one it lists them."""
+
+import difflib
+import runpy
+import sys
 
 VERBS = {
     "train": "fit one configuration, or a sweep with -m, and print its table",
@@ -13,11 +17,19 @@ VERBS = {
 
 
 def main() -> None:
-    """Print the verbs."""
-    print("python -m dashvlm.VERB [key=value ...]   (--help shows a verb's configuration)\n")
+    """Run the verb that the command line names, or print all of them."""
+    if sys.argv[1:] and sys.argv[1] in VERBS:
+        verb = sys.argv.pop(1)
+        runpy.run_module(f"dashvlm.{verb}", run_name="__main__", alter_sys=True)
+        return
+    if sys.argv[1:] and sys.argv[1] not in ("-h", "--help"):
+        known = difflib.get_close_matches(sys.argv[1], VERBS, 1)
+        meant = f"; did you mean {known[0]}?" if known else f"; the verbs are {', '.join(VERBS)}"
+        sys.exit(f"dashvlm: there is no verb {sys.argv[1]!r}{meant}")
+    print("dashvlm VERB [key=value ...]   (--help shows a verb's configuration)\n")
     for verb, what in VERBS.items():
         print(f"  {verb:9s} {what}")
-    print("\nfirst command:  python -m dashvlm.train model=smolvlm2 task=crash "
+    print("\nfirst command:  dashvlm train model=smolvlm2 task=crash "
           "model.checkpoint=tiny data=synthetic -m data.num_frames=5,10,15")  # fmt: skip
 
 

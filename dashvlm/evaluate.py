@@ -7,6 +7,7 @@ python -m dashvlm.evaluate model=smolvlm2 task=crash data=nexar        (zero-sho
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,55 @@ from dashvlm.safety.plaintext import say
 
 def evaluate(cfg: DictConfig) -> None:
     """Write predictions and ``result.json`` into a folder of their own and print the table."""
+    from hydra.core.hydra_config import HydraConfig
+
     from dashvlm.config.cli import log_to_terminal
+    from dashvlm.config.overrides import plain
+    from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
+
+    log_to_terminal()
+    said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
+    folder, results = measure(plain(cfg), said, say)
+    for title, names, lines in detail_tables(results):
+        print_table(title, names, lines)
+    header, body = result_table(results)
+    print_table(result_title(folder.name, results), header, body, results["alarms"])
+    say(f"written: {folder}/")
+
+
+def measure(
+    config: dict[str, Any], said: list[str], tell: Callable[[str], Any] = lambda text: None
+) -> tuple[Path, dict[str, Any]]:
+    """Score a run, or a backbone as it is.
+
+    Args:
+        config: composed from ``evaluate.yaml``; ``run`` names the run.
+        said: keys that the user gave; everything else is as the run was trained.
+        tell: what to do with a line about the data.
+
+    Returns:
+        The folder that was written, and ``result.json``.
+    """
     from dashvlm.config.identity import run_id
-    from dashvlm.config.overrides import plain, refuse
+    from dashvlm.config.overrides import refuse
     from dashvlm.data.manifest import fingerprint
     from dashvlm.engine.build import at_home, build_module, load_run, prepare_data, read_config
     from dashvlm.engine.load import build_store, load_manifest
     from dashvlm.engine.run import quiet_libraries
     from dashvlm.engine.scoring import plot_run, score, write_results
-    from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
     from dashvlm.safety import checksums
     from dashvlm.safety.checksums import checkpoint_fingerprint
     from dashvlm.safety.files import write_json, write_yaml
     from dashvlm.tasks.check import check
 
-    log_to_terminal()
     quiet_libraries()
-    config = plain(cfg)
     source = config.pop("run")
     if source:
         trained = at_home(Path(source), read_config(Path(source)), config["paths"])
         if trained["task"].get("reasoning") == "auto":  # the run's own answer, whatever became of its label file
             trained["task"]["reasoning"] = bool(trained["data"].get("labels"))
         trained["data"] |= {"labels": None, "pairs": None}
-        config = _merged(trained, config)
+        config = _merged(trained, config, said)
     refuse(check(config))
     # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
@@ -55,7 +81,7 @@ def evaluate(cfg: DictConfig) -> None:
     write_yaml(folder / "config.yaml", config)
     used = config["data"]
     origin = f"as {source} was trained" if source else "as configured"
-    say(
+    tell(
         f"{used['num_frames']} frames, {_sampling(used)}, on {used['name']} ({used['root']}), {origin} "
         "unless the command line says otherwise"
     )
@@ -66,19 +92,10 @@ def evaluate(cfg: DictConfig) -> None:
     plot_run(module.task.evaluation, rows, results, folder / "plots", data.store)
     write_json(folder / "result.json", results)
     checksums.note(folder, checksums.SMALL)
-    for title, names, lines in detail_tables(results):
-        print_table(title, names, lines)
-    header, body = result_table(results)
-    print_table(
-        result_title(name, results),
-        header,
-        body,
-        results["alarms"],
-    )
-    say(f"written: {folder}/")
+    return folder, results
 
 
-def _with_task(argv: list[str]) -> list[str]:
+def with_task(argv: list[str]) -> list[str]:
     """Add the task of the run that is scored, so that the data is set up for it."""
     named = [a.split("=", 1)[1] for a in argv if a.startswith("run=")]
     path = Path(named[-1]) / "config.yaml" if named else None
@@ -104,17 +121,14 @@ def _seen_in_training(source: Path, rows: Any) -> list[str]:
     return [f"{len(shared)} of the scored groups have names that were trained on, first {shared[0]}"] if shared else []
 
 
-def _merged(trained: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
+def _merged(trained: dict[str, Any], asked: dict[str, Any], said: list[str]) -> dict[str, Any]:
     """The run's own model and task; data and hardware as asked now.
 
     How frames are sampled belongs to what was trained, so it stays unless the command line says
     otherwise.
     """
-    from hydra.core.hydra_config import HydraConfig
-
     from dashvlm.config.rules import flatten
 
-    said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
     changed = _words_of_the_run(trained, asked, said)
     data = dict(trained["data"])
     if "data" in said:
@@ -188,6 +202,6 @@ if __name__ == "__main__":
         """Run the verb."""
         from dashvlm.config.cli import start
 
-        return start("evaluate", evaluate, _with_task(sys.argv[1:]))
+        return start("evaluate", evaluate, with_task(sys.argv[1:]))
 
     sys.exit(signals.run(main))

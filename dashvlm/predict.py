@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,12 @@ def predict(cfg: DictConfig) -> None:
 
 
 def predict_inputs(
-    source: Path, given: str, paths: Mapping[str, Any], folder: Path, stride_s: float = 0.2
+    source: Path,
+    given: str,
+    paths: Mapping[str, Any],
+    folder: Path,
+    stride_s: float = 0.2,
+    tell: Callable[..., Any] = say,
 ) -> list[dict[str, Any]]:
     """Answer for each file or row of an input; typed again, it goes on where it stopped.
 
@@ -89,6 +94,7 @@ def predict_inputs(
         paths: the ``paths`` group: ``cache_dir`` is used.
         folder: where ``predictions.jsonl`` and ``predictions.csv`` go.
         stride_s: seconds between the anchors of a risk.
+        tell: what to do with a line about the progress.
 
     Returns:
         A mapping for each row, in order: ``id, file, status`` and, by task, ``risk`` (pairs of time and risk),
@@ -126,7 +132,7 @@ def predict_inputs(
     problems |= {i: str(s.clip.extra["failed"]) for i, s in samples.items() if "failed" in s.clip.extra}
     names = {str(row["clip_id"]): row.get("video") for row in rows}
     waiting = [i for i in names if i not in done]
-    say(f"{len(names)} inputs, {len(names) - len(waiting)} answered before")
+    tell(f"{len(names)} inputs, {len(names) - len(waiting)} answered before")
     trainer = build_trainer({**config, "trainer": {**config["trainer"], "progress": False}}, logger=False,
                             enable_checkpointing=False)  # fmt: skip
     loaders = ClipDataModule({}, store, module.collate, options, int(config["seed"]))
@@ -154,12 +160,14 @@ def predict_inputs(
                 file.write(json.dumps(done[i], ensure_ascii=False) + "\n")
             file.flush()
             left = (time.monotonic() - started) / (first + len(part)) * (len(waiting) - first - len(part))
-            say(f"{len(names) - len(waiting) + first + len(part)} of {len(names)}, about {left:.0f} s left", error=True)
+            tell(
+                f"{len(names) - len(waiting) + first + len(part)} of {len(names)}, about {left:.0f} s left", error=True
+            )
     found = [done[i] for i in names]
     cells(pd.DataFrame([line for row in found for line in _flat(row)])).to_csv(folder / "predictions.csv", index=False)
     states = Counter(row["status"] for row in found)
-    say(", ".join(f"{n} {state}" for state, n in states.most_common()))
-    say(f"written: {folder}/predictions.jsonl, predictions.csv")
+    tell(", ".join(f"{n} {state}" for state, n in states.most_common()))
+    tell(f"written: {folder}/predictions.jsonl, predictions.csv")
     return found
 
 
@@ -249,7 +257,7 @@ def risk_over_time(
         with torch.no_grad():
             scores = module.compute_scores(batch)[:, -1].double().cpu().tolist()
         rows += [
-            {"time_s": round(i.sample.anchor_s, 6), "risk": s, "oldest_frame_s": i.sample.times_s[0],
+            {"time_s": round(float(i.sample.anchor_s), 6), "risk": s, "oldest_frame_s": i.sample.times_s[0],
              "repeated_frames": i.sample.num_padded,
              "stale_s": staleness_s(shown, i.sample.times_s, index.period_s)}
             for i, s in zip(part, scores, strict=True)

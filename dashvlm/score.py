@@ -172,9 +172,9 @@ def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
 
 def _with_data(argv: list[str]) -> list[str]:
     """``truth=nexar`` names a dataset: choose it as ``data`` too."""
-    from dashvlm.config.find import CONF
+    from dashvlm.config.find import choices_of
 
-    names = {p.stem for p in (CONF / "data").glob("*.yaml")} - {"base"}
+    names = set(choices_of("data")) - {"base"}
     wanted = [a.removeprefix("truth=") for a in argv if a.startswith("truth=")]
     chosen = any(a.startswith("data=") for a in argv)
     if wanted and wanted[-1] in names and not chosen and not Path(wanted[-1]).exists():

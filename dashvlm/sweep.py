@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from dashvlm.config.cli import compose_train, composing, explain, overrides_of
+from dashvlm.config.cli import compose_train, composing, explain, overrides_of, take_config_dir
 from dashvlm.config.identity import run_id
 from dashvlm.config.overrides import (
     check_overrides,
@@ -124,7 +124,7 @@ def launch(argv: list[str]) -> int:
     """
     from dashvlm.config.cli import HYDRA_FLAGS, start
 
-    argv = with_quotes(flags_first(argv))
+    argv = with_quotes(flags_first(take_config_dir(argv)))
     multi = any(a in ("-m", "--multirun") for a in argv)
     if any(a.split("=")[0] in HYDRA_FLAGS for a in argv):
         return start("train", lambda cfg: None, argv)
@@ -187,11 +187,37 @@ def job(cfg: DictConfig) -> float:
     if config["trainer"]["data_only"]:
         _check_data(config)
         return 0.0
+    folder, code = finish(config)
+    if folder is None:
+        _SINGLE["code"] = code
+        return float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
+    if not plan_file:
+        _SINGLE["code"] = code
+        if code == 0:
+            _print_run(folder)
+    best = (read_result(folder).get("validation") or {}).get("best")
+    worst = float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
+    return float(best) if best is not None else worst
+
+
+def finish(config: dict[str, Any], quiet: bool = False) -> tuple[Path | None, int]:
+    """Run a checked configuration, unless it is done; first the run that it starts from, where that is not there.
+
+    Args:
+        config: resolved; what identifies it is filled in.
+        quiet: print nothing; the run's log has it all.
+
+    Returns:
+        The run's folder, None if the run that it starts from failed; and an exit code.
+
+    Raises:
+        ConfigError: if ``start_from`` names no finished run.
+        Interrupted: if it was asked to stop.
+    """
     if isinstance(config["start_from"], list):
-        config["start_from"], code = _first_run(config)
+        config["start_from"], code = _first_run(config, quiet)
         if code:
-            _SINGLE["code"] = code
-            return float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
+            return None, code
     elif config["start_from"]:
         start = Path(config["start_from"]).resolve()
         if not (start / "trained.safetensors").is_file():
@@ -201,17 +227,11 @@ def job(cfg: DictConfig) -> float:
             )  # fmt: skip
         config["start_from"] = str(start)
     name, folder = _folder_of(config)
-    if plan_file:
+    if plan_file := os.environ.get(PLAN):
         with (Path(plan_file).parent / "jobs.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run_id": name, "folder": str(folder), "overrides": overrides}) + "\n")
-    code = run_in_fresh_process(config, folder)
-    if not plan_file:
-        _SINGLE["code"] = code
-        if code == 0:
-            _print_run(folder)
-    best = (read_result(folder).get("validation") or {}).get("best")
-    worst = float("-inf") if config["callbacks"]["checkpoint"]["mode"] == "max" else float("inf")
-    return float(best) if best is not None else worst
+            line = {"run_id": name, "folder": str(folder), "overrides": config["sweep"]["overrides"]}
+            file.write(json.dumps(line) + "\n")
+    return folder, run_in_fresh_process(config, folder, quiet)
 
 
 def _folder_of(config: dict[str, Any]) -> tuple[str, Path]:
@@ -224,7 +244,7 @@ def _folder_of(config: dict[str, Any]) -> tuple[str, Path]:
     return name, folder
 
 
-def _first_run(config: Mapping[str, Any]) -> tuple[str, int]:
+def _first_run(config: Mapping[str, Any], quiet: bool) -> tuple[str, int]:
     """Make the run that ``start_from`` describes, unless it is there; return its folder and an exit code."""
     words = [str(word) for word in config["start_from"]]
     places = [f"paths.{key}={config['paths'][key]}" for key in ("output_dir", "cache_dir", "data_dir")]
@@ -233,10 +253,10 @@ def _first_run(config: Mapping[str, Any]) -> tuple[str, int]:
     refuse(f"start_from={' '.join(words)}: {error}" for error in check(first))
     first["sweep"] = {"id": None, "grid": [], "overrides": words}
     _, folder = _folder_of(first)
-    return str(folder), run_in_fresh_process(first, folder)
+    return str(folder), run_in_fresh_process(first, folder, quiet)
 
 
-def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
+def run_in_fresh_process(config: Mapping[str, Any], folder: Path, quiet: bool = False) -> int:
     """Run a configuration in its folder: skip a finished one, resume a broken one.
 
     The child has the terminal to itself, so that progress bars stay live; it writes its own log.
@@ -247,33 +267,34 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path) -> int:
     Raises:
         Interrupted: if it was asked to stop.
     """
+    say_of = _say if not quiet else lambda folder, what: None
     with locked(folder) as lock:
         status = run_status(folder)
         if status == "done":
-            _say(folder, "done before, skipped (remove the folder to run it again, with another logger say)")
+            say_of(folder, "done before, skipped (remove the folder to run it again, with another logger say)")
             return 0
         if status == "damaged":
-            _say(folder, "result.json or failed.json is damaged, running again")
+            say_of(folder, "result.json or failed.json is damaged, running again")
         elif status in ("failed", "oom") and not read_result(folder).get("resumable"):
-            _say(folder, "failed before, running again")
+            say_of(folder, "failed before, running again")
             for path in (folder / "checkpoints").glob("*.ckpt"):
                 path.unlink()
         elif list((folder / "checkpoints").glob("last*.ckpt")):
-            _say(folder, "was interrupted, resuming")
+            say_of(folder, "was interrupted, resuming")
         else:
-            _say(folder, "starting")
+            say_of(folder, "starting")
         if checksums.changed(folder, ["config.yaml"]):
-            _say(folder, "config.yaml was changed by hand; what counts is the command line")
+            say_of(folder, "config.yaml was changed by hand; what counts is the command line")
         write_yaml(folder / "config.yaml", config)
         checksums.note(folder, ["config.yaml"])
-        code = _in_fresh_process(folder, lock.fileno())
+        code = _in_fresh_process(folder, lock.fileno(), *([True] if quiet else []))
         if code > 128:
             with (folder / "job.log").open("a", encoding="utf-8") as log:
                 log.write(f"the process was ended by {signals.name_of(code)}; the same command resumes it\n")
         if signals.is_stop(code):
             raise signals.Interrupted(code - 128)
         if code:
-            _say(folder, f"failed (exit code {code}); see {folder / 'job.log'}")
+            say_of(folder, f"failed (exit code {code}); see {folder / 'job.log'}")
         return code
 
 
@@ -384,11 +405,13 @@ def _check_data(config: Mapping[str, Any]) -> None:
                 [[str(v) for v in row.values()] for row in rows])  # fmt: skip
 
 
-def _in_fresh_process(folder: Path, lock: int) -> int:
+def _in_fresh_process(folder: Path, lock: int, quiet: bool = False) -> int:
     """Run a folder's configuration; the child keeps the lock as long as it lives."""
+    silent = subprocess.DEVNULL if quiet else None
     child = subprocess.Popen(
-        [sys.executable, "-m", "dashvlm.engine.job", str(folder)], pass_fds=[lock], env={**os.environ, LOCK: str(lock)}
-    )
+        [sys.executable, "-m", "dashvlm.engine.job", str(folder)], pass_fds=[lock], stdout=silent, stderr=silent,
+        env={**os.environ, LOCK: str(lock)},
+    )  # fmt: skip
     return signals.wait_for(child)
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from dashvlm.config.overrides import plain
+from dashvlm import api
 from dashvlm.data.samples import build_samples
 from dashvlm.engine.load import build_store, load_manifest
-from dashvlm.shortcuts.audit import audit, class_of
+from dashvlm.shortcuts.audit import audit
 from dashvlm.shortcuts.card import dataset_card
 from dashvlm.tasks.base import make_task, observe
 
@@ -34,19 +34,9 @@ OUT = Path("runs/notebooks")
 # A configuration is plain values. The words are those of the command line.
 
 
-# %%
-def configuration(*words):
-    from hydra import compose
-
-    from dashvlm.config.cli import composing
-
-    with composing():
-        return plain(compose("train", overrides=["data=synthetic", "data.options.num_drives=40", *words]))
-
-
 def main():
     # %%
-    cfg = configuration("task=crash", "data.num_frames=4")
+    cfg = api.compose("task=crash", "data=synthetic", "data.options.num_drives=40", "data.num_frames=4")
     store = build_store(cfg)
     manifest = load_manifest(cfg, store)  # renders the clips the first time
     print(pd.DataFrame(dataset_card(manifest, cfg["data"], make_task(cfg))["splits"]))
@@ -79,7 +69,7 @@ def main():
     # Can anybody tell the class without pixels? Twelve readers try: times, names, sizes, questions.
 
     # %%
-    for reader in audit(samples, class_of(task), store):
+    for reader in audit(samples, task.kind_of, store):
         print(f"{reader.name:12s} {reader.auc} {'FAILS' if reader.fails else ''}")
 
 

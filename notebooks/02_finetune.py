@@ -14,14 +14,10 @@
 # A tiny twin of SmolVLM2 on the embedded world; the same words train the real one (`model.checkpoint=500M data=nexar`).
 
 # %%
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-import pandas as pd
-
-from dashvlm.tasks.evaluation import evaluate
+from dashvlm import api
+from dashvlm.tasks.evaluation import evaluate, evaluation_of
 
 OUT = Path("runs/notebooks/finetune")
 WORDS = [
@@ -30,29 +26,33 @@ WORDS = [
 ]  # fmt: skip
 
 # %%
-subprocess.run([sys.executable, "-m", "dashvlm.train", *WORDS], check=True)
+run = api.train(api.compose(*WORDS))
 
 # %% [markdown]
 # The run's folder is named by what decides its result; the same words again would skip it.
 
 # %%
-run = sorted(p.parent for p in OUT.glob("*/result.json"))[0]
-result = json.loads((run / "result.json").read_text())
-print(run.name, {k: round(v["value"], 3) for k, v in result["metrics"].items() if v["value"] is not None})
-print("alarms:", *result["alarms"], sep="\n  ")
+print(run.folder.name, *(f"{name} {value}" for name, value in run.metrics.items()), sep="\n  ")
+print("alarms:", *run.alarms, sep="\n  ")
 
 # %% [markdown]
 # Every number comes from `predictions.parquet`; computed again it is the same.
 
 # %%
-rows = pd.read_parquet(run / "predictions.parquet")
-again = evaluate(rows, result.get("seed", 42), result["evaluation"])
-assert abs(again["metrics"]["roc_auc"]["value"] - result["metrics"]["roc_auc"]["value"]) < 1e-12
+rows = run.predictions
+again = evaluate(rows, evaluation_of(run.result), run.config["seed"])
+assert abs(again["metrics"]["roc_auc"]["value"] - run.metrics["roc_auc"].value) < 1e-12
 print(rows[["clip_id", "target", "score", "text", "pixels_off_score"]].head())
 
 # %% [markdown]
 # What to believe: the value with its interval, beside what needs no pixels.
 
 # %%
-auc, blind = result["metrics"]["roc_auc"], result["baselines"]["pixels_off_roc_auc"]
-print(f"ROC AUC {auc['value']:.3f} [{auc['low']:.3f}, {auc['high']:.3f}], without pixels {blind['value']:.3f}")
+print(f"ROC AUC {run.metrics['roc_auc']}, without pixels {run.baselines['pixels_off_roc_auc']}")
+
+# %% [markdown]
+# What the run says of a video, moment by moment.
+
+# %%
+(answer,) = run.predict(rows["path"].iloc[0], stride_s=1.0)
+print(answer["status"], [(time_s, round(risk, 3)) for time_s, risk in answer["risk"]])

@@ -15,7 +15,7 @@ ROOMS = (
     "training", "tasks", "backbones", "endpoint", "figures", "tables", "metrics", "data", "text", "config", "safety",
     "errors",
 )  # fmt: skip
-VERBS = {"__main__", "train", "evaluate", "predict", "inspect", "label", "report.__main__", "export", "score"}
+VERBS = {"__main__", "train", "evaluate", "predict", "inspect", "label", "report.__main__", "export", "score", "api"}
 TASKS = sorted(p.name for p in (PACKAGE / "tasks").iterdir() if (p / "__init__.py").is_file())
 ELSEWHERE = {
     # Words of other people's files: a column, a key, a class.

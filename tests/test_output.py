@@ -205,7 +205,7 @@ def test_what_comes_from_a_server_stays_in_its_folder(tmp_path, monkeypatch, run
 
 
 def test_a_picture_has_the_times_of_its_frames(tmp_path):
-    from dashvlm.report.html import _sample
+    from dashvlm.engine.gallery import _sample
 
     class Store:
         def frames(self, path, times):

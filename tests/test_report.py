@@ -67,7 +67,7 @@ def test_seeds_are_no_axis_of_a_plot(tmp_path, monkeypatch):
             make_run(tmp_path / f"n{n}s{seed}", n / 20 + seed / 100, data={"num_frames": n}, seed=seed)
     table = collect(sorted(p for p in tmp_path.iterdir()))
     drawn = []
-    monkeypatch.setattr(sweep_plot, "_line", lambda done, names, metric, what: drawn.append((done, names, what)))
+    monkeypatch.setattr(sweep_plot, "_line", lambda done, names, metric, what, *_: drawn.append((done, names, what)))
     monkeypatch.setattr(sweep_plot, "save", lambda figure, path: path)
     plot_sweep(table, ["data.num_frames", "seed"], tmp_path / "l.png")
     ((done, names, what),) = drawn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from hydra import initialize_config_dir
 from hydra import main as hydra_main
 from omegaconf import DictConfig
 
-from dashvlm.config.find import CONF
+from dashvlm.config.find import CONF, own_conf, search_words
 from dashvlm.config.overrides import (
     check_overrides,
     check_secrets,
@@ -56,7 +57,7 @@ def compose_train(words: Sequence[str]) -> dict[str, Any]:
     from hydra.core.global_hydra import GlobalHydra
 
     with contextlib.nullcontext() if GlobalHydra.instance().is_initialized() else composing():
-        return plain(compose("train", overrides=list(words)))
+        return plain(compose("train", overrides=[*words, *search_words()]))
 
 
 def overrides_of(argv: list[str]) -> list[str]:
@@ -75,7 +76,7 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
     Returns:
         The exit code: 0, or 2 for an error that the user can mend (printed without traceback).
     """
-    argv = with_quotes(flags_first(argv))
+    argv = with_quotes(flags_first(take_config_dir(argv)))
     asks = any(a.split("=")[0] in HYDRA_FLAGS for a in argv)
     failure: list[DashVLMError] = []
 
@@ -109,7 +110,8 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
             check_words(overrides_of(argv))
             with composing():
                 check_overrides(name, overrides_of(argv))
-        sys.argv = [f"dashvlm.{name}", *argv]
+        own = own_conf()
+        sys.argv = [f"dashvlm.{name}", *([f"--config-dir={own}"] if own else []), *argv]
         hydra_main(version_base="1.3", config_path=str(CONF), config_name=name)(guarded)()
     except DashVLMError as error:
         failure.append(error)
@@ -128,6 +130,19 @@ def _changed_run(cfg: DictConfig) -> bool:
     """Whether a verb works on a run that is not, or cannot be shown to be, as it was written."""
     folder = Path(str(cfg.get("run") or "")) if "run" in cfg else None
     return folder is not None and (not (folder / checksums.FILE).is_file() or bool(checksums.changed(folder)))
+
+
+def take_config_dir(argv: Sequence[str]) -> list[str]:
+    """Take ``--config-dir FOLDER`` out of a command line; this process and its children look there too."""
+    words, rest = list(argv), []
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config-dir", "-cd"):
+            rest.append(word)
+        elif equals or words:
+            os.environ["DASHVLM_CONF"] = str(Path(value if equals else words.pop(0)).resolve())
+    return rest
 
 
 def explain(error: DashVLMError) -> None:

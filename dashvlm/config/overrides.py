@@ -15,13 +15,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from dashvlm.config.find import CONF
+from dashvlm.config.find import CONF, choices_of, own_conf, search_words
 from dashvlm.config.rules import flatten, near
 from dashvlm.errors import ConfigError
 from dashvlm.safety.files import read_yaml
 from dashvlm.safety.redaction import problems
 
 FLAGS = ("-m", "--multirun")
+VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p")
+"""Hydra's flags with a value."""
 _PATH_KEY = re.compile(
     r"(^|\.)(root|file|video|input|run|labels|pairs|checkpoint|start_from|output|predictions|captions|annotations|images"
     r"|clip_scores|base|output_dir|cache_dir|data_dir)$"
@@ -31,13 +33,20 @@ _GRAMMAR = re.compile(r"""['"\[{]|\$\{|(glob|choice|range|interval|shuffle|sort|
 
 
 def flags_first(argv: Sequence[str]) -> list[str]:
-    """Move ``-m`` to the front: Hydra 1.3 does not parse flags between overrides.
+    """Move flags, with their values, to the front: Hydra 1.3 does not parse them between overrides.
 
     Example:
         >>> flags_first(["model=a", "-m", "data.num_frames=5,10"])
         ['-m', 'model=a', 'data.num_frames=5,10']
+        >>> flags_first(["model=a", "--cfg", "job", "seed=1"])
+        ['--cfg', 'job', 'model=a', 'seed=1']
     """
-    return [a for a in argv if a in FLAGS] + [a for a in argv if a not in FLAGS]
+    flags: list[str] = []
+    words: list[str] = []
+    for word in argv:
+        belongs = bool(flags) and flags[-1] in VALUED and "=" not in word
+        (flags if word.startswith("-") or belongs else words).append(word)
+    return flags + words
 
 
 def with_quotes(argv: Sequence[str]) -> list[str]:
@@ -134,7 +143,7 @@ def check_overrides(name: str, overrides: Sequence[str]) -> None:
         prefix, key, value = match.groups()
         group = key.split("@")[0]
         if group in groups and value is not None:
-            known = sorted(p.stem for p in (CONF / group).glob("*.yaml"))
+            known = choices_of(group)
             plugged = group in ("hydra/launcher", "hydra/sweeper")
             options = [v.strip() for v in re.split(r",(?![^\[({]*[\])}])", value)]
             wrong = [v for v in options if v not in known and v != "null" and not v.startswith(("glob(", "choice("))]
@@ -146,7 +155,7 @@ def check_overrides(name: str, overrides: Sequence[str]) -> None:
             keys.append((override, key))
     if not errors or keys:
         try:
-            flat = flatten(plain_nodes(compose(name, overrides=kept)))
+            flat = flatten(plain_nodes(compose(name, overrides=[*kept, *search_words()])))
         except Exception:
             flat = {}  # Hydra's own message will say why
         nodes = {k.rsplit(".", i)[0] for k in flat for i in range(k.count(".") + 1)}
@@ -183,8 +192,9 @@ def refuse(errors: Iterable[str]) -> None:
 def with_task(argv: list[str]) -> list[str]:
     """Add the task that a dataset is for, unless the command line names one."""
     named = [a.split("=", 1)[1] for a in argv if a.startswith("data=")]
-    path = CONF / "data" / f"{named[-1]}.yaml" if named else None
-    if path is None or not path.is_file() or any(a.startswith("task=") for a in argv):
+    places = [place / "data" / f"{named[-1]}.yaml" for place in (CONF, own_conf()) if place and named]
+    path = next((p for p in places if p.is_file()), None)
+    if path is None or any(a.startswith("task=") for a in argv):
         return argv
     tasks = read_yaml(path).get("tasks")
     return [*argv, f"task={tasks[0]}"] if tasks else argv

@@ -190,6 +190,7 @@ def _peak_memory_gb() -> float | None:
 def quiet_libraries() -> None:
     """Silence messages of libraries about themselves; what concerns the user is ours to say."""
     transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)  # which devices there are, and advertisements
     for text in (
         ".*is_gradient_checkpointing.*", ".*treespec.*", ".*predict returned None.*", ".*in eval mode at the start.*",
         ".*does not have many workers.*", ".*dataloader is not resumable.*", ".*smaller than the logging interval.*",

@@ -198,7 +198,7 @@ def test_a_report_opens_no_picture_outside_the_data(dashvlm, copied, tmp_path):
     """The path in a foreign table may name anything; the configuration beside it may name a root as wide as /."""
     from PIL import Image
 
-    from dashvlm.report.html import _allowed, gallery
+    from dashvlm.engine.gallery import _allowed, gallery
 
     secret = tmp_path / "private.png"
     Image.new("RGB", (64, 64), "red").save(secret)

@@ -57,18 +57,18 @@ def slices(result: Mapping[str, Any]) -> list[DetailTable]:
     return [("by slice", ["slice", "value", "clips", "positives", "ROC AUC"], rows)] if rows else []
 
 
-def plots(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore) -> dict[str, Path]:
+def draw_run(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore) -> dict[str, Path]:
     """See :func:`dashvlm.tasks.binary.plots.draw`."""
     from dashvlm.tasks.binary.plots import draw
 
     return draw(rows, results, folder, store)
 
 
-def overlay(runs: Mapping[str, pd.DataFrame]) -> Any:
+def draw_overlay(runs: Mapping[str, pd.DataFrame]) -> Any:
     """See :func:`dashvlm.tasks.binary.plots.overlay`."""
-    from dashvlm.tasks.binary import plots as drawn
+    from dashvlm.tasks.binary.plots import overlay as drawn
 
-    return drawn.overlay(runs)
+    return drawn(runs)
 
 
 ANSWERS = Evaluation(
@@ -98,8 +98,8 @@ SCORES = Evaluation(
     shown=shown,
     verdict=verdict,
     details=slices,
-    plots=plots,
-    overlay=overlay,
+    plots=draw_run,
+    overlay=draw_overlay,
     unscored=ANSWERS,
     chance=0.5,
 )  # fmt: skip
