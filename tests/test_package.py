@@ -141,7 +141,8 @@ def test_a_wheel_works_without_the_repository(tmp_path, cache):
     call(script, "report", "study=nexar_grpo", *places)
     five = (
         "from dashvlm import api\n"
-        f"run = api.train(api.compose('experiment=crash_demo', 'debug=fast', 'data.options.num_drives=10', *{places!r}))\n"
+        f"words = ['experiment=crash_demo', 'debug=fast', 'data.options.num_drives=10', *{places!r}]\n"
+        "run = api.train(api.compose(*words))\n"
         "print(run.metrics['roc_auc'])\n"
         "print(api.load_run(run.folder).predict(run.predictions['path'][0], stride_s=2.0)[0]['status'])\n"
         "print(len(api.read_sweep('runs')))\n"
