@@ -113,6 +113,7 @@ def predict_inputs(
     from dashvlm.engine.build import load_run
     from dashvlm.engine.fit import build_trainer
     from dashvlm.engine.load import build_store
+    from dashvlm.engine.scoring import predict_rows
     from dashvlm.safety.checksums import sha256
     from dashvlm.safety.files import read_json, read_lines, write_json
 
@@ -133,10 +134,9 @@ def predict_inputs(
     names = {str(row["clip_id"]): row.get("video") for row in rows}
     waiting = [i for i in names if i not in done]
     tell(f"{len(names)} inputs, {len(names) - len(waiting)} answered before")
-    trainer = build_trainer({**config, "trainer": {**config["trainer"], "progress": False}}, logger=False,
-                            enable_checkpointing=False)  # fmt: skip
     loaders = ClipDataModule({}, store, module.collate, options, int(config["seed"]))
-    loaders.trainer = trainer
+    quiet = {**config, "trainer": {**config["trainer"], "progress": False}}
+    loaders.trainer = build_trainer(quiet, logger=False, enable_checkpointing=False)
     size, started = 4 * int(options["eval_batch_size"]), time.monotonic()
     if module.task.over_time:
         import torch
@@ -152,8 +152,8 @@ def predict_inputs(
             if module.task.over_time:
                 made = {s.clip.clip_id: _risk(config, module, s, stride_s) for s in good}
             else:
-                trainer.predict(module, loaders.eval_dataloader(good), return_predictions=False) if good else None
-                made = {s.clip.clip_id: _answer(module.task, s, r) for s, r in zip(good, module.rows, strict=True)}
+                answered = predict_rows(module, loaders, good) if good else []
+                made = {s.clip.clip_id: _answer(module.task, s, r) for s, r in zip(good, answered, strict=True)}
             for i in part:
                 answer = made.get(i) or {"status": "failed", "problem": problems.get(i, "its history is too short")}
                 done[i] = {"id": i, "file": names[i], **answer}

@@ -246,6 +246,7 @@ def test_wandb_and_hydra_stay_where_they_belong():
                     "dashvlm.evaluate",
                     "dashvlm.inspect",
                     "dashvlm.score",
+                    "dashvlm.api",
                 )
                 assert module(path) in verbs
             assert name.split(".")[0] != "lightning"

@@ -33,7 +33,7 @@ from dashvlm.safety import signals
 
 log = logging.getLogger(__name__)
 Collate = Callable[[list["Item"]], dict[str, Any]]
-Stage = Literal["train", "val", "predict", "pairs"]
+Stage = Literal["train", "val", "predict", "pixels_off", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -236,11 +236,9 @@ class ClipDataModule(pl.LightningDataModule):
         """The validation split in order."""
         return self.eval_dataloader(self.samples["val"], stage="val")
 
-    def eval_dataloader(
-        self, samples: Sequence[Sample], blank: bool = False, stage: Stage = "predict"
-    ) -> DataLoader[Item]:
-        """Samples in order, none dropped; ``blank`` switches all pixels off."""
-        dataset = SampleDataset(samples, self.store, blank or self._blank())
+    def eval_dataloader(self, samples: Sequence[Sample], stage: Stage = "predict") -> DataLoader[Item]:
+        """Samples in order, none dropped; the stage ``pixels_off`` makes every frame grey."""
+        dataset = SampleDataset(samples, self.store, stage == "pixels_off" or self._blank())
         return DataLoader(
             dataset,
             batch_size=int(self.options["eval_batch_size"]),

@@ -26,6 +26,7 @@ def write_pairs(config: dict[str, Any]) -> Path:
     from dashvlm.engine.build import at_home, load_run, prepare_data, read_config
     from dashvlm.engine.fit import build_trainer
     from dashvlm.engine.run import quiet_libraries
+    from dashvlm.engine.scoring import predict_rows
 
     quiet_libraries()
     source = Path(config["teacher"]["run"])
@@ -34,12 +35,10 @@ def write_pairs(config: dict[str, Any]) -> Path:
     module.options["generate"] = True
     data = prepare_data(trained)
     samples, task = data.samples["train"], module.task
-    trainer = build_trainer(trained, logger=False, enable_checkpointing=False)
     loaders = ClipDataModule({}, data.store, module.collate, trained["data"], int(trained["seed"]))
-    loaders.trainer = trainer
-    trainer.predict(module, loaders.eval_dataloader(samples), return_predictions=False)
+    loaders.trainer = build_trainer(trained, logger=False, enable_checkpointing=False)
     pairs, right, longer = [], 0, 0
-    for row in module.rows:
+    for row in predict_rows(module, loaders, samples):
         sample, text = samples[row["index"]], row.get("text")
         if not isinstance(text, str):
             continue

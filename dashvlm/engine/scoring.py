@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pandas as pd
 import pytorch_lightning as pl
 
 from dashvlm.data.clip import Sample
-from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.data.datamodule import ClipDataModule, Stage
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import straddling_files
 from dashvlm.data.samples import feasibility, sampling_skew
@@ -52,19 +51,17 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
     loaders.trainer = trainer
     task, primary = module.task, float(cfg["data"]["horizon_s"])
-    rows = _predict(trainer, module, loaders, samples)
+    rows = predict_rows(module, loaders, samples)
     table = pd.DataFrame([{**sample_row(s), **task.columns(s), **r} for s, r in zip(samples, rows, strict=True)])
     first = [s for s in samples if s.horizon_s == primary]
     # What has no scores is judged by what it writes, so the blind pass must write too.
     blind: dict[str, Any] = {}
     if cfg["model"].get("pixels_off", True):
-        with _options(module, constrained=False, **({"generate": False} if task.choices else {})):
-            blind = {
-                s.sample_id: r for s, r in zip(first, _predict(trainer, module, loaders, first, True), strict=True)
-            }
+        rows_off = predict_rows(module, loaders, first, "pixels_off")
+        blind = {s.sample_id: row for s, row in zip(first, rows_off, strict=True)}
     table["primary"] = table["horizon_s"] == primary
     table["stale_s"] = [_staleness(s, r) for s, r in zip(samples, rows, strict=True)]
-    _add_pairs(table, trainer, module, loaders, samples)
+    _add_pairs(table, module, loaders, samples)
     for column in ("scores", "text", "answer", "status", "latency_s", "frame_times_s"):
         if column not in table:
             table[column] = None
@@ -102,23 +99,20 @@ def score_start(cfg: Mapping[str, Any], data: Data, module: VLMModule) -> pd.Dat
     loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
     loaders.trainer = trainer
     table = pd.DataFrame({"sample_id": [s.sample_id for s in samples]})
-    _add_pairs(table, trainer, module, loaders, samples)
+    _add_pairs(table, module, loaders, samples)
     if module.taught != "pair":
-        texts = [row.get("text") for row in _predict(trainer, module, loaders, samples)]
+        texts = [row.get("text") for row in predict_rows(module, loaders, samples)]
         seen, targets = [observe(s, s.times_s) for s in samples], [module.task.target(s) for s in samples]
         for name, values in module.measure(texts, seen, targets).items():
             table[name] = values
     return table.rename(columns={c: f"before_{c}" for c in table if c != "sample_id"})
 
 
-def _add_pairs(
-    table: pd.DataFrame, trainer: pl.Trainer, module: VLMModule, loaders: ClipDataModule, samples: list[Sample]
-) -> None:
+def _add_pairs(table: pd.DataFrame, module: VLMModule, loaders: ClipDataModule, samples: list[Sample]) -> None:
     """Judge the pairs of the samples that have one, where the objective learns from pairs."""
     if module.taught != "pair" or not module.usable(samples):
         return
-    trainer.predict(module, loaders.eval_dataloader(samples, stage="pairs"), return_predictions=False)
-    judged = {row["index"]: row for row in module.rows if "preferred" in row}
+    judged = {row["index"]: row for row in predict_rows(module, loaders, samples, "pairs") if "preferred" in row}
     for name in ("preferred", "likelier", "margin", "chosen_tokens", "rejected_tokens"):
         table[name] = [judged.get(i, {}).get(name) for i in range(len(table))]
 
@@ -192,25 +186,20 @@ def plot_run(
         return kind.plots(rows, results, folder, store)
 
 
-def _predict(
-    trainer: pl.Trainer,
-    module: VLMModule,
-    loaders: ClipDataModule,
-    samples: list[Sample],
-    blank: bool = False,
+def predict_rows(
+    module: VLMModule, loaders: ClipDataModule, samples: Sequence[Sample], stage: Stage = "predict"
 ) -> list[dict[str, Any]]:
-    trainer.predict(module, loaders.eval_dataloader(samples, blank), return_predictions=False)
+    """The one way to predictions: a row for each sample, in order, a failed one where it could not be read.
+
+    Args:
+        module: the model.
+        loaders: with the trainer that runs it.
+        samples: what is asked about.
+        stage: ``predict``; ``pixels_off`` for grey frames; ``pairs`` judges the pairs of the samples that have one.
+    """
+    assert loaders.trainer is not None
+    loaders.trainer.predict(module, loaders.eval_dataloader(samples, stage), return_predictions=False)
     return module.rows
-
-
-@contextlib.contextmanager
-def _options(module: VLMModule, **changed: Any) -> Iterator[None]:
-    """Change options of the objective for a while."""
-    before = dict(module.options)
-    module.options.update(changed)
-    yield
-    module.options.clear()
-    module.options.update(before)
 
 
 def _staleness(sample: Sample, row: Mapping[str, Any]) -> float:

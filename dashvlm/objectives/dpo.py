@@ -12,10 +12,11 @@ from torch.nn.functional import logsigmoid
 from dashvlm.backbones.base import Answers, Backbone
 from dashvlm.config.imports import configurable
 from dashvlm.data.clip import Sample
+from dashvlm.data.datamodule import Stage
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.text import TextModule
 from dashvlm.tasks.base import Task
-from dashvlm.training.collate import Collate, Stage
+from dashvlm.training.collate import Collate, Taught
 
 
 def dpo_loss(gain: Tensor, lengths: Tensor, beta: float, variant: str) -> tuple[Tensor, Tensor]:
@@ -104,7 +105,8 @@ class DPOModule(TextModule):
     def collate(self, stage: Stage) -> Collate:
         """Pairs in training and validation; prompts, with no answer in reach, for the rows."""
         prefix = str(self.options.get("prefix") or "")
-        return Collate(self.task, self.backbone.encoder, stage, "prompt" if stage == "predict" else "pair", prefix)
+        taught: Taught = "pair" if stage in ("train", "val", "pairs") else "prompt"
+        return Collate(self.task, self.backbone.encoder, stage, taught, prefix)
 
     def _judge(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Answers]:
         """Losses and margins [B] of pairs [2 B], and what the policy makes of the answers."""

@@ -52,13 +52,14 @@ class TextModule(VLMModule):
     def generate(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Texts, parsed strictly by the task; off with ``objective.generate=false``.
 
-        ``constrained_text`` is a second decoding that can only write the schema's JSON.
+        ``constrained_text`` is a second decoding that can only write the schema's JSON. Without pixels only what has
+        no choices to score is written, once.
         """
-        if not self.options["generate"]:
+        if not self.options["generate"] or (batch["pixels_off"] and self.task.choices):
             return {}
         options = self.options.get("generation") or {}
         made = {"text": self.backbone.generate(batch["inputs"], self.room, options)}
-        if self.options.get("constrained"):
+        if self.options.get("constrained") and not batch["pixels_off"]:
             schema = getattr(self.task, "schema", None)
             made["constrained_text"] = self.backbone.generate(batch["inputs"], self.room, options, schema)
         return made

@@ -11,12 +11,11 @@ import torch
 
 from dashvlm.backbones.base import IGNORED, Encoder
 from dashvlm.data.clip import FrameArray, Messages, Observation
-from dashvlm.data.datamodule import Item
+from dashvlm.data.datamodule import Item, Stage
 from dashvlm.data.video import resize
 from dashvlm.errors import ConfigError, TrainingError
 from dashvlm.tasks.base import Task, observe
 
-Stage = Literal["train", "val", "predict", "pairs"]
 Taught = Literal["answer", "pair", "prompt"]
 
 
@@ -27,7 +26,8 @@ class Collate:
     Attributes:
         task: builds prompts and answers.
         encoder: turns them into tensors.
-        stage: an unreadable item is an error in ``train``, a failed row elsewhere; ``pairs`` judges test pairs.
+        stage: an unreadable item is an error in ``train``, a failed row elsewhere; ``pairs`` judges test pairs,
+            ``pixels_off`` predicts from grey frames.
         taught: encode the answers' text too, or a pair of answers. With ``prompt`` no target is within the
             encoder's reach.
         prefix: words that written answers are made to begin with (``objective.prefix``).
@@ -70,7 +70,7 @@ class Collate:
             seen.append(observe(item.sample, item.frame_times_s.tolist()))
         before = [self._demos(i) for i in good]
         chats = [[*b, *self.task.messages(s)] for b, s in zip(before, seen, strict=True)]
-        prefix = self.prefix if self.stage == "predict" and not self.task.choices else ""
+        prefix = self.prefix if self.stage in ("predict", "pixels_off") and not self.task.choices else ""
         targets = [self.task.target(i.sample) for i in good]
         batch: dict[str, Any] = {
             "inputs": self._inputs(good, chats, frames, prefix) if good else {},
@@ -80,6 +80,7 @@ class Collate:
             "seen": seen,
             "frame_times_s": [list(s.frame_times_s) for s in seen],
             "failed": [i.index for i in items if i.frames is None],
+            "pixels_off": self.stage == "pixels_off",
         }
         if self.stage in ("train", "val"):
             batch["targets"] = targets

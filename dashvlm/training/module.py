@@ -20,9 +20,10 @@ from torch import Tensor
 from dashvlm.backbones.adapters import load_trained, role_of
 from dashvlm.backbones.base import Backbone
 from dashvlm.data.clip import Messages, Sample
+from dashvlm.data.datamodule import Stage
 from dashvlm.errors import TrainingError
 from dashvlm.tasks.base import Task
-from dashvlm.training.collate import Collate, Stage, Taught
+from dashvlm.training.collate import Collate, Taught
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
 
 Row = dict[str, Any]

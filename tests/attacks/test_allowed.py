@@ -34,6 +34,7 @@ REASONS = {
     ],
     "imports modules of this package only, below the package of the kind": [("config/imports.py",
     "importlib.import_module")],
+    "runs the verb that was typed, one of a fixed list": [("__main__.py", "runpy.run_module")],
     "imports the packages below dashvlm.tasks": [("tasks/evaluation.py", "importlib.import_module")],
     "imports a reader of a fixed list": [("data/readers.py", "importlib.import_module")],
     "looks a class up and checks that it is a model, configuration or processor": [
