@@ -48,9 +48,9 @@ def drawn(module, batch):
     for name in batch["clip_ids"]:
         generator = torch.Generator().manual_seed(sum(name.encode()))
         for _ in range(2):
-            length = int(torch.randint(2, module.room, (1,), generator=generator))
-            ids.append(torch.randint(300, 500, (module.room,), generator=generator))
-            masks.append(torch.arange(module.room) < length)
+            length = int(torch.randint(2, module.max_new_tokens, (1,), generator=generator))
+            ids.append(torch.randint(300, 500, (module.max_new_tokens,), generator=generator))
+            masks.append(torch.arange(module.max_new_tokens) < length)
             gains.append(torch.randn(1, generator=generator))
     return Rollout(torch.stack(ids), torch.stack(masks).long(), torch.cat(gains), None)
 

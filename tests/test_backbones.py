@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dashvlm.backbones.adapters import (
-    attach,
-    census,
+    apply_peft,
+    count_parameters,
     enable_gradient_checkpointing,
     linear_targets,
     load_trained,
@@ -131,7 +131,7 @@ def test_pooling_ignores_padding(make, how):
 def test_lora_stays_on_its_side_and_all_of_it_learns(make):
     backbone = make()
     torch.manual_seed(0)
-    attach(backbone, LORA)
+    apply_peft(backbone, LORA)
     assert not [n for n in backbone.trainable() if "vision" in n or "visual" in n or ".lora_" not in n]
     batch = backbone.encoder.encode([chat(2)], [frames(2)], ["Yes"])
     optimizer = torch.optim.SGD(backbone.trainable().values(), 0.05)
@@ -152,7 +152,7 @@ def test_checkpointing_gives_the_same_gradients(make):
     for checkpointing in (False, True):
         backbone = make()
         torch.manual_seed(0)
-        attach(backbone, LORA)
+        apply_peft(backbone, LORA)
         for p in backbone.trainable().values():
             torch.nn.init.normal_(p, std=0.02)
         backbone.train()
@@ -168,7 +168,7 @@ def test_adapter_reloads_to_the_bit_and_merges_without_moving_logits(make, tmp_p
     import peft
 
     backbone = make()
-    attach(backbone, LORA)
+    apply_peft(backbone, LORA)
     for p in backbone.trainable().values():
         torch.nn.init.normal_(p, std=0.05)
     backbone.eval()
@@ -194,7 +194,7 @@ def test_4_bit_keeps_every_gradient_after_an_evaluation(make):
     for evaluate_first in (False, True):
         backbone = make("nf4")
         torch.manual_seed(0)
-        attach(backbone, {**LORA, "quantization": "nf4"})
+        apply_peft(backbone, {**LORA, "quantization": "nf4"})
         torch.manual_seed(1)
         for p in backbone.trainable().values():
             torch.nn.init.normal_(p, std=0.05)
@@ -222,14 +222,14 @@ def test_unknown_roles_and_targets_list_near_names(make):
 def test_census_counts_every_parameter_once(make):
     backbone = make()
     total = sum(p.numel() for p in backbone.parameters())
-    rows = census(backbone)
+    rows = count_parameters(backbone)
     assert rows[-1]["parameters"] == total
     assert not [r for r in rows if r["part"] == "other"]
 
 
 def test_a_foreign_or_incomplete_state_is_refused(make):
     backbone = make()
-    attach(backbone, LORA)
+    apply_peft(backbone, LORA)
     state = {n: p.detach().clone() for n, p in backbone.trainable().items()}
     load_trained(backbone, state, "x")
     first = next(iter(state))
@@ -268,7 +268,7 @@ def test_flipping_the_label_changes_no_inference_input(make):
 
     clip = Clip("c", "c.mp4", "g", "test", 1, 5.0, 4.0, 9.0, 10.0)
     other = dataclasses.replace(clip, label=0, event_time_s=None, alert_time_s=None)
-    collate = Collate(CrashTask("crash_yes_no"), make().encoder, stage="predict", taught="prompt")
+    collate = Collate(CrashTask("crash_yes_no"), make().encoder, stage="predict", supervision="prompt")
     times = np.array([3.5, 4.0, 4.5])
     batches = [
         collate([Item(0, Sample("c@0.5", c, 0.5, 5.0, tuple(times), 0), frames(3), times)])["inputs"]
@@ -280,7 +280,7 @@ def test_flipping_the_label_changes_no_inference_input(make):
 
 def test_generate_works_after_training_steps(make):
     backbone = make()
-    attach(backbone, LORA)
+    apply_peft(backbone, LORA)
     optimizer = torch.optim.SGD(backbone.trainable().values(), 0.1)
     backbone.train()
     for _ in range(2):

@@ -245,7 +245,7 @@ def test_support_windows_in_training_only(challenge, tmp_path):
 
 def test_the_census_counts_letters_conflicts_and_late_moments(challenge, tmp_path):
     task = MCQTask("full")
-    tables = task.census(load(challenge, tmp_path).clips)
+    tables = task.dataset_tables(load(challenge, tmp_path).clips)
     letters = tables["letters and choices"]
     assert sum(r["questions"] for r in letters) == 22
     assert sum(r["A"] + r["B"] + r["C"] + r["D"] for r in letters) == 22

@@ -212,7 +212,14 @@ def test_a_picture_has_the_times_of_its_frames(tmp_path):
         def frames(self, path, times):
             return np.zeros((len(times), 8, 8, 3), np.uint8), times
 
-    row = {"path": "x.mp4", "frame_times_s": [i / 2 for i in range(20)], "clip_id": "x", "target": 1, "score": 0.4}
+    row = {
+        "path": "x.mp4",
+        "frame_times_s": [i / 2 for i in range(20)],
+        "clip_id": "x",
+        "target": 1,
+        "score": 0.4,
+        "_right": 0.0,
+    }
     times = _sample("run", row, SCORES, Store(), True)["times"]
     assert times[:2] == ["0.00 s", "1.50 s"]
     assert times[7:] == ["9.50 s", "8 of 20 frames", "pixels off: the model saw grey instead"]

@@ -27,7 +27,7 @@ from dashvlm.tasks.crash import CrashTask
 from dashvlm.tasks.mcq import MCQTask
 from dashvlm.tasks.scene import SceneTask
 from dashvlm.text.navigation import PROMPT, Truth, response
-from dashvlm.text.reasoning import lead_after, split, wrap
+from dashvlm.text.reasoning import prefix_after_reasoning, split, wrap
 from dashvlm.text.scene_schema import FIELDS
 
 from .conftest import FAMILIES, REAL, SMALL, SMALL_WORLD
@@ -204,10 +204,10 @@ def test_mixed_precision_does_not_lend_the_policy_as_its_own_reference(config, k
                 parameter.add_(torch.randn_like(parameter))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         now = made.completion_logprobs(batch, ids, mask).detach()
-        with reference.lent():
-            lent = made.completion_logprobs(batch, ids, mask)
+        with reference.use_reference_weights():
+            use_reference_weights = made.completion_logprobs(batch, ids, mask)
         again = made.completion_logprobs(batch, ids, mask).detach()
-    assert (lent - now).abs().max() > 1e-2
+    assert (use_reference_weights - now).abs().max() > 1e-2
     assert torch.equal(now, again)
 
 
@@ -225,13 +225,13 @@ def test_the_reference_is_what_was_there_before_training(config, kind):
                 parameter.add_(torch.randn_like(parameter))
     now = made.completion_logprobs(batch, ids, mask).detach()
     made.train()
-    with reference.lent():
+    with reference.use_reference_weights():
         assert not made.training
-        lent = made.completion_logprobs(batch, ids, mask)
-        assert not lent.requires_grad
+        use_reference_weights = made.completion_logprobs(batch, ids, mask)
+        assert not use_reference_weights.requires_grad
     assert made.training
     made.eval()
-    assert (lent - before).abs().max() < 1e-6
+    assert (use_reference_weights - before).abs().max() < 1e-6
     assert (now - before).abs().max() > 1e-2
     assert torch.equal(made.completion_logprobs(batch, ids, mask).detach(), now)
 
@@ -364,7 +364,7 @@ def test_reasoned_answers_come_apart_again():
     assert split(wrap("<answer>Yes</answer> A.", "No"), strict=True) == ("Yes A.", "No")
     lead = "<reasoning>\nThe gap.\n</reasoning>\n<answer>\n"
     for text in ("<reasoning>\nThe gap.", wrap("The gap.", "No"), "The gap.\n<answer>\nNo"):
-        assert lead_after(text) == lead
+        assert prefix_after_reasoning(text) == lead
 
 
 def test_the_reasoning_losses_are_what_they_say(config):
@@ -416,7 +416,7 @@ def test_scores_after_a_text_equal_those_of_the_whole_sequence(backbone):
         for word in ("No", "Yes"):
             text = before[row] + word
             inputs = backbone.encoder.encode([chats[row]], [frames[row]], [text])
-            shared, _ = backbone.encoder.branch([before[row] + w for w in ("No", "Yes")])
+            shared, _ = backbone.encoder.first_divergence([before[row] + w for w in ("No", "Yes")])
             whole.append(backbone.answers(inputs).logprobs[0, len(shared)])
         assert (torch.stack(whole).log_softmax(0) - scores[row]).abs().max() < 1e-4
 

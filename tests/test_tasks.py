@@ -60,7 +60,7 @@ def test_a_prompt_cannot_see_the_label():
         "clip",
         "clip_id",
     }
-    assert list(inspect.signature(Task.messages).parameters) == ["self", "seen"]
+    assert list(inspect.signature(Task.messages).parameters) == ["self", "observation"]
     sample = Sample("c@0.5", clip(), 0.5, 5.0, (3.5, 4.0, 4.5), 0)
     other = dataclasses.replace(sample, clip=clip(label=0, event_time_s=None), reference_s=7.0)
     task = CrashTask("crash_yes_no")

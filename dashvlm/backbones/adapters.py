@@ -68,7 +68,7 @@ def check_targets(by_role: Mapping[str, Iterable[str]], roles: Sequence[str], le
             )
 
 
-def attach(backbone: Backbone, options: Mapping[str, Any]) -> None:
+def apply_peft(backbone: Backbone, options: Mapping[str, Any]) -> None:
     """Freeze, train or adapt the parts of a backbone, in place.
 
     Args:
@@ -149,7 +149,7 @@ def role_of(backbone: Backbone, parameter: str) -> str:
     return "head" if name.startswith("head.") else "other"
 
 
-def census(backbone: Backbone, others: Mapping[str, nn.Module] | None = None) -> list[dict[str, Any]]:
+def count_parameters(backbone: Backbone, others: Mapping[str, nn.Module] | None = None) -> list[dict[str, Any]]:
     """Count parameters by role.
 
     Returns:

@@ -52,7 +52,7 @@ class ApiEncoder(Encoder):
         batch: Any = {"input_ids": torch.zeros(len(chats), 1, dtype=torch.long), "requests": Requests(requests, size)}
         return batch
 
-    def branch(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
+    def first_divergence(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
         """Not known of a remote model."""
         raise _untrainable()
 

@@ -68,7 +68,7 @@ class Encoder(ABC):
         """
 
     @abstractmethod
-    def branch(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
+    def first_divergence(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
         """Where several answers part: the tokens they share, and the token each goes on with.
 
         Raises:
@@ -81,7 +81,7 @@ class Encoder(ABC):
         Raises:
             ConfigError: if two choices begin with the same token.
         """
-        shared, tokens = self.branch(choices)
+        shared, tokens = self.first_divergence(choices)
         if shared:
             raise ConfigError(
                 "choices cannot be told apart by their first token", got=", ".join(map(repr, choices)),

@@ -128,8 +128,8 @@ class HFEncoder(Encoder):
                 do="pip install 'dashvlm[video]' (beside a CUDA build of torch), or use frames=images",
             )
 
-    def branch(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
-        """See :meth:`Encoder.branch`."""
+    def first_divergence(self, answers: Sequence[str]) -> tuple[list[int], list[int]]:
+        """See :meth:`Encoder.first_divergence`."""
         ids = [self._suffix(answer)[0] for answer in answers]
         same = next((i for i, column in enumerate(zip(*ids, strict=False)) if len(set(column)) > 1), 0)
         after = [i[same] for i in ids]

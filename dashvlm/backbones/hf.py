@@ -83,7 +83,7 @@ class HFBackbone(Backbone):
         if before is None:
             hidden = self._hidden(batch)[:, -1]
             return self._choice_logprobs(hidden, self.encoder.choice_tokens(choices))
-        parted = [self.encoder.branch([text + choice for choice in choices]) for text in before]
+        parted = [self.encoder.first_divergence([text + choice for choice in choices]) for text in before]
         device, longest = batch["input_ids"].device, max(len(shared) for shared, _ in parted)
         ids = torch.full((len(parted), longest), self.encoder.tokenizer.pad_token_id, device=device)
         mask = torch.zeros_like(ids)

@@ -45,7 +45,7 @@ class Item:
     frames: FrameArray | None
     frame_times_s: Times | None
     problem: str | None = None
-    draw: int = 0  # number of the pass over the data, for what varies between passes
+    epoch: int = 0  # number of the pass over the data, for what varies between passes
     demos: tuple[tuple[FrameArray, Times], ...] = ()  # of ``sample.demos``
 
 
@@ -73,7 +73,7 @@ class SampleDataset(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        index, draw = key if isinstance(key, tuple) else (key, 0)
+        index, epoch = key if isinstance(key, tuple) else (key, 0)
         sample = self.samples[index]
         if "failed" in sample.clip.extra:
             return Item(index, sample, None, None, str(sample.clip.extra["failed"]))
@@ -86,8 +86,8 @@ class SampleDataset(Dataset[Item]):
             frames = np.full_like(frames, 127)
             demos = [(np.full_like(f, 127), t) for f, t in demos]
         elif self.augmentation:
-            frames = augment(frames, self.augmentation, (draw, index))
-        return Item(index, sample, frames, times, draw=draw, demos=tuple(demos))
+            frames = augment(frames, self.augmentation, (epoch, index))
+        return Item(index, sample, frames, times, epoch=epoch, demos=tuple(demos))
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
@@ -116,7 +116,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
-        repeats: int = 1,
+        steps_per_batch: int = 1,
     ) -> None:
         if batch_size % world_size:
             raise ConfigError(
@@ -125,7 +125,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
                 do=f"use a multiple of {world_size}",
             )
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
-        self.num_batches, self.start, self.repeats = num_batches, start, repeats
+        self.num_batches, self.start, self.steps_per_batch = num_batches, start, steps_per_batch
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
@@ -133,7 +133,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 
     def batch(self, number: int) -> list[tuple[int, int]]:
         """Return the whole batch ``number`` of the stream, of all processes together."""
-        first = number // self.repeats * self.batch_size
+        first = number // self.steps_per_batch * self.batch_size
         return [
             (int(self._order(p // self.num_samples)[p % self.num_samples]), p // self.num_samples)
             for p in range(first, first + self.batch_size)
@@ -208,13 +208,13 @@ class ClipDataModule(pl.LightningDataModule):
         options: Mapping[str, Any],
         seed: int,
         num_batches: int = 0,
-        repeats: int = 1,
+        steps_per_batch: int = 1,
         accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
         self.collate = collate
-        self.num_batches, self.repeats, self.accumulate = num_batches, repeats, accumulate
+        self.num_batches, self.steps_per_batch, self.accumulate = num_batches, steps_per_batch, accumulate
         self.start = 0  # first batch of the training loader; a resumed run sets it
 
     def train_dataloader(self) -> DataLoader[Item] | WholeSteps:
@@ -226,7 +226,7 @@ class ClipDataModule(pl.LightningDataModule):
             self.seed,
             *self._place(),
             self.start,
-            self.repeats,
+            self.steps_per_batch,
         )
         dataset = SampleDataset(self.samples["train"], self.store, self._blank(), self.options.get("augmentation"))
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate("train"), **self._workers())

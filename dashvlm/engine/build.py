@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 
-from dashvlm.backbones.adapters import attach, census, enable_gradient_checkpointing, load_trained
+from dashvlm.backbones.adapters import apply_peft, count_parameters, enable_gradient_checkpointing, load_trained
 from dashvlm.backbones.base import Backbone
 from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
@@ -67,7 +67,7 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
         manifest = limited(manifest, int(options["limit"]))
     manifest = Manifest(manifest.name, tuple(task.prepared(manifest.clips)), manifest.quarantine)
     taught = train and cfg["objective"]["name"] == "sft" and cfg["peft"]["method"] != "frozen"
-    if taught or not task.answer_lead:  # rationales are needed where they are taught
+    if taught or not task.answer_prefix:  # rationales are needed where they are taught
         manifest = _teachable(manifest, task, float(options["max_bad_fraction"]))
     grid = [
         options,
@@ -230,7 +230,7 @@ def build_module(cfg: Config, for_training: bool = True) -> VLMModule:
     peft = cfg["peft"]
     backbone = build_backbone(cfg, peft.get("quantization"))
     torch.manual_seed(int(cfg["seed"]))
-    attach(backbone, peft)
+    apply_peft(backbone, peft)
     if for_training and cfg["model"]["gradient_checkpointing"]:
         enable_gradient_checkpointing(backbone)
     module: VLMModule = resolve("objective", cfg["objective"]["_target_"])(
@@ -239,7 +239,7 @@ def build_module(cfg: Config, for_training: bool = True) -> VLMModule:
     if cfg.get("start_from") and for_training:
         _start(module, Path(cfg["start_from"]))
     module.on_start()
-    for row in part_census(module):
+    for row in count_by_part(module):
         log.info(
             "%-10s %14s parameters, %12s trainable",
             row["part"], f"{row['parameters'] + row['adapters']:,}", f"{row['trainable']:,}",
@@ -260,10 +260,10 @@ def _start(module: VLMModule, folder: Path) -> None:
     log.info("starting from %s", folder)
 
 
-def part_census(module: VLMModule) -> list[dict[str, Any]]:
+def count_by_part(module: VLMModule) -> list[dict[str, Any]]:
     """Count a module's parameters by role, the objective's own layers included."""
     own = {n: m for n, m in module.named_children() if n != "backbone"}
-    return census(module.backbone, own)
+    return count_parameters(module.backbone, own)
 
 
 def at_home(folder: Path, cfg: Config, paths: Config) -> dict[str, Any]:

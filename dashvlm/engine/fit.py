@@ -72,7 +72,7 @@ def fit(
             "task.pairs=wrong_positions",
         )
     accumulate = int(options["accumulate_grad_batches"])
-    per_epoch = -(-len(train) // int(cfg["data"]["batch_size"])) * module.repeats
+    per_epoch = -(-len(train) // int(cfg["data"]["batch_size"])) * module.steps_per_batch
     steps = options["max_steps"]
     if steps is None:
         steps = -(-per_epoch * int(options["max_epochs"]) // accumulate)
@@ -100,7 +100,7 @@ def fit(
         log.info("nothing to train (peft.method=frozen, or no steps): the model is evaluated as it is")
         return trainer, 0.0
     loaders = ClipDataModule(
-        taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.repeats, accumulate,
+        taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.steps_per_batch, accumulate,
     )  # fmt: skip
     resume, done = resume_point(checkpoints) or (None, 0)
     if resume is not None:

@@ -43,7 +43,7 @@ def write_pairs(config: dict[str, Any]) -> Path:
         if not isinstance(text, str):
             continue
         target, better = task.target(sample), task.answer(sample)
-        if (row["status"] == "parsed" and task.credit(row["answer"], target) == 1.0) or text == better:
+        if (row["status"] == "parsed" and task.partial_credit(row["answer"], target) == 1.0) or text == better:
             right += 1
             continue
         pairs.append({"clip_id": sample.clip.clip_id, "chosen": better, "rejected": text})

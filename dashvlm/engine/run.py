@@ -128,7 +128,7 @@ def _noted(what: str, notes: list[str]) -> Iterator[None]:
 
 def _start_measured(cfg: Mapping[str, Any], data: Data, module: VLMModule, folder: Path) -> pd.DataFrame | None:
     """What the objective measures before training, once for a run however often it is resumed."""
-    if not module.compares:
+    if not module.evaluate_before_training:
         return None
     path = folder / "before.parquet"
     if cfg.get("start_from") and int(os.environ.get("LOCAL_RANK", 0)) == 0:

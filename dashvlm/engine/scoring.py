@@ -20,7 +20,7 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import straddling_files
 from dashvlm.data.samples import feasibility, sampling_skew
 from dashvlm.data.sampling import staleness_s
-from dashvlm.engine.build import Data, checkpoint_name, evaluation_samples, part_census
+from dashvlm.engine.build import Data, checkpoint_name, count_by_part, evaluation_samples
 from dashvlm.engine.fit import build_trainer
 from dashvlm.errors import DataError
 from dashvlm.figures import STYLE
@@ -80,8 +80,8 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     if len(task.choices) == 2:
         for column in [c for c in table if c.endswith("scores")]:
             table[column.removesuffix("s")] = [_last(v) for v in table[column]]
-    seen = [observe(s, s.times_s) for s in samples]
-    for name, values in module.measure(table["text"].tolist(), seen, targets).items():
+    observation = [observe(s, s.times_s) for s in samples]
+    for name, values in module.measure(table["text"].tolist(), observation, targets).items():
         table[name] = values
     for name, values in task.baseline(data.samples["train"], samples).items():
         table[name] = pd.array(values, dtype="Int64") if whole else values
@@ -100,17 +100,17 @@ def score_start(cfg: Mapping[str, Any], data: Data, module: VLMModule) -> pd.Dat
     loaders.trainer = trainer
     table = pd.DataFrame({"sample_id": [s.sample_id for s in samples]})
     _add_pairs(table, module, loaders, samples)
-    if module.taught != "pair":
+    if module.supervision != "pair":
         texts = [row.get("text") for row in predict_rows(module, loaders, samples)]
-        seen, targets = [observe(s, s.times_s) for s in samples], [module.task.target(s) for s in samples]
-        for name, values in module.measure(texts, seen, targets).items():
+        observation, targets = [observe(s, s.times_s) for s in samples], [module.task.target(s) for s in samples]
+        for name, values in module.measure(texts, observation, targets).items():
             table[name] = values
     return table.rename(columns={c: f"before_{c}" for c in table if c != "sample_id"})
 
 
 def _add_pairs(table: pd.DataFrame, module: VLMModule, loaders: ClipDataModule, samples: list[Sample]) -> None:
     """Judge the pairs of the samples that have one, where the objective learns from pairs."""
-    if module.taught != "pair" or not module.usable(samples):
+    if module.supervision != "pair" or not module.usable(samples):
         return
     judged = {row["index"]: row for row in predict_rows(module, loaders, samples, "pairs") if "preferred" in row}
     for name in ("preferred", "likelier", "margin", "chosen_tokens", "rejected_tokens"):
@@ -147,7 +147,7 @@ def write_results(
     }
     if taught_by:
         numbers["alarms"].append(f"the answers compared with were written by {', '.join(sorted(taught_by))}")
-    if options.get("labels") and module.task.choices and module.taught == "answer":
+    if options.get("labels") and module.task.choices and module.supervision == "answer":
         numbers["alarms"] += label_alarms(options["labels"], options["label_options"]["mode"])
     numbers["alarms"] += module.task.write(rows, folder)
     points = [(int(options["num_frames"]), float(options["frame_interval_s"]))]
@@ -162,7 +162,7 @@ def write_results(
         if options["sampling"] == "anchored"
         else [],
         "sampling_skew": skew,
-        "parameters": part_census(module),
+        "parameters": count_by_part(module),
         "checkpoint": {
             "name": checkpoint_name(cfg["model"]),
             "commit": getattr(module.backbone, "commit", None),

@@ -16,7 +16,7 @@ from dashvlm.data.datamodule import Stage
 from dashvlm.objectives.reference import Reference
 from dashvlm.objectives.text import TextModule
 from dashvlm.tasks.base import Task
-from dashvlm.training.collate import Collate, Taught
+from dashvlm.training.collate import Collate, Supervision
 
 
 def dpo_loss(gain: Tensor, lengths: Tensor, beta: float, variant: str) -> tuple[Tensor, Tensor]:
@@ -41,8 +41,8 @@ def dpo_loss(gain: Tensor, lengths: Tensor, beta: float, variant: str) -> tuple[
 class DPOModule(TextModule):
     """Makes the better answer of a pair likelier than the worse one, relative to a reference."""
 
-    taught = "pair"
-    compares = True
+    supervision = "pair"
+    evaluate_before_training = True
 
     def __init__(
         self, backbone: Backbone, task: Task, options: Mapping[str, Any], optim: Mapping[str, Any], seed: int
@@ -105,15 +105,15 @@ class DPOModule(TextModule):
     def collate(self, stage: Stage) -> Collate:
         """Pairs in training and validation; prompts, with no answer in reach, for the rows."""
         prefix = str(self.options.get("prefix") or "")
-        taught: Taught = "pair" if stage in ("train", "val", "pairs") else "prompt"
-        return Collate(self.task, self.backbone.encoder, stage, taught, prefix)
+        supervision: Supervision = "pair" if stage in ("train", "val", "pairs") else "prompt"
+        return Collate(self.task, self.backbone.encoder, stage, supervision, prefix)
 
     def _judge(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Answers]:
         """Losses and margins [B] of pairs [2 B], and what the policy makes of the answers."""
         found = self.backbone.answers(inputs)
         gain = (found.logprobs * found.mask).sum(1)
         if self.reference.kind != "none":
-            with self.reference.lent():
+            with self.reference.use_reference_weights():
                 known = self.backbone.answers(inputs)
             gain = gain - (known.logprobs * known.mask).sum(1)
         losses, margin = dpo_loss(gain, found.mask.sum(1), float(self.options["beta"]), str(self.options["variant"]))

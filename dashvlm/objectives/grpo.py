@@ -84,8 +84,8 @@ def grpo_loss(logprobs: Tensor, rollout: Rollout, options: Mapping[str, Any]) ->
 class GRPOModule(TextModule):
     """Draws completions, rewards them, and makes those likelier that beat their group."""
 
-    taught = "prompt"
-    compares = True
+    supervision = "prompt"
+    evaluate_before_training = True
 
     def __init__(
         self, backbone: Backbone, task: Task, options: Mapping[str, Any], optim: Mapping[str, Any], seed: int
@@ -94,7 +94,7 @@ class GRPOModule(TextModule):
         kind = str(options["reference"]) if float(options["beta"]) else "none"
         self.reference = Reference(backbone, kind)
         self.weights = weights_of(task, options["rewards"] or {})
-        self.repeats = int(options["iterations"])
+        self.steps_per_batch = int(options["iterations"])
         self._rollout: Rollout | None = None
         self._drawn: list[Tensor] = []  # tokens of the batches of the step in work (bnpo)
 
@@ -105,16 +105,16 @@ class GRPOModule(TextModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Seed the step; completions are drawn anew after ``iterations`` steps."""
         super().on_train_batch_start(batch, batch_idx)
-        if batch_idx % self.repeats == 0:
+        if batch_idx % self.steps_per_batch == 0:
             self._rollout = None
 
     def compute_loss(self, batch: dict[str, Any]) -> Tensor:
         """Draw and reward completions (or take those of the last step again), and make a step on them."""
-        options = {**self.options, "max_new_tokens": self.room}
+        options = {**self.options, "max_new_tokens": self.max_new_tokens}
         rollout = self._rollout or self.roll_out(batch)
         temperature, shared = float(options["temperature"]), bool(options["shared_prefix"])
         logprobs = self.backbone.completion_logprobs(batch["inputs"], rollout.ids, rollout.mask, temperature, shared)
-        if rollout.old is None and self.repeats > 1:
+        if rollout.old is None and self.steps_per_batch > 1:
             rollout.old = logprobs.detach()
         self._rollout = rollout
         loss, curves = grpo_loss(logprobs, rollout, options)
@@ -128,7 +128,7 @@ class GRPOModule(TextModule):
 
     def _places(self, rollout: Rollout) -> int:
         """Tokens that the completions of a batch could have, the same for every batch."""
-        return len(rollout.mask) * self.room
+        return len(rollout.mask) * self.max_new_tokens
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Normalise ``bnpo`` by the tokens of the whole step, over all its batches and processes."""
@@ -150,17 +150,17 @@ class GRPOModule(TextModule):
         temperature, top_p = float(options["temperature"]), float(options["top_p"])
         training = self.backbone.training
         self.backbone.eval()
-        ids, mask = self.backbone.sample(batch["inputs"], group, self.room, temperature, top_p)
+        ids, mask = self.backbone.sample(batch["inputs"], group, self.max_new_tokens, temperature, top_p)
         self.backbone.train(training)
         texts = self.backbone.encoder.decode(ids)
         parts = []
         for number, text in enumerate(texts):
             row = number // group
-            parts.append(grade(read(self.task, text, batch["seen"][row], batch["targets"][row]), self.weights))
+            parts.append(grade(read(self.task, text, batch["observation"][row], batch["targets"][row]), self.weights))
         rewards = torch.tensor([sum(p.values()) for p in parts], device=ids.device).view(-1, group)
         reference = None
         if self.reference.kind != "none":
-            with self.reference.lent():
+            with self.reference.use_reference_weights():
                 shared = bool(options["shared_prefix"])
                 reference = self.backbone.completion_logprobs(batch["inputs"], ids, mask, temperature, shared)
         ended = mask.sum(1) < ids.shape[1]
@@ -183,11 +183,11 @@ class GRPOModule(TextModule):
         """Reward completions of the validation split, written as the test split's are (``generation``)."""
         if not len(batch["index"]):
             return
-        texts = self.backbone.generate(batch["inputs"], self.room, self.options.get("generation") or {})
-        for index, text, seen, target in zip(
-            batch["index"].tolist(), texts, batch["seen"], batch["targets"], strict=True
+        texts = self.backbone.generate(batch["inputs"], self.max_new_tokens, self.options.get("generation") or {})
+        for index, text, observation, target in zip(
+            batch["index"].tolist(), texts, batch["observation"], batch["targets"], strict=True
         ):
-            made = read(self.task, text, seen, target)
+            made = read(self.task, text, observation, target)
             reward = sum(grade(made, self.weights).values())
             self._seen.append((index, (reward, float(in_form(self.task, made))), 0 if target is not None else -1))
 
@@ -196,10 +196,10 @@ class GRPOModule(TextModule):
         rewards, formed = zip(*values, strict=True)
         return {"reward": sum(rewards) / len(rewards), "format_rate": sum(formed) / len(formed)}
 
-    def measure(self, texts: list[Any], seen: list[Any], targets: list[Any]) -> dict[str, list[float | None]]:
+    def measure(self, texts: list[Any], observation: list[Any], targets: list[Any]) -> dict[str, list[float | None]]:
         """Columns with the rewards of the texts that were written for the test split."""
         out: dict[str, list[float | None]] = {}
-        for row, (text, view, target) in enumerate(zip(texts, seen, targets, strict=True)):
+        for row, (text, view, target) in enumerate(zip(texts, observation, targets, strict=True)):
             known = target is not None and isinstance(text, str)
             parts: dict[str, float | None] = dict.fromkeys(["reward", "format", *(f"reward_{n}" for n in self.weights)])
             if known:

@@ -40,7 +40,7 @@ class AttentionPool(nn.Module):
 class PooledModule(VLMModule):
     """Binary cross entropy or focal loss on one logit."""
 
-    taught = "prompt"
+    supervision = "prompt"
 
     def __init__(
         self,

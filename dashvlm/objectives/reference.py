@@ -39,7 +39,7 @@ class Reference:
             self._start = {n: p.detach().clone() for n, p in self._trained()}
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
+    def use_reference_weights(self) -> Iterator[None]:
         """A context in which the backbone is the reference, in evaluation mode and without gradients."""
         training, now = self.backbone.training, {n: p.data for n, p in self._trained()}
         self.backbone.eval()

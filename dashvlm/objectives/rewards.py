@@ -26,33 +26,33 @@ class Completion:
         text: as written.
         value: what was parsed, or None.
         parsed: whether it is an answer at all.
-        credit: how right it is, between 0 and 1 (:meth:`Task.credit`); 0 for a text that hedges.
+        credit: how right it is, between 0 and 1 (:meth:`Task.partial_credit`); 0 for a text that hedges.
         strict: whether structured parts are valid as written.
     """
 
     text: str
     value: Any
     parsed: bool
-    credit: float
+    partial_credit: float
     strict: bool = False
 
 
-def read(task: Task, text: str, seen: Observation, target: Any) -> Completion:
+def read(task: Task, text: str, observation: Observation, target: Any) -> Completion:
     """Let a task read a completion."""
-    if task.answer_lead:  # only what stands in the one pair of answer tags is an answer
+    if task.answer_prefix:  # only what stands in the one pair of answer tags is an answer
         inner = re.findall(r"<answer>(.*?)</answer>", text, re.DOTALL)
         single = len(inner) == 1 and text.count("<answer>") == 1 and text.count("</answer>") == 1
-        value, status = task.parse(inner[0].strip(), seen) if single else (None, "unparsed")
+        value, status = task.parse(inner[0].strip(), observation) if single else (None, "unparsed")
     else:
-        value, status = task.parse(text, seen)
-    parsed = status == "parsed" and not task.hedges(text)
+        value, status = task.parse(text, observation)
+    parsed = status == "parsed" and not task.is_ambiguous(text)
     strict = isinstance(value, Mapping) and bool(value.get("strict")) and parsed
-    return Completion(text, value, parsed, task.credit(value, target) if parsed else 0.0, strict)
+    return Completion(text, value, parsed, task.partial_credit(value, target) if parsed else 0.0, strict)
 
 
 def correctness(made: Completion) -> float:
     """How right the answer is."""
-    return made.credit
+    return made.partial_credit
 
 
 def strict_format(made: Completion) -> float:
@@ -92,7 +92,7 @@ def integer(made: Completion) -> float:
 
 def letter(made: Completion) -> float:
     """The right letter of a multiple-choice question."""
-    return made.credit
+    return made.partial_credit
 
 
 def schema(made: Completion) -> float:
@@ -102,7 +102,7 @@ def schema(made: Completion) -> float:
 
 def fields(made: Completion) -> float:
     """Share of the parameters, or mandatory positions, that are right."""
-    return made.credit
+    return made.partial_credit
 
 
 REWARDS: dict[str, Callable[[Completion], float]] = {
@@ -121,7 +121,7 @@ def weights_of(task: Task, changed: Mapping[str, float]) -> dict[str, float]:
         ConfigError: if ``objective.rewards`` names a reward that does not exist, or nothing is rewarded.
     """
     unknown = sorted(set(changed) - set(REWARDS))
-    found = {**task.rewards, **(FORM if task.answer_lead else {}), **{k: float(v) for k, v in changed.items()}}
+    found = {**task.rewards, **(FORM if task.answer_prefix else {}), **{k: float(v) for k, v in changed.items()}}
     if unknown or not any(found.values()):
         raise ConfigError(
             "objective.rewards", got=", ".join(unknown) or "no weight above 0", do=f"use of {', '.join(REWARDS)}"
@@ -136,4 +136,4 @@ def grade(made: Completion, weights: Mapping[str, float]) -> dict[str, float]:
 
 def in_form(task: Task, made: Completion) -> bool:
     """Whether a completion has the form the task asks for: tags where it reasons, an answer elsewhere."""
-    return bool(soft_format(made)) if task.answer_lead else made.parsed
+    return bool(soft_format(made)) if task.answer_prefix else made.parsed

@@ -61,7 +61,9 @@ class SFTModule(TextModule):
         texts = self.backbone.encoder.decode(likeliest.masked_fill(~mask, 0)) if self._trainer is not None else []
         if not texts:
             return
-        read = [self.task.parse(text, seen)[0] for text, seen in zip(texts, batch["seen"], strict=True)]
+        read = [
+            self.task.parse(text, observation)[0] for text, observation in zip(texts, batch["observation"], strict=True)
+        ]
         truth = batch["labels"].tolist()
         parsed = sum(2 * alpha if r is None else alpha * (r != y) for r, y in zip(read, truth, strict=True)) / len(read)
         size = len(truth)

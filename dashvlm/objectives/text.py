@@ -30,8 +30,8 @@ class TextModule(VLMModule):
         return scores / counts
 
     def _by_first_token(self, inputs: dict[str, Tensor], mask: Tensor, before: list[str] | None = None) -> Tensor:
-        if before is None and self.task.answer_lead:
-            before = [self.task.answer_lead] * len(mask)
+        if before is None and self.task.answer_prefix:
+            before = [self.task.answer_prefix] * len(mask)
         logprobs = self.backbone.score(inputs, self.task.choices, before)
         return logprobs.masked_fill(~mask, -torch.inf).softmax(-1)
 
@@ -44,9 +44,9 @@ class TextModule(VLMModule):
 
     def further_scores(self, batch: dict[str, Any], texts: dict[str, list[str]]) -> dict[str, Tensor]:
         """``reasoned_scores``: of the choices behind the reasoning that was written, for tasks that reason."""
-        if not self.task.answer_lead or "text" not in texts:
+        if not self.task.answer_prefix or "text" not in texts:
             return {}
-        before = [self.task.lead_after(text) for text in texts["text"]]
+        before = [self.task.prefix_after_reasoning(text) for text in texts["text"]]
         return {"reasoned_scores": self._by_first_token(batch["inputs"], batch["choice_mask"], before)}
 
     def generate(self, batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -58,13 +58,13 @@ class TextModule(VLMModule):
         if not self.options["generate"] or (batch["pixels_off"] and self.task.choices):
             return {}
         options = self.options.get("generation") or {}
-        made = {"text": self.backbone.generate(batch["inputs"], self.room, options)}
+        made = {"text": self.backbone.generate(batch["inputs"], self.max_new_tokens, options)}
         if self.options.get("constrained") and not batch["pixels_off"]:
             schema = getattr(self.task, "schema", None)
-            made["constrained_text"] = self.backbone.generate(batch["inputs"], self.room, options, schema)
+            made["constrained_text"] = self.backbone.generate(batch["inputs"], self.max_new_tokens, options, schema)
         return made
 
     @property
-    def room(self) -> int:
+    def max_new_tokens(self) -> int:
         """Tokens that an answer may take: ``objective.max_new_tokens``, or what the task needs."""
-        return int(self.options["max_new_tokens"] or self.task.room)
+        return int(self.options["max_new_tokens"] or self.task.default_max_new_tokens)

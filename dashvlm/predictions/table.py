@@ -184,8 +184,8 @@ def _row(task: Task, sample: Sample, given: Record | None, columns: Columns, rul
     if given is None:
         return {**row, "problem": "no prediction"}
     text = text_of(given.get(columns.text)) if columns.text else None
-    seen = observe(sample, (0.0,))
-    made = task.reading.prediction(task, given, columns, clean(text, rule) if text else text, clip, seen)
+    observation = observe(sample, (0.0,))
+    made = task.reading.prediction(task, given, columns, clean(text, rule) if text else text, clip, observation)
     row |= made
     if row["status"] == "failed" and not row["problem"]:
         row["problem"] = "an empty prediction"

@@ -39,7 +39,7 @@ FEWEST = 12
 
 
 @dataclass(frozen=True)
-class Reader:
+class ShortcutProbe:
     """What a reader without pixels reaches.
 
     Attributes:
@@ -67,7 +67,7 @@ class Reader:
 
 def audit(
     samples: Mapping[Any, Sequence[Sample]], classes: Callable[[Sample], Any], store: FrameStore, seed: int = 0
-) -> list[Reader]:
+) -> list[ShortcutProbe]:
     """Fit every reader on the training samples and score it on the test samples.
 
     Args:
@@ -211,7 +211,7 @@ def _worded(
 def _reader(
     name: str, what: str, score: Array, truth: NDArray[Any], names: Sequence[str], weights: Array,
     num_choices: NDArray[np.int_], num_groups: int, num_readers: int = 12,
-) -> Reader:  # fmt: skip
+) -> ShortcutProbe:  # fmt: skip
     """Score a reader: the mean over classes of one against the rest, among samples with as many choices.
 
     The interval is the bootstrap's, made wider for few groups: its half-width times the ratio of
@@ -232,7 +232,7 @@ def _reader(
 
     value, drawn = float(auc(np.ones((1, len(truth))))[0]), auc(weights)
     half = float(drawn.std()) * float(stats.t.ppf(1 - LEVEL / num_readers, max(num_groups - 1, 2)))
-    return Reader(name, what, Estimate(value, max(0.0, value - half), min(1.0, value + half)), half)
+    return ShortcutProbe(name, what, Estimate(value, max(0.0, value - half), min(1.0, value + half)), half)
 
 
 def _picture_hash(frame: NDArray[np.uint8], size: int = 16) -> NDArray[np.bool_]:

@@ -30,7 +30,7 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> d
     Args:
         manifest: the dataset.
         options: the ``data`` group.
-        task: adds its own tables (:meth:`dashvlm.tasks.base.Task.census`).
+        task: adds its own tables (:meth:`dashvlm.tasks.base.Task.dataset_tables`).
 
     Returns:
         ``splits`` (a row for each split and one for all), ``videos`` (clips whose video can be read),
@@ -64,7 +64,7 @@ def dataset_card(manifest: Manifest, options: Mapping[str, Any], task: Any) -> d
         "videos": len(usable),
         "several_streams": several,
         "splits": rows,
-        "tables": task.census(clips),
+        "tables": task.dataset_tables(clips),
         "numbers": {
             "duration_s": _spread([c.duration_s for c in usable]),
             "fps": _spread([c.fps for c in usable]),

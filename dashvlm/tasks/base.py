@@ -40,8 +40,8 @@ class Task(ABC):
         evaluation: what is measured, and how it is shown.
         reading: how predictions stand in the files of other tools; None where ``score`` cannot read them.
         choices: all answers that can be scored against each other; empty for tasks that write text.
-        answer_lead: what an answer begins with before the choice; not empty where reasoning may come first.
-        room: tokens that an answer may need (``objective.max_new_tokens``).
+        answer_prefix: what an answer begins with before the choice; not empty where reasoning may come first.
+        default_max_new_tokens: tokens that an answer may need (``objective.max_new_tokens``).
         rewards: reward -> weight, for objectives that draw completions; see :mod:`dashvlm.objectives.rewards`.
         rules: key of the configuration -> what the task allows there.
         labelled: what a teacher's label file gives its clips: rationales, annotations or nothing.
@@ -53,8 +53,8 @@ class Task(ABC):
     evaluation: Evaluation
     reading: Reading | None = None
     choices: tuple[str, ...] = ()
-    answer_lead: str = ""
-    room: int = 8
+    answer_prefix: str = ""
+    default_max_new_tokens: int = 8
     rewards: ClassVar[Mapping[str, float]] = {}
     rules: ClassVar[Mapping[str, Rule]] = {}
     labelled: ClassVar[Literal["rationale", "annotation"] | None] = None
@@ -82,37 +82,38 @@ class Task(ABC):
         """Names of the prompt templates that :meth:`template_of` may choose."""
         return (self.prompt,)
 
-    def template_of(self, seen: Observation) -> str:
+    def template_of(self, observation: Observation) -> str:
         """The prompt template for an observation."""
         return self.prompt
 
-    def messages(self, seen: Observation) -> Messages:
+    def messages(self, observation: Observation) -> Messages:
         """Build the chat from what a model may know; the target is out of its reach.
 
         Args:
-            seen: times of the frames, the clip's question and its choices.
+            observation: times of the frames, the clip's question and its choices.
 
         Returns:
             One user turn whose i-th image part stands for the i-th frame, oldest first.
         """
-        newest = seen.frame_times_s[-1]
-        text = _template(self.prompts(), self.template_of(seen)).render(
-            ages_s=[newest - t for t in seen.frame_times_s],
+        newest = observation.frame_times_s[-1]
+        text = _template(self.prompts(), self.template_of(observation)).render(
+            ages_s=[newest - t for t in observation.frame_times_s],
             print_times=self.print_times,
-            question=(seen.question or self.question or self.default_question()).replace(IMAGE, ""),
-            choices=[choice.replace(IMAGE, "") for choice in seen.choices],
+            question=(observation.question or self.question or self.default_question()).replace(IMAGE, ""),
+            choices=[choice.replace(IMAGE, "") for choice in observation.choices],
             image=IMAGE,
         )
-        if text.count(IMAGE) != len(seen.frame_times_s):
+        if text.count(IMAGE) != len(observation.frame_times_s):
             raise ConfigError(
-                f"task.prompt={self.prompt} shows {text.count(IMAGE)} images for {len(seen.frame_times_s)} frames",
+                f"task.prompt={self.prompt} shows {text.count(IMAGE)} images for {len(observation.frame_times_s)} "
+                "frames",
                 do="print {{ image }} once for each of ages_s in the template",
             )
         content: list[dict[str, Any]] = []
         for number, part in enumerate(text.strip().split(IMAGE)):
             if number:
                 # The age is for models that take the frames as one video and print the times themselves.
-                content.append({"type": "image", "age_s": newest - seen.frame_times_s[number - 1]})
+                content.append({"type": "image", "age_s": newest - observation.frame_times_s[number - 1]})
             if part:
                 content.append({"type": "text", "text": part})
         return [{"role": "user", "content": content}]
@@ -123,18 +124,18 @@ class Task(ABC):
 
     # -- choices -------------------------------------------------------------------------------
 
-    def num_choices(self, seen: Observation) -> int:
+    def num_choices(self, observation: Observation) -> int:
         """How many of ``choices`` exist for an observation: the first so many."""
         return len(self.choices)
 
-    def reorderings(self, seen: Observation) -> list[tuple[int, ...]]:
+    def reorderings(self, observation: Observation) -> list[tuple[int, ...]]:
         """Other orders that the choices are to be shown in, to average over; empty for none.
 
         An order names for each place shown the original number of the choice shown there.
         """
         return []
 
-    def option_texts(self, seen: Observation) -> tuple[str, ...] | None:
+    def option_texts(self, observation: Observation) -> tuple[str, ...] | None:
         """Texts to score as whole answers, one a choice; None scores the choices' first tokens at once."""
         return None
 
@@ -148,7 +149,7 @@ class Task(ABC):
     def answer(self, sample: Sample) -> str:
         """The text that training teaches, for a sample whose target is known."""
 
-    def training_answer(self, sample: Sample, draw: int) -> str:
+    def training_answer(self, sample: Sample, epoch: int) -> str:
         """The text taught in one pass over the data; a task may vary it from pass to pass."""
         return self.answer(sample)
 
@@ -156,9 +157,9 @@ class Task(ABC):
         """The taught text with each choice in turn, where reasoning stands before the choice; else None."""
         return None
 
-    def lead_after(self, text: str) -> str:
+    def prefix_after_reasoning(self, text: str) -> str:
         """What comes before the choice, after the reasoning of a text that was written."""
-        return self.answer_lead
+        return self.answer_prefix
 
     def pair(self, sample: Sample) -> tuple[str, str] | None:
         """A better and a worse answer for preference training; None if there is none."""
@@ -169,16 +170,16 @@ class Task(ABC):
         """The part of the target that a probe for shortcuts tries to tell."""
         return self.target(sample)
 
-    def credit(self, value: Any, target: Any) -> float:
+    def partial_credit(self, value: Any, target: Any) -> float:
         """How right a parsed value is, between 0 and 1."""
         return float(value == target)
 
-    def hedges(self, text: str) -> bool:
+    def is_ambiguous(self, text: str) -> bool:
         """Whether a text gives several answers to one question, of which :meth:`parse` would take one."""
         return False
 
     @abstractmethod
-    def parse(self, text: str | None, seen: Observation) -> tuple[Any, Status]:
+    def parse(self, text: str | None, observation: Observation) -> tuple[Any, Status]:
         """Read a generated text: (a value like the target's or None, status). Never guesses."""
 
     def prepared(self, clips: Sequence[Clip]) -> Sequence[Clip]:
@@ -199,7 +200,7 @@ class Task(ABC):
         """Columns with answers that need no pixels, learned from the training samples."""
         return {}
 
-    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+    def dataset_tables(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
         """Tables for the dataset card: title -> rows."""
         return {}
 

@@ -20,7 +20,7 @@ class Asked(Protocol):
     def reading(self) -> Reading | None:
         """Where its predictions stand."""
 
-    def parse(self, text: str | None, seen: Observation) -> tuple[Any, Any]:
+    def parse(self, text: str | None, observation: Observation) -> tuple[Any, Any]:
         """See :meth:`dashvlm.tasks.base.Task.parse`."""
 
 
@@ -77,7 +77,7 @@ class Reading:
 
 
 def written_prediction(
-    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
+    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, observation: Observation
 ) -> dict[str, Any]:
     """A text, or an object or columns that are written as JSON and read as a text is."""
     fields = task.reading.fields if task.reading else ()
@@ -91,5 +91,5 @@ def written_prediction(
         text = json.dumps(value, ensure_ascii=False)
     elif columns.text is None:
         text = json.dumps({f: given[f] for f in fields if given.get(f) is not None}, ensure_ascii=False)
-    answer, status = task.parse(text, seen)
+    answer, status = task.parse(text, observation)
     return {"text": text, "answer": answer, "status": status}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 TAGS = ("<reasoning>", "</reasoning>", "<answer>", "</answer>")
-LEAD = "<answer>\n"
+ANSWER_PREFIX = "<answer>\n"
 """What an answer without reasoning begins with."""
 
 _STRICT = re.compile(
@@ -25,7 +25,7 @@ def wrap(reasoning: str, answer: str) -> str:
         >>> wrap("The gap closes.", "Yes")
         '<reasoning>\nThe gap closes.\n</reasoning>\n<answer>\nYes\n</answer>'
     """
-    return f"<reasoning>\n{_bare(reasoning)}\n</reasoning>\n{LEAD}{answer}\n</answer>"
+    return f"<reasoning>\n{_bare(reasoning)}\n</reasoning>\n{ANSWER_PREFIX}{answer}\n</answer>"
 
 
 def split(text: str, strict: bool = False) -> tuple[str, str] | None:
@@ -53,10 +53,10 @@ def split(text: str, strict: bool = False) -> tuple[str, str] | None:
     return (reasoning, answer) if reasoning and answer else None
 
 
-def lead_after(text: str) -> str:
+def prefix_after_reasoning(text: str) -> str:
     """The beginning of an answer after the reasoning of a text, whether or not the text has come to its end."""
-    reasoning = text.split("</reasoning>")[0].split(LEAD.strip())[0]
-    return f"<reasoning>\n{_bare(reasoning)}\n</reasoning>\n{LEAD}"
+    reasoning = text.split("</reasoning>")[0].split(ANSWER_PREFIX.strip())[0]
+    return f"<reasoning>\n{_bare(reasoning)}\n</reasoning>\n{ANSWER_PREFIX}"
 
 
 def _bare(text: str) -> str:

@@ -16,7 +16,7 @@ from dashvlm.data.video import resize
 from dashvlm.errors import ConfigError, TrainingError
 from dashvlm.tasks.base import Task, observe
 
-Taught = Literal["answer", "pair", "prompt"]
+Supervision = Literal["answer", "pair", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Collate:
     task: Task
     encoder: Encoder
     stage: Stage
-    taught: Taught
+    supervision: Supervision
     prefix: str = ""
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -46,12 +46,12 @@ class Collate:
             Of the readable items: ``inputs`` for the backbone, ``labels`` [B] (number of the right choice, -1
             where there is none), ``choice_mask`` [B, C] of the choices that exist, ``reordered`` (the same
             questions with their options in other orders), ``options`` (each option's text as an answer),
-            ``index`` [B], ``seen``, ``frame_times_s`` and ``clip_ids``; and ``failed``: indices of the others.
+            ``index`` [B], ``observation``, ``frame_times_s`` and ``clip_ids``; and ``failed``: indices of the others.
             In training and validation ``targets``; where answers are reasoned, ``answer_at`` [B] and
             ``answer_tokens`` [B, C] say where and with which tokens the choices part. In training ``tokens`` [2]
             counts the taught tokens of reasoning and answer. A batch of pairs has 2 B inputs, better answers first.
         """
-        good, seen, frames = [], [], []
+        good, observation, frames = [], [], []
         for item in items:
             if item.frames is None or item.frame_times_s is None:
                 if self.stage == "train":
@@ -61,15 +61,15 @@ class Collate:
                         do="restore the file and run the same command again: the run resumes",
                     )
                 continue
-            if self.taught == "answer" and self.task.target(item.sample) is None:
+            if self.supervision == "answer" and self.task.target(item.sample) is None:
                 continue  # a validation loss needs a reference; training samples all have one
-            if self.taught == "pair" and self.task.pair(item.sample) is None:
+            if self.supervision == "pair" and self.task.pair(item.sample) is None:
                 continue
             good.append(item)
             frames.append(_all_frames(item))
-            seen.append(observe(item.sample, item.frame_times_s.tolist()))
+            observation.append(observe(item.sample, item.frame_times_s.tolist()))
         before = [self._demos(i) for i in good]
-        chats = [[*b, *self.task.messages(s)] for b, s in zip(before, seen, strict=True)]
+        chats = [[*b, *self.task.messages(s)] for b, s in zip(before, observation, strict=True)]
         prefix = self.prefix if self.stage in ("predict", "pixels_off") and not self.task.choices else ""
         targets = [self.task.target(i.sample) for i in good]
         batch: dict[str, Any] = {
@@ -77,39 +77,39 @@ class Collate:
             "labels": torch.tensor([t if isinstance(t, int) else -1 for t in targets]),
             "index": torch.tensor([i.index for i in good], dtype=torch.long),
             "clip_ids": [i.sample.clip.clip_id for i in good],
-            "seen": seen,
-            "frame_times_s": [list(s.frame_times_s) for s in seen],
+            "observation": observation,
+            "frame_times_s": [list(s.frame_times_s) for s in observation],
             "failed": [i.index for i in items if i.frames is None],
             "pixels_off": self.stage == "pixels_off",
         }
         if self.stage in ("train", "val"):
             batch["targets"] = targets
-        if self.taught == "pair":
+        if self.supervision == "pair":
             return {**batch, "pairs": True}
-        if self.taught == "answer" and self.task.answer_lead and good:
+        if self.supervision == "answer" and self.task.answer_prefix and good:
             batch |= self._where_choices_part(good)
-        if self.taught == "answer" and self.stage == "train" and good:
+        if self.supervision == "answer" and self.stage == "train" and good:
             length = (batch["inputs"]["labels"][:, 1:] != IGNORED).sum(1)
             before = batch.get("answer_at", torch.zeros_like(length)).clamp(max=length)
             batch["tokens"] = torch.stack([before.sum(), (length - before).sum()]).double()
         if self.task.choices and self.stage != "train":
-            batch["choice_mask"] = torch.stack([self._mask(s) for s in seen]) if good else torch.ones(0, 0)
-            batch["reordered"] = self._reordered(seen, frames, before)
-            batch["options"] = self._options(seen, frames, before)
+            batch["choice_mask"] = torch.stack([self._mask(s) for s in observation]) if good else torch.ones(0, 0)
+            batch["reordered"] = self._reordered(observation, frames, before)
+            batch["options"] = self._options(observation, frames, before)
         return batch
 
     def _inputs(
         self, good: Sequence[Item], chats: Sequence[Messages], frames: Sequence[FrameArray], prefix: str
     ) -> dict[str, torch.Tensor]:
-        if self.taught == "pair":
+        if self.supervision == "pair":
             pairs = [p for i in good if (p := self.task.pair(i.sample)) is not None]
             answers = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
             return self.encoder.encode([*chats, *chats], [*frames, *frames], answers)
-        answered = [self._answer(i) for i in good] if self.taught == "answer" else None
+        answered = [self._answer(i) for i in good] if self.supervision == "answer" else None
         return self.encoder.encode(chats, frames, answered, prefix)
 
     def _where_choices_part(self, good: Sequence[Item]) -> dict[str, torch.Tensor]:
-        parted = [self.encoder.branch(self.task.variants(i.sample) or ()) for i in good]
+        parted = [self.encoder.first_divergence(self.task.variants(i.sample) or ()) for i in good]
         return {
             "answer_at": torch.tensor([len(shared) for shared, _ in parted]),
             "answer_tokens": torch.tensor([tokens for _, tokens in parted]),
@@ -117,11 +117,11 @@ class Collate:
 
     def _answer(self, item: Item) -> str:
         if self.stage == "train":
-            return self.task.training_answer(item.sample, item.draw)
+            return self.task.training_answer(item.sample, item.epoch)
         return self.task.answer(item.sample)
 
-    def _mask(self, seen: Observation) -> torch.Tensor:
-        return torch.arange(len(self.task.choices)) < self.task.num_choices(seen)
+    def _mask(self, observation: Observation) -> torch.Tensor:
+        return torch.arange(len(self.task.choices)) < self.task.num_choices(observation)
 
     def _demos(self, item: Item) -> Messages:
         """The turns of the solved examples: question and answer each."""
@@ -137,14 +137,16 @@ class Collate:
         return chat
 
     def _reordered(
-        self, seen: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
+        self, observation: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
     ) -> list[dict[str, Any]]:
         """Batches with one other order for each sample that has so many."""
-        orders = [self.task.reorderings(s) for s in seen]
+        orders = [self.task.reorderings(s) for s in observation]
         views = []
         for turn in range(max((len(o) for o in orders), default=0)):
             rows = [i for i, o in enumerate(orders) if turn < len(o)]
-            shown = [replace(seen[i], choices=tuple(seen[i].choices[j] for j in orders[i][turn])) for i in rows]
+            shown = [
+                replace(observation[i], choices=tuple(observation[i].choices[j] for j in orders[i][turn])) for i in rows
+            ]
             places = torch.arange(len(self.task.choices)).repeat(len(rows), 1)
             for line, i in enumerate(rows):
                 places[line, : len(orders[i][turn])] = torch.tensor(orders[i][turn])
@@ -162,14 +164,14 @@ class Collate:
         return views
 
     def _options(
-        self, seen: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
+        self, observation: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
     ) -> list[dict[str, Any]]:
         """For each choice the samples that have it, with its text as the answer. Knows no target."""
-        texts = [self.task.option_texts(s) for s in seen]
+        texts = [self.task.option_texts(s) for s in observation]
         batches = []
         for number in range(max((len(t) for t in texts if t), default=0)):
             rows = [i for i, t in enumerate(texts) if t and number < len(t)]
-            chats = [[*before[i], *self.task.messages(seen[i])] for i in rows]
+            chats = [[*before[i], *self.task.messages(observation[i])] for i in rows]
             answers = [t[number] for i in rows if (t := texts[i])]
             inputs = self.encoder.encode(chats, [frames[i] for i in rows], answers)
             batches.append({"inputs": inputs, "rows": torch.tensor(rows), "number": number})

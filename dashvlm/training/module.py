@@ -23,7 +23,7 @@ from dashvlm.data.clip import Messages, Sample
 from dashvlm.data.datamodule import Stage
 from dashvlm.errors import TrainingError
 from dashvlm.tasks.base import Task
-from dashvlm.training.collate import Collate, Taught
+from dashvlm.training.collate import Collate, Supervision
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
 
 Row = dict[str, Any]
@@ -40,11 +40,11 @@ class VLMModule(pl.LightningModule, ABC):
         seed: of dropout and sampling; each step seeds itself from it.
     """
 
-    taught: Taught = "answer"
+    supervision: Supervision = "answer"
     """What training batches carry: the answer as text, a pair of answers, or the prompt alone."""
-    compares = False
+    evaluate_before_training = False
     """Whether a run also measures what it started from."""
-    repeats = 1
+    steps_per_batch = 1
     """How many steps are made on one batch."""
 
     def __init__(
@@ -81,7 +81,7 @@ class VLMModule(pl.LightningModule, ABC):
         """Probabilities [B, C] beside :meth:`compute_scores`, by name of their column."""
         return {}
 
-    def measure(self, texts: list[Any], seen: list[Any], targets: list[Any]) -> dict[str, list[float | None]]:
+    def measure(self, texts: list[Any], observation: list[Any], targets: list[Any]) -> dict[str, list[float | None]]:
         """Columns that the objective adds to the table of the test split."""
         return {}
 
@@ -101,11 +101,11 @@ class VLMModule(pl.LightningModule, ABC):
         """
         wanted = stage == "train" or (stage == "val" and not self.task.choices)
         prefix = str(self.options.get("prefix") or "")
-        return Collate(self.task, self.backbone.encoder, stage, self.taught if wanted else "prompt", prefix)
+        return Collate(self.task, self.backbone.encoder, stage, self.supervision if wanted else "prompt", prefix)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; observations stay as they are (Lightning would take them apart)."""
-        kept = {k: batch[k] for k in ("seen", "targets") if k in batch}
+        kept = {k: batch[k] for k in ("observation", "targets") if k in batch}
         rest = {k: v for k, v in batch.items() if k not in kept}
         return {**super().transfer_batch_to_device(rest, device, dataloader_idx), **kept}
 
@@ -190,10 +190,10 @@ class VLMModule(pl.LightningModule, ABC):
 
     def on_validation_epoch_end(self) -> None:
         """Log metrics over the whole split, each sample once whatever the number of processes."""
-        seen = {i: (s, y) for i, s, y in _gather(self._seen) if y >= 0}
-        if not seen:
+        observation = {i: (s, y) for i, s, y in _gather(self._seen) if y >= 0}
+        if not observation:
             return
-        scores, targets = zip(*seen.values(), strict=True)
+        scores, targets = zip(*observation.values(), strict=True)
         for number, (name, value) in enumerate(self.log_validation(list(scores), list(targets)).items()):
             self.log(f"val/{name}", value, prog_bar=number == 0, rank_zero_only=False)
 
@@ -217,15 +217,15 @@ class VLMModule(pl.LightningModule, ABC):
         if self.task.choices:
             found = {"scores": self.compute_scores(batch), **self.further_scores(batch, texts)}
         scores = {name: values.double().cpu().tolist() for name, values in found.items()}
-        took = (time.perf_counter() - start) / len(batch["seen"])
-        for row, (index, seen) in enumerate(zip(batch["index"].tolist(), batch["seen"], strict=True)):
+        took = (time.perf_counter() - start) / len(batch["observation"])
+        for row, (index, observation) in enumerate(zip(batch["index"].tolist(), batch["observation"], strict=True)):
             made: Row = {"index": index, "frame_times_s": batch["frame_times_s"][row], "latency_s": took}
-            made["prompt"] = as_text(self.task.messages(seen))
-            made |= {name: values[row][: self.task.num_choices(seen)] for name, values in scores.items()}
+            made["prompt"] = as_text(self.task.messages(observation))
+            made |= {name: values[row][: self.task.num_choices(observation)] for name, values in scores.items()}
             if prefix and texts:
                 made["prefix"] = prefix
             for name, written in texts.items():
-                answer, status = self.task.parse(written[row], seen)
+                answer, status = self.task.parse(written[row], observation)
                 kind = name.removesuffix("text")
                 made |= {name: written[row], f"{kind}answer": answer, f"{kind}status": status}
             self.rows.append(made)

@@ -19,7 +19,7 @@ def truth(row: Row, target: Any, record: Record) -> Row:
 
 
 def prediction(
-    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
+    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, observation: Observation
 ) -> dict[str, Any]:
     """A score, an answer, or both."""
     made: dict[str, Any] = {"text": text}
@@ -31,7 +31,7 @@ def prediction(
     if label is not None:
         made |= {"answer": label, "status": "parsed"}
     elif said is not None or text is not None:
-        answer, status = task.parse(said_in(str(said if said is not None else text), plain=True), seen)
+        answer, status = task.parse(said_in(str(said if said is not None else text), plain=True), observation)
         made |= {"answer": answer, "status": status}
     if columns.score and made["score"] is None:
         made["status"] = "failed"

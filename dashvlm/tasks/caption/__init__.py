@@ -50,7 +50,7 @@ class CaptionTask(Task):
     name = "caption"
     evaluation = CAPTION
     reading = TEXTS_ELSEWHERE
-    room = 256
+    default_max_new_tokens = 256
     rewards: ClassVar = {"fields": 2.0}
     rules: ClassVar = {
         "task.style": one_of(*STYLES),
@@ -105,7 +105,7 @@ class CaptionTask(Task):
         need_target(self.target(sample), sample)
         return str(self.columns(sample)["reference"])
 
-    def training_answer(self, sample: Sample, draw: int) -> str:
+    def training_answer(self, sample: Sample, epoch: int) -> str:
         """The answer without the parts that are dropped in this pass over the data."""
         text = self.answer(sample)
         if not self.text_dropout or self.style_of(sample.clip) == "caption":
@@ -114,11 +114,11 @@ class CaptionTask(Task):
             part
             for label, part in parts_of(text)
             if label not in self.dropped_parts
-            or stable_uniform(draw, "text dropout", sample.sample_id, label) >= self.text_dropout
+            or stable_uniform(epoch, "text dropout", sample.sample_id, label) >= self.text_dropout
         ]
         return " ".join(kept) if kept else text
 
-    def parse(self, text: str | None, seen: Observation) -> tuple[dict[str, Any] | None, Status]:
+    def parse(self, text: str | None, observation: Observation) -> tuple[dict[str, Any] | None, Status]:
         """Read the mandatory fields; a free caption is its own answer."""
         if text is None:
             return None, "failed"
@@ -166,12 +166,12 @@ class CaptionTask(Task):
         """The side that the sidewalk is on."""
         return (self.target(sample) or {}).get("sidewalk_pos")
 
-    def credit(self, value: Any, target: Any) -> float:
+    def partial_credit(self, value: Any, target: Any) -> float:
         """Share of the mandatory positions that are right."""
         named = [name for name in HEADERS if name in target]
         return sum((value or {}).get(name) == target[name] for name in named) / max(len(named), 1)
 
-    def hedges(self, text: str) -> bool:
+    def is_ambiguous(self, text: str) -> bool:
         """Whether a position is given twice."""
         return any(len(re.findall(rf"\b{label}\s*:", text, re.IGNORECASE)) > 1 for label, _ in HEADERS.values())
 
@@ -189,7 +189,7 @@ class CaptionTask(Task):
         usual, times = told.most_common(1)[0] if told else ("", 0)
         return {"usual_reference": [usual] * len(scored)} if times > 1 else {}
 
-    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+    def dataset_tables(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
         """Fields, objects near and far, contradictions between caption and annotation, a split."""
         splits, fields, objects = [], [], []
         for split in SPLITS:

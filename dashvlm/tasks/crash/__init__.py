@@ -19,7 +19,7 @@ from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.binary import SCORES
 from dashvlm.tasks.binary.reading import YES_NO
 from dashvlm.text.parsing import Status, parse_yes_no
-from dashvlm.text.reasoning import LEAD, lead_after, wrap
+from dashvlm.text.reasoning import ANSWER_PREFIX, prefix_after_reasoning, wrap
 
 FALLBACK = 0.5
 """Score in a submission of a clip that could not be scored."""
@@ -51,8 +51,8 @@ class CrashTask(Task):
         self, prompt: str, print_times: bool = True, question: str | None = None, reasoning: bool = False
     ) -> None:
         self.reasoning = reasoning
-        self.answer_lead = LEAD if reasoning else ""
-        self.room = 256 if reasoning else 8
+        self.answer_prefix = ANSWER_PREFIX if reasoning else ""
+        self.default_max_new_tokens = 256 if reasoning else 8
         super().__init__("crash_reasoning" if reasoning and prompt == "crash_yes_no" else prompt, print_times, question)
 
     @classmethod
@@ -86,11 +86,11 @@ class CrashTask(Task):
         """The taught text with each of the choices in turn."""
         return [wrap(self._rationale(sample), word) for word in self.choices] if self.reasoning else None
 
-    def lead_after(self, text: str) -> str:
+    def prefix_after_reasoning(self, text: str) -> str:
         """What comes before the answer, after the reasoning of a text."""
-        return lead_after(text)
+        return prefix_after_reasoning(text)
 
-    def parse(self, text: str | None, seen: Observation) -> tuple[int | None, Status]:
+    def parse(self, text: str | None, observation: Observation) -> tuple[int | None, Status]:
         """Read yes or no, strictly."""
         return parse_yes_no(text)
 
@@ -118,7 +118,7 @@ class CrashTask(Task):
         names = ", ".join(asked.loc[missing, "clip_id"].astype(str).head(3))
         return [f"submission.csv: {int(missing.sum())} of {len(asked)} rows had no score and say {FALLBACK}: {names}"]
 
-    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+    def dataset_tables(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
         """Rationales a split, where there are any."""
         if not any("rationale" in c.extra or "rationale_problem" in c.extra for c in clips):
             return {}

@@ -92,34 +92,34 @@ class MCQTask(Task):
         """Both languages' templates."""
         return tuple(f"mcq_{self.prompt}_{language}" for language in ("vi", "en"))
 
-    def template_of(self, seen: Observation) -> str:
+    def template_of(self, observation: Observation) -> str:
         """The template in the configured or the question's language."""
-        language = language_of(seen.question or "") if self.language == "auto" else self.language
+        language = language_of(observation.question or "") if self.language == "auto" else self.language
         return f"mcq_{self.prompt}_{language}"
 
     def default_question(self) -> str:
         """There is none: a choice without a question means nothing."""
         raise ConfigError("task=mcq needs clips with questions", do="use data=roadbuddy or data=synthetic")
 
-    def num_choices(self, seen: Observation) -> int:
+    def num_choices(self, observation: Observation) -> int:
         """As many as the question has."""
-        if not 2 <= len(seen.choices) <= len(LETTERS):
+        if not 2 <= len(observation.choices) <= len(LETTERS):
             raise ConfigError(
-                f"task=mcq needs questions with 2 to {len(LETTERS)} choices", got=f"{len(seen.choices)}",
+                f"task=mcq needs questions with 2 to {len(LETTERS)} choices", got=f"{len(observation.choices)}",
                 do="use data=roadbuddy or data=synthetic",
             )  # fmt: skip
-        return len(seen.choices)
+        return len(observation.choices)
 
-    def reorderings(self, seen: Observation) -> list[tuple[int, ...]]:
+    def reorderings(self, observation: Observation) -> list[tuple[int, ...]]:
         """The rotations of the options: each stands once in each place."""
         if not self.reorder:
             return []
-        count = self.num_choices(seen)
+        count = self.num_choices(observation)
         return [tuple((place + shift) % count for place in range(count)) for shift in range(1, count)]
 
-    def option_texts(self, seen: Observation) -> tuple[str, ...] | None:
+    def option_texts(self, observation: Observation) -> tuple[str, ...] | None:
         """The options' own texts, if they are what is scored."""
-        return tuple(seen.choices) if self.answer_with == "text" else None
+        return tuple(observation.choices) if self.answer_with == "text" else None
 
     def target(self, sample: Sample) -> int | None:
         """The number of the right option."""
@@ -131,13 +131,13 @@ class MCQTask(Task):
         target = need_target(self.target(sample), sample)
         return LETTERS[target] if self.answer_with == "letter" else str(sample.clip.extra["choices"][target])
 
-    def parse(self, text: str | None, seen: Observation) -> tuple[int | None, Status]:
+    def parse(self, text: str | None, observation: Observation) -> tuple[int | None, Status]:
         """Read a letter; an option's whole text counts as its letter where texts are taught."""
         if text is not None and self.answer_with == "text":
-            same = [i for i, choice in enumerate(seen.choices) if _plain(choice) == _plain(text)]
+            same = [i for i, choice in enumerate(observation.choices) if _plain(choice) == _plain(text)]
             if len(same) == 1:
                 return same[0], "parsed"
-        return parse_letter(text, self.num_choices(seen))
+        return parse_letter(text, self.num_choices(observation))
 
     def columns(self, sample: Sample) -> dict[str, Any]:
         """Question, number of choices, language."""
@@ -177,7 +177,7 @@ class MCQTask(Task):
             )
         return {"text_only_answer": said}
 
-    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+    def dataset_tables(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
         """Letters, numbers of choices, questions a video, support frames, repeated questions, irregular rows."""
         rows = []
         for split in SPLITS:

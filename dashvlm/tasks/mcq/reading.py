@@ -56,35 +56,35 @@ def _letter(text: str) -> bool:
 
 
 def prediction(
-    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
+    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, observation: Observation
 ) -> dict[str, Any]:
     """A probability for each letter, or an answer."""
-    count = len(seen.choices) or int(clip.extra.get("num_choices") or 0)
-    room = count or roadbuddy.MAX_CHOICES
+    count = len(observation.choices) or int(clip.extra.get("num_choices") or 0)
+    most = count or roadbuddy.MAX_CHOICES
     made: dict[str, Any] = {"text": text, "scores": None}
     value = given.get(columns.score) if columns.score else None
     if columns.letters:
         cells = [numbers_of(given.get(letter)) for letter in columns.letters]
         value = [c[0] for c in cells if c] if all(cells[: sum(map(bool, cells))]) else None
     scores = choice_scores(value)
-    if scores is not None and len(scores) > max(room, roadbuddy.MAX_CHOICES):
-        made["problem"], scores = f"{len(scores)} scores for {room} choices", None
+    if scores is not None and len(scores) > max(most, roadbuddy.MAX_CHOICES):
+        made["problem"], scores = f"{len(scores)} scores for {most} choices", None
     if scores is not None:
-        made["scores"] = as_probabilities(scores[:room], room)
+        made["scores"] = as_probabilities(scores[:most], most)
     said = text_of(given.get(columns.answer)) if columns.answer else None
     said = said if said is not None else text
     if said is not None:
         said = said_in(said)
-        letters = clip.extra.get("letters") or list(roadbuddy.LETTERS[:room])
-        bare = seen.choices or re.fullmatch(r"[(\[]?[A-Da-d][.):\]]*", said)
-        exact = roadbuddy.choice_of(said, list(seen.choices), list(letters)) if bare else []
-        if len(exact) == 1 and exact[0] < room:
+        letters = clip.extra.get("letters") or list(roadbuddy.LETTERS[:most])
+        bare = observation.choices or re.fullmatch(r"[(\[]?[A-Da-d][.):\]]*", said)
+        exact = roadbuddy.choice_of(said, list(observation.choices), list(letters)) if bare else []
+        if len(exact) == 1 and exact[0] < most:
             answer, status = exact[0], "parsed"
         else:
-            answer, status = task.parse(said, Observation((0.0,), None, seen.choices or ("",) * room))
+            answer, status = task.parse(said, Observation((0.0,), None, observation.choices or ("",) * most))
         made |= {"answer": answer, "status": status}
     if made["scores"] is None and made.get("answer") is not None:
-        made["scores"] = [float(i == made["answer"]) for i in range(room)]
+        made["scores"] = [float(i == made["answer"]) for i in range(most)]
     if scores and said is None:
         made["status"] = None
     return made

@@ -41,7 +41,7 @@ class SceneTask(Task):
     name = "scene"
     evaluation = SCENE
     reading = SCENES_ELSEWHERE
-    room = 512
+    default_max_new_tokens = 512
     rewards: ClassVar = {"schema": 0.5, "fields": 2.0}
     labelled = "annotation"
     schema: ClassVar = SCHEMA
@@ -75,11 +75,11 @@ class SceneTask(Task):
             f"The driving parameters are one JSON object with the keys {keys}. Do not mention pictures."
         )
 
-    def messages(self, seen: Observation) -> list[dict[str, Any]]:
+    def messages(self, observation: Observation) -> list[dict[str, Any]]:
         """See :meth:`Task.messages`; the rows' own instruction only where it is asked for."""
         if not self.use_clip_question:
-            seen = Observation(seen.frame_times_s)
-        return super().messages(seen)
+            observation = Observation(observation.frame_times_s)
+        return super().messages(observation)
 
     def target(self, sample: Sample) -> dict[str, str] | None:
         """The normalised parameters of a usable annotation."""
@@ -93,7 +93,7 @@ class SceneTask(Task):
         assert found is not None
         return compose(found.sections, fields, self.sections)
 
-    def parse(self, text: str | None, seen: Observation) -> tuple[dict[str, Any] | None, Status]:
+    def parse(self, text: str | None, observation: Observation) -> tuple[dict[str, Any] | None, Status]:
         """Read parameters and prose; a text without any parameter is no answer."""
         if text is None:
             return None, "failed"
@@ -106,12 +106,12 @@ class SceneTask(Task):
         """The risk."""
         return (self.target(sample) or {}).get("risk_factor")
 
-    def credit(self, value: Any, target: Any) -> float:
+    def partial_credit(self, value: Any, target: Any) -> float:
         """Share of the parameters that are right."""
         said = value["fields"] if value else {}
         return sum(said.get(name) == word for name, word in target.items()) / max(len(target), 1)
 
-    def hedges(self, text: str) -> bool:
+    def is_ambiguous(self, text: str) -> bool:
         """Whether a parameter is given twice."""
         return any(text.count(f'"{name}"') > 1 for name in FIELDS)
 
@@ -127,7 +127,7 @@ class SceneTask(Task):
         found = annotation_of(sample.clip)
         return {"reference": json.dumps(dict(found.sections)) if found is not None else None}
 
-    def census(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
+    def dataset_tables(self, clips: Sequence[Clip]) -> dict[str, list[dict[str, Any]]]:
         """Validity a split, the majority word of each parameter, and what is irregular."""
         read = [(c, a) for c in clips if (a := annotation_of(c)) is not None]
         splits = []

@@ -26,7 +26,7 @@ def truth(row: Row, target: Any, record: Record) -> Row:
 
 
 def prediction(
-    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, seen: Observation
+    task: Asked, given: Record, columns: Columns, text: str | None, clip: Clip, observation: Observation
 ) -> dict[str, Any]:
     """A text, or the parameters as columns, as an object, or as JSON within JSON."""
     value = given.get(columns.text) if columns.text else None
@@ -35,9 +35,9 @@ def prediction(
     if isinstance(value, str) and value.lstrip().startswith('"'):
         with contextlib.suppress(ValueError):
             text = str(json.loads(value))
-            answer, status = task.parse(text, seen)
+            answer, status = task.parse(text, observation)
             return {"text": text, "answer": answer, "status": status}
-    return written_prediction(task, given, columns, text, clip, seen)
+    return written_prediction(task, given, columns, text, clip, observation)
 
 
 def dataset(path: Path, options: Mapping[str, Any]) -> Iterable[Row] | None:
