@@ -271,13 +271,13 @@ def test_files_of_different_splits_are_flagged(tmp_path):
 
 @real
 def test_the_report_verb_prints_and_writes_the_table(dashvlm, tmp_path):
-    done = dashvlm("report", "table=bvpi_objects", f"predictions={PUBLISHED / 'bvpi_flamingo_inference_results.jsonl'}")
+    done = dashvlm("report", "study=bvpi_objects", f"predictions={PUBLISHED / 'bvpi_flamingo_inference_results.jsonl'}")
     assert "50 / 31 / 188" in done.stdout
     assert (tmp_path / "runs" / "bvpi_objects.md").exists()
-    done = dashvlm("report", "table=bvpi_objects", "predictions=/nowhere.json", check=False)
+    done = dashvlm("report", "study=bvpi_objects", "predictions=/nowhere.json", check=False)
     assert done.returncode == 2
     assert "does not exist" in done.stderr
-    done = dashvlm("report", "table=bvpi_captions")  # without predictions the study as it is frozen
+    done = dashvlm("report", "study=bvpi_captions")  # without predictions the study as it is frozen
     assert "Published, recomputed, corrected" in done.stdout
 
 

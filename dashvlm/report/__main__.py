@@ -23,7 +23,7 @@ def report(cfg: DictConfig) -> None:
     from dashvlm.reproductions.study_report import report_study
 
     options: Any = OmegaConf.to_container(cfg, resolve=True)
-    study = options["study"] or options["table"]
+    study = options["study"]
     _check(options, study)
     if options["wandb"]:
         _fetch(options, study)
