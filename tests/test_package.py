@@ -106,6 +106,26 @@ def test_the_console_script_runs_verbs(words, code, said):
 
 
 @pytest.mark.long
+def test_a_plain_script_may_call_the_api(tmp_path):
+    """Without ``if __name__ == "__main__"``: workers that render and load must not run the script again."""
+    words = [
+        *FAST,
+        "data.num_workers=1",
+        f"paths.output_dir={tmp_path / 'runs'}",
+        f"paths.cache_dir={tmp_path / 'new'}",
+    ]
+    (tmp_path / "script.py").write_text(
+        "from dashvlm import api\n"
+        "print('begins')\n"
+        f"run = api.train(api.compose(*{words!r}))\n"
+        f"print(api.evaluate(run, 'seed=3', 'data.num_workers=1', *{places!r}).metrics['accuracy'])\n"
+    )
+    line = [sys.executable, str(tmp_path / "script.py")]
+    done = checked(subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=200))
+    assert done.stdout.count("begins") == 1
+
+
+@pytest.mark.long
 def test_a_wheel_works_without_the_repository(tmp_path, cache):
     source = tmp_path / "source"
     checked(subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], capture_output=True, text=True, check=False))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import concurrent.futures
 import itertools
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from dashvlm.data.augment import augment
 from dashvlm.data.clip import Clip, FrameArray, Sample, Split
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import Quarantined
+from dashvlm.data.processes import ForkServerContext
 from dashvlm.data.sampling import Times
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.safety import signals
@@ -260,7 +260,7 @@ class ClipDataModule(pl.LightningDataModule):
             return {"num_workers": 0}
         # A decoder or tokenizer must not be forked while a thread of the parent holds a lock. The
         # fork server imports the heavy modules once for the workers of all loaders.
-        context = multiprocessing.get_context("forkserver")
+        context = ForkServerContext()
         context.set_forkserver_preload(["torch", "transformers", "dashvlm.data.datamodule"])
         with signals.shielded():  # a signal to the whole group is the trainer's, which still needs its workers
             forkserver.ensure_running()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.config.imports import configurable
+from dashvlm.data.processes import SpawnContext
 from dashvlm.data.rows import Row
 from dashvlm.data.synthetic.encode import write_scene
 from dashvlm.data.synthetic.language import annotation, questions, rationale
@@ -103,9 +104,7 @@ def _render(root: Path, scenes: list[Scene], options: Mapping[str, Any]) -> None
     log.info("rendering %d synthetic clips to %s (once)", len(scenes), root)
     size = int(options["width"]), int(options["height"]), float(options["fps"])
     # A spawned process imports nothing of the caller's torch or Lightning state.
-    import multiprocessing
-
-    context = multiprocessing.get_context("spawn")
+    context = SpawnContext()
     workers = min(os.cpu_count() or 1, 8)
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         jobs = [pool.submit(write_scene, root / "videos" / f"{s.scene_id}.mp4", s, *size) for s in scenes]
