@@ -52,8 +52,9 @@ def measure(
     from dashvlm.config.identity import run_id
     from dashvlm.config.overrides import refuse
     from dashvlm.data.manifest import fingerprint
-    from dashvlm.engine.build import at_home, build_module, load_run, prepare_data, read_config
+    from dashvlm.engine.build import at_home, build_module, load_run, read_config
     from dashvlm.engine.load import build_store, load_manifest
+    from dashvlm.engine.prepare import prepare_data
     from dashvlm.engine.run import quiet_libraries
     from dashvlm.engine.scoring import plot_run, score, write_results
     from dashvlm.safety import checksums

@@ -396,7 +396,7 @@ def _print_run(folder: Path) -> None:
 
 
 def _check_data(config: Mapping[str, Any]) -> None:
-    from dashvlm.engine.build import check_data
+    from dashvlm.engine.prepare import check_data
     from dashvlm.report.tables import print_table
 
     rows = check_data(config)

@@ -214,7 +214,8 @@ def bench_step(folder, steps=40, repeats=5):
     from pytorch_lightning.callbacks import Callback
 
     from dashvlm.data.datamodule import SampleDataset
-    from dashvlm.engine.build import build_module, prepare_data
+    from dashvlm.engine.build import build_module
+    from dashvlm.engine.prepare import prepare_data
     from dashvlm.sweep import make_plan
 
     words = ["experiment=crash_demo", "data.options.num_drives=20", "data.num_frames=5", "optim.warmup=0"]
@@ -273,7 +274,8 @@ def bench_letters(folder, questions=24, repeats=5):
     import torch
 
     from dashvlm.data.datamodule import SampleDataset
-    from dashvlm.engine.build import build_module, prepare_data
+    from dashvlm.engine.build import build_module
+    from dashvlm.engine.prepare import prepare_data
     from dashvlm.sweep import make_plan
     from dashvlm.tasks.base import observe
     from dashvlm.tasks.mcq import LETTERS
@@ -315,7 +317,8 @@ def bench_prefix(folder, repeats=5, group=8):
     import torch
 
     from dashvlm.data.datamodule import SampleDataset
-    from dashvlm.engine.build import build_module, prepare_data
+    from dashvlm.engine.build import build_module
+    from dashvlm.engine.prepare import prepare_data
     from dashvlm.sweep import make_plan
 
     words = ["experiment=grpo_demo", "data.options.num_drives=20", "data.num_frames=5", "start_from=null"]

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from dashvlm.data.datamodule import ClipDataModule
-from dashvlm.engine.build import build_module, prepare_data
+from dashvlm.engine.build import build_module
+from dashvlm.engine.prepare import prepare_data
 from dashvlm.objectives.grpo import Rollout
 
 TINY = [

@@ -16,7 +16,8 @@ from dashvlm.data.formats import bvpi, bvpi_build
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest
 from dashvlm.data.synthetic.street import caption, draw_streets, render
-from dashvlm.engine.build import build_module, prepare_data
+from dashvlm.engine.build import build_module
+from dashvlm.engine.prepare import prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.reproductions.recompute import against_published, recompute

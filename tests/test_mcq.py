@@ -22,7 +22,8 @@ from dashvlm.data.manifest import build_manifest, leakage_report
 from dashvlm.data.samples import build_samples
 from dashvlm.data.synthetic.language import questions
 from dashvlm.data.synthetic.scene import draw_scenes
-from dashvlm.engine.build import build_module, prepare_data
+from dashvlm.engine.build import build_module
+from dashvlm.engine.prepare import prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.tasks.base import observe

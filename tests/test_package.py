@@ -108,12 +108,8 @@ def test_the_console_script_runs_verbs(words, code, said):
 @pytest.mark.long
 def test_a_plain_script_may_call_the_api(tmp_path):
     """Without ``if __name__ == "__main__"``: workers that render and load must not run the script again."""
-    words = [
-        *FAST,
-        "data.num_workers=1",
-        f"paths.output_dir={tmp_path / 'runs'}",
-        f"paths.cache_dir={tmp_path / 'new'}",
-    ]
+    places = [f"paths.output_dir={tmp_path / 'runs'}", f"paths.cache_dir={tmp_path / 'new'}"]
+    words = [*FAST, "data.num_workers=1", *places]
     (tmp_path / "script.py").write_text(
         "from dashvlm import api\n"
         "print('begins')\n"

@@ -370,7 +370,7 @@ def test_reasoned_answers_come_apart_again():
 def test_the_reasoning_losses_are_what_they_say(config):
     cfg = config("experiment=reasoning_demo", *SMALL_WORLD, "peft=lora", "peft.dropout=0.0")
     from dashvlm.data.datamodule import SampleDataset
-    from dashvlm.engine.build import prepare_data
+    from dashvlm.engine.prepare import prepare_data
 
     data = prepare_data(cfg)
     dataset = SampleDataset(data.samples["train"][:4], data.store)
@@ -425,7 +425,7 @@ def test_scores_after_a_text_equal_those_of_the_whole_sequence(backbone):
 
 
 def test_nobody_can_tell_wrong_positions_without_the_picture(config):
-    from dashvlm.engine.build import prepare_data
+    from dashvlm.engine.prepare import prepare_data
 
     cfg = config("task=caption", "task.pairs=wrong_positions", "data=synthetic", "data.options.num_drives=60")
     from dashvlm.tasks.base import make_task

@@ -24,7 +24,8 @@ from dashvlm.data.sampling import dense_times, endpoint_times, support_count, su
 from dashvlm.data.synthetic.language import annotation, parameters
 from dashvlm.data.synthetic.scene import draw_scenes
 from dashvlm.data.video import index_video
-from dashvlm.engine.build import build_module, check_data, prepare_data
+from dashvlm.engine.build import build_module
+from dashvlm.engine.prepare import check_data, prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError, DataError, VideoError
 from dashvlm.metrics import functional as F

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,166 +15,18 @@ from dashvlm.backbones.base import Backbone
 from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.config.imports import construct, resolve
-from dashvlm.data.clip import SPLITS, Clip, Sample, Split
-from dashvlm.data.datamodule import SampleDataset, decode_once
-from dashvlm.data.frames import FrameStore
-from dashvlm.data.manifest import Manifest, Quarantined, limited
-from dashvlm.data.samples import build_samples, union_of_times, with_demos
-from dashvlm.data.sampling import Times
-from dashvlm.engine.load import build_store, load_manifest
-from dashvlm.errors import CheckpointError, ConfigError, DataError
+from dashvlm.data.clip import Sample
+from dashvlm.errors import CheckpointError, ConfigError
 from dashvlm.safety.checksums import changed as changed_files
 from dashvlm.safety.checksums import verify_weights
 from dashvlm.safety.files import is_name, read_yaml
-from dashvlm.tasks.base import Task, make_task, observe
+from dashvlm.tasks.base import Task, make_task
 from dashvlm.tasks.check import check
 from dashvlm.training.module import VLMModule
 
 log = logging.getLogger(__name__)
 Config = Mapping[str, Any]
 """A resolved configuration of plain Python values."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """A dataset made ready: manifest, frame store, and the samples of each split."""
-
-    manifest: Manifest
-    store: FrameStore
-    samples: dict[Split, list[Sample]]
-    skipped: list[Clip]
-
-    @property
-    def test_split(self) -> Split:
-        """The split that results come from: test, or val where there is no test split."""
-        return "test" if self.samples["test"] else "val"
-
-
-def prepare_data(cfg: Config, train: bool = True) -> Data:
-    """Manifest, decoded frames and samples.
-
-    Frames are decoded for the whole sweep that this run belongs to (``sweep.grid``).
-
-    Args:
-        cfg: the configuration.
-        train: whether the training and validation splits are needed.
-    """
-    store, task = build_store(cfg), make_task(cfg)
-    manifest = load_manifest(cfg, store)
-    options = cfg["data"]
-    if options["limit"]:
-        manifest = limited(manifest, int(options["limit"]))
-    manifest = Manifest(manifest.name, tuple(task.prepared(manifest.clips)), manifest.quarantine)
-    taught = train and cfg["objective"]["name"] == "sft" and cfg["peft"]["method"] != "frozen"
-    if taught or not task.answer_prefix:  # rationales are needed where they are taught
-        manifest = _teachable(manifest, task, float(options["max_bad_fraction"]))
-    grid = [
-        options,
-        *({**options, **point} for point in (cfg.get("sweep") or {}).get("grid") or []),
-    ]
-    eval_horizons = _horizons(options)
-    shots = options["shots"]
-    train = train or int(shots["eval"]) > 0  # demonstrations are training samples
-    wanted = [c for c in manifest.clips if train or c.split == "test"]
-    if not train and not wanted:
-        wanted = manifest.split("val")
-    times: dict[str, Times] = {}
-    for split in SPLITS:
-        clips = [c for c in wanted if c.split == split]
-        scored = split == ("test" if manifest.split("test") else "val")
-        horizons = eval_horizons if scored else [float(options["horizon_s"])]
-        times |= union_of_times(clips, grid, horizons)
-    failed, bad = decode_once(wanted, times, store, float(options["max_bad_fraction"]))
-    gone = {q.clip_id for q in bad}
-    manifest = Manifest(
-        manifest.name,
-        tuple(_mark(c, failed) for c in manifest.clips if c.clip_id not in gone),
-        (*manifest.quarantine, *bad),
-    )
-    samples: dict[Split, list[Sample]] = {"train": [], "val": [], "test": []}
-    skipped: list[Clip] = []
-    for split in SPLITS:
-        if train or split != "train":
-            found, left = build_samples(manifest.split(split), options)
-            # Training learns from labelled clips only; the others are scored, not taught.
-            samples[split] = [s for s in found if split != "train" or task.target(s) is not None]
-            skipped += left
-    pool = samples["train"]
-    samples["train"] = with_demos(pool, pool, float(shots["share"]), int(shots["least"]), int(shots["most"]))
-    samples["val"] = with_demos(samples["val"], pool, 1.0, int(shots["eval"]), int(shots["eval"]))
-    for clip in skipped:
-        log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
-    quarantine = tuple(Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped)
-    manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
-    return Data(manifest, store, samples, skipped)
-
-
-def _teachable(manifest: Manifest, task: Task, max_bad_fraction: float) -> Manifest:
-    """Quarantine training clips whose annotation the task cannot use."""
-    found = [(c, task.problem(c)) for c in manifest.split("train")]
-    bad = [Quarantined(c.clip_id, "train", why) for c, why in found if why]
-    if len(bad) > max_bad_fraction * max(len(found), 1):
-        raise DataError(
-            f"{len(bad)} of {len(found)} training annotations are unusable, more than "
-            f"data.max_bad_fraction={max_bad_fraction:g} allows",
-            got="; ".join(f"{q.clip_id}: {q.reason}" for q in bad[:3]),
-            do=f"mend them or raise data.max_bad_fraction; `python -m dashvlm.inspect data={manifest.name}` lists them",
-        )
-    gone = {q.clip_id for q in bad}
-    return Manifest(
-        manifest.name, tuple(c for c in manifest.clips if c.clip_id not in gone), (*manifest.quarantine, *bad)
-    )
-
-
-def check_data(cfg: Config) -> list[dict[str, Any]]:
-    """Load everything but the model: decode all frames, build all prompts and answers.
-
-    Returns:
-        A row a split: samples, frames a sample, repeated and unreadable ones, and the first answer.
-    """
-    data, task = prepare_data(cfg), make_task(cfg)
-    rows = []
-    for split, samples in data.samples.items():
-        items = SampleDataset(samples, data.store)
-        shapes, failed, answers = set(), 0, []
-        for number, sample in enumerate(samples):
-            item = items[number]
-            if item.frames is None or item.frame_times_s is None:
-                failed += 1
-                continue
-            shapes.add(item.frames.shape)
-            task.messages(observe(sample, item.frame_times_s.tolist()))
-            if task.target(sample) is not None:
-                answers.append(task.answer(sample))
-        rows.append(
-            {
-                "split": split, "samples": len(samples), "answered": len(answers), "unreadable": failed,
-                "with repeated frames": sum(s.num_padded > 0 for s in samples),
-                "frames": ", ".join("x".join(map(str, s)) for s in sorted(shapes)),
-                "first answer": " ".join(answers[0].split())[:60] if answers else "–",
-            }
-        )  # fmt: skip
-    return rows
-
-
-def evaluation_samples(cfg: Config, data: Data) -> list[Sample]:
-    """Samples of the test split at the training horizon first, then at the other horizons."""
-    clips = data.manifest.split(data.test_split)
-    skipped = {c.clip_id for c in data.skipped}
-    clips = [c for c in clips if c.clip_id not in skipped]
-    horizons = _horizons(cfg["data"])
-    samples: list[Sample] = []
-    for horizon in horizons:
-        lenient = {**cfg["data"], "short_history": "pad_oldest"} if horizon != horizons[0] else cfg["data"]
-        try:
-            samples += build_samples(clips, lenient, [horizon])[0]
-        except DataError as error:
-            if horizon == horizons[0]:
-                raise
-            log.info("no scores at horizon %g s: %s", horizon, error.what)
-    count = int(cfg["data"]["shots"]["eval"])
-    pool = [replace(s, demos=()) for s in data.samples["train"]]
-    return with_demos(samples, pool, 1.0, count, count)
 
 
 def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
@@ -354,20 +205,6 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read", got=str(error)) from error
-
-
-def _horizons(options: Config) -> list[float]:
-    """The training horizon first, then the other horizons that scores are wanted at."""
-    first = float(options["horizon_s"])
-    if options["sampling"] != "anchored" or options["reference"] != "event":
-        return [first]
-    return list(dict.fromkeys([first, *(float(h) for h in options["eval_horizons_s"] or ())]))
-
-
-def _mark(clip: Clip, failed: Mapping[str, str]) -> Clip:
-    if clip.clip_id not in failed:
-        return clip
-    return replace(clip, extra={**clip.extra, "failed": failed[clip.clip_id]})
 
 
 def label_balance(task: Task, samples: Sequence[Sample]) -> str:

@@ -14,7 +14,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from dashvlm.backbones.adapters import load_trained
 from dashvlm.data.datamodule import ClipDataModule
-from dashvlm.engine.build import Data, label_balance
+from dashvlm.engine.build import label_balance
+from dashvlm.engine.prepare import Data
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.safety import signals
 from dashvlm.training.callbacks import Checkpoint, build_callbacks

@@ -23,8 +23,9 @@ def write_pairs(config: dict[str, Any]) -> Path:
         ConfigError: if no answer was wrong.
     """
     from dashvlm.data.datamodule import ClipDataModule
-    from dashvlm.engine.build import at_home, load_run, prepare_data, read_config
+    from dashvlm.engine.build import at_home, load_run, read_config
     from dashvlm.engine.fit import build_trainer
+    from dashvlm.engine.prepare import prepare_data
     from dashvlm.engine.run import quiet_libraries
     from dashvlm.engine.scoring import predict_rows
 

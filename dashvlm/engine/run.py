@@ -24,9 +24,10 @@ import transformers
 from safetensors.torch import save_file
 
 from dashvlm.data.manifest import leakage_report, write_ledgers
-from dashvlm.engine.build import Data, build_module, prepare_data
+from dashvlm.engine.build import build_module
 from dashvlm.engine.fit import best_validation, build_trainer, fit, validation_alarms
 from dashvlm.engine.gallery import gallery
+from dashvlm.engine.prepare import Data, prepare_data
 from dashvlm.engine.scoring import plot_run, score, score_start, write_results
 from dashvlm.safety import checksums
 from dashvlm.safety.files import read_table, write_json

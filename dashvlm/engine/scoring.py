@@ -20,8 +20,9 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import straddling_files
 from dashvlm.data.samples import feasibility, sampling_skew
 from dashvlm.data.sampling import staleness_s
-from dashvlm.engine.build import Data, checkpoint_name, count_by_part, evaluation_samples
+from dashvlm.engine.build import checkpoint_name, count_by_part
 from dashvlm.engine.fit import build_trainer
+from dashvlm.engine.prepare import Data, evaluation_samples
 from dashvlm.errors import DataError
 from dashvlm.figures import STYLE
 from dashvlm.shortcuts.leaks import label_alarms
