@@ -49,6 +49,7 @@ def measure(
     Returns:
         The folder that was written, and ``result.json``.
     """
+    from dashvlm.backbones.twin_files import model_fingerprint
     from dashvlm.config.identity import run_id
     from dashvlm.config.overrides import refuse
     from dashvlm.data.manifest import fingerprint
@@ -58,7 +59,6 @@ def measure(
     from dashvlm.engine.run import quiet_libraries
     from dashvlm.engine.scoring import plot_run, score, write_results
     from dashvlm.safety import checksums
-    from dashvlm.safety.checksums import checkpoint_fingerprint
     from dashvlm.safety.files import write_json, write_yaml
     from dashvlm.tasks.check import check
 
@@ -73,7 +73,7 @@ def measure(
     refuse(check(config))
     # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
-    config["model"] |= checkpoint_fingerprint(config["model"])
+    config["model"] |= model_fingerprint(config["model"])
     module = load_run(Path(source), config["paths"], config)[1] if source else build_module(config, for_training=False)
     module.eval()
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")

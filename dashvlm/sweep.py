@@ -19,6 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from dashvlm.backbones.twin_files import model_fingerprint
 from dashvlm.config.cli import compose_train, composing, explain, overrides_of, take_config_dir
 from dashvlm.config.identity import run_id
 from dashvlm.config.overrides import (
@@ -36,7 +37,6 @@ from dashvlm.engine.job import LOCK, locked
 from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, unusable
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
 from dashvlm.safety import checksums, signals
-from dashvlm.safety.checksums import checkpoint_fingerprint
 from dashvlm.safety.files import read_lines, write_yaml
 from dashvlm.safety.plaintext import cells, say
 from dashvlm.tasks.check import check
@@ -237,7 +237,7 @@ def finish(config: dict[str, Any], quiet: bool = False) -> tuple[Path | None, in
 def _folder_of(config: dict[str, Any]) -> tuple[str, Path]:
     """Name a job by what decides its result, and make its folder."""
     config["data"]["fingerprint"] = fingerprint(_manifest(config))
-    config["model"] |= checkpoint_fingerprint(config["model"])
+    config["model"] |= model_fingerprint(config["model"])
     name = run_id(config)
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)

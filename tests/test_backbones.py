@@ -13,6 +13,7 @@ from dashvlm.backbones.adapters import (
 )
 from dashvlm.backbones.base import IGNORED
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.backbones.twin_files import twin_of
 from dashvlm.config.imports import resolve
 from dashvlm.data.clip import Observation
 from dashvlm.errors import CheckpointError, ConfigError
@@ -35,11 +36,11 @@ def family(request):
 @pytest.fixture(scope="module")
 def make(family, cache, config):
     spec = config(f"model={family}", "model.checkpoint=tiny", "data=synthetic")["model"]
-    folder = str(twin_folder(spec["twin"], cache / "twins"))
+    folder = str(twin_folder(twin_of(spec), cache / "twins"))
 
     def build(quantization=None, checkpoint=folder):
         load = resolve("backbone", spec["_target_"])
-        return load(checkpoint, spec["twin"]["image_kwargs"], spec["roles"], "float32", quantization)
+        return load(checkpoint, twin_of(spec)["image_kwargs"], spec["roles"], "float32", quantization)
 
     return build
 

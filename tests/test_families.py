@@ -273,9 +273,10 @@ def test_a_folder_says_itself_how_it_is_stored_and_how_long_a_prompt_may_be(conf
     import transformers
 
     from dashvlm.backbones.tiny import twin_folder
+    from dashvlm.backbones.twin_files import twin_of
 
     cfg = config("model=qwen3_vl", "model.checkpoint=tiny", "data=synthetic")
-    made = transformers.AutoConfig.from_pretrained(twin_folder(cfg["model"]["twin"], tmp_path / "twins"))
+    made = transformers.AutoConfig.from_pretrained(twin_folder(twin_of(cfg["model"]), tmp_path / "twins"))
     made.dtype, made.text_config.max_position_embeddings = "bfloat16", 777
     made.save_pretrained(tmp_path / "folder")
     _, size = sized(config, "qwen3_vl", str(tmp_path / "folder"))

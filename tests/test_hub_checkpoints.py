@@ -11,6 +11,7 @@ from tokenizers.processors import TemplateProcessing
 
 from dashvlm.backbones.hf import HFBackbone, check_family, load
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.backbones.twin_files import twin_of
 from dashvlm.engine.build import build_backbone
 from dashvlm.errors import CheckpointError
 
@@ -126,7 +127,7 @@ def test_the_original_internvl_layout_names_its_twin(tmp_path):
 def with_post_processor(config, tmp_path, model, template, tokens):
     """A twin whose tokenizer adds tokens by itself, as Llama's does."""
     cfg = config(f"model={model}", *SMALL[1:])
-    source = twin_folder(cfg["model"]["twin"], tmp_path / "twins")
+    source = twin_folder(twin_of(cfg["model"]), tmp_path / "twins")
     folder = tmp_path / "changed"
     shutil.copytree(source, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -137,7 +138,7 @@ def with_post_processor(config, tmp_path, model, template, tokens):
     tokenizer.save_pretrained(folder)
     found = transformers.AutoTokenizer.from_pretrained(folder)
     assert found("a").input_ids != found("a", add_special_tokens=False).input_ids  # it does add
-    twin = cfg["model"]["twin"]
+    twin = twin_of(cfg["model"])
     made = load(str(folder), twin.get("image_kwargs", cfg["model"]["image_kwargs"]), cfg["model"]["roles"],
                 frames=(cfg["model"].get("loader_options") or {}).get("frames", "images"))  # fmt: skip
     plain = load(str(source), twin.get("image_kwargs", cfg["model"]["image_kwargs"]), cfg["model"]["roles"],

@@ -248,10 +248,11 @@ def test_an_image_processor_that_transformers_does_not_know_is_that_of_the_model
 
     from dashvlm.backbones.processors import load_processor
     from dashvlm.backbones.tiny import twin_folder
+    from dashvlm.backbones.twin_files import twin_of
 
     from .conftest import SMALL
 
-    source = twin_folder(config("model=qwen2_5_vl", *SMALL[1:])["model"]["twin"], tmp_path / "twins")
+    source = twin_folder(twin_of(config("model=qwen2_5_vl", *SMALL[1:])["model"]), tmp_path / "twins")
     folder = shutil.copytree(source, tmp_path / "named")
     file = folder / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"image_processor_type": named}))
@@ -265,11 +266,12 @@ def test_a_revision_reaches_all_parts_and_the_result_names_the_commit(tmp_path, 
     import shutil
 
     from dashvlm.backbones.tiny import twin_folder
+    from dashvlm.backbones.twin_files import twin_of
     from dashvlm.engine.build import build_backbone
 
     from .conftest import SMALL
 
-    source = twin_folder(config(*SMALL)["model"]["twin"], tmp_path / "twins")
+    source = twin_folder(twin_of(config(*SMALL)["model"]), tmp_path / "twins")
     repo = tmp_path / "hub" / "models--me--model"
     commits = {"main": "a" * 40, "v1": "b" * 40}
     for name, commit in commits.items():

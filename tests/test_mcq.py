@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.backbones.twin_files import twin_of
 from dashvlm.config.imports import resolve
 from dashvlm.data.clip import Clip, Observation, Sample
 from dashvlm.data.datamodule import SampleDataset
@@ -328,7 +329,7 @@ def test_one_pass_over_all_letters_equals_one_pass_a_letter(config, cache, famil
     spec = config(f"model={family}", "model.checkpoint=tiny", "data=synthetic")["model"]
     load_model = resolve("backbone", spec["_target_"])
     backbone = load_model(
-        str(twin_folder(spec["twin"], cache / "twins")), spec["twin"]["image_kwargs"], spec["roles"], "float32"
+        str(twin_folder(twin_of(spec), cache / "twins")), twin_of(spec)["image_kwargs"], spec["roles"], "float32"
     )
     backbone.eval()
     task, rng = MCQTask("full"), np.random.default_rng(0)

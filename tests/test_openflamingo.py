@@ -12,6 +12,7 @@ from dashvlm.backbones.openflamingo.configuration import OpenFlamingoConfig
 from dashvlm.backbones.openflamingo.convert import convert_state, load_pt
 from dashvlm.backbones.openflamingo.modeling import OpenFlamingoForConditionalGeneration
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.backbones.twin_files import twin_of
 from dashvlm.errors import CheckpointError, DataError
 
 from .conftest import REAL
@@ -153,7 +154,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 def test_its_own_folder_reloads_to_the_bit(tmp_path, config, cache):
     spec = config("model=openflamingo", "model.checkpoint=tiny", "data=synthetic")["model"]
-    backbone = load(str(twin_folder(spec["twin"], cache / "twins")), {}, spec["roles"], gate_init=0.5)
+    backbone = load(str(twin_folder(twin_of(spec), cache / "twins")), {}, spec["roles"], gate_init=0.5)
     backbone.net.save_pretrained(tmp_path)
     backbone.encoder.processor.save_pretrained(tmp_path)
     again = load(str(tmp_path), {}, spec["roles"])
@@ -169,7 +170,7 @@ def test_the_processor_refuses_more_images_than_tokens(config, cache):
     from PIL import Image
 
     spec = config("model=openflamingo", "model.checkpoint=tiny", "data=synthetic")["model"]
-    processor = load(str(twin_folder(spec["twin"], cache / "twins")), {}, spec["roles"]).encoder.processor
+    processor = load(str(twin_folder(twin_of(spec), cache / "twins")), {}, spec["roles"]).encoder.processor
     picture = Image.fromarray(np.zeros((20, 30, 3), np.uint8))
     with pytest.raises(DataError, match="1 <image> for 2 images"):
         processor(text=["<image>x"], images=[[picture, picture]])

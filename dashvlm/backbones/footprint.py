@@ -21,6 +21,7 @@ import transformers
 from torch import nn
 
 from dashvlm.backbones.tiny import config_of_twin, model_class, twin_folder
+from dashvlm.backbones.twin_files import published_of, twin_of
 from dashvlm.errors import CheckpointError, ConfigError
 
 TEXT_TOKENS_A_FRAME, TEXT_TOKENS = 12, 60  # what the prompts print around a frame, and once
@@ -66,12 +67,12 @@ def meta_network(model: Mapping[str, Any], cache: Path) -> tuple[nn.Module, Any,
     Raises:
         ConfigError: if neither a twin, a folder nor published dimensions are known.
     """
-    checkpoint, published = str(model["checkpoint"]), model.get("published") or {}
+    checkpoint, published = str(model["checkpoint"]), published_of(model)
     if checkpoint == "tiny":
-        config = config_of_twin(model["twin"], twin_folder(model["twin"], cache))
+        config = config_of_twin(twin_of(model), twin_folder(twin_of(model), cache))
         source = "the tiny twin"
     elif checkpoint in published:
-        config = config_of_twin({**model["twin"], "config": published[checkpoint]["config"]}, None)
+        config = config_of_twin({**twin_of(model), "config": published[checkpoint]["config"]}, None)
         source = f"published dimensions ({published['source']})"
     elif Path(checkpoint).is_dir():
         try:
@@ -88,7 +89,7 @@ def meta_network(model: Mapping[str, Any], cache: Path) -> tuple[nn.Module, Any,
             do=f"use one of {', '.join(k for k in published if k != 'source')}, tiny, or a folder",
         )
     with torch.device("meta"):
-        net = model_class(model["twin"])(config)
+        net = model_class(twin_of(model))(config)
     net.tie_weights()
     return net, config, source
 
@@ -122,9 +123,9 @@ def footprint(model: Mapping[str, Any], cache: Path, frame_size: tuple[int, int]
     depth = getattr(vision, "depth", None) or vision.num_hidden_layers
     width = getattr(vision, "embed_dim", None) if config.model_type == "qwen2_vl" else vision.hidden_size
     layers["vision"] = (int(depth), int(width or vision.hidden_size))
-    kwargs = model["twin"]["image_kwargs"] if str(model["checkpoint"]) == "tiny" else model["image_kwargs"]
+    kwargs = twin_of(model)["image_kwargs"] if str(model["checkpoint"]) == "tiny" else model["image_kwargs"]
     tokens, patches = visual_tokens(config, kwargs, frame_size or (720, 1280))
-    known = (model.get("published") or {}).get(str(model["checkpoint"])) or {}
+    known = published_of(model).get(str(model["checkpoint"])) or {}
     dtype, context = known.get("dtype"), known.get("context")
     if not known:  # a twin or a folder says it itself
         stored = getattr(config, "dtype", None) or getattr(text, "dtype", None)

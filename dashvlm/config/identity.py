@@ -63,7 +63,7 @@ def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
 
     walk(cfg, "")
     if flat.get("model.checkpoint") != "tiny":  # the twin is not used
-        flat = {k: v for k, v in flat.items() if not k.startswith("model.twin.")}
+        flat = {k: v for k, v in flat.items() if k != "model.twin" and not k.startswith("model.twin.")}
     if flat.get("start_from"):  # a run's name says what decided it; where it lies does not
         name = str(flat["start_from"]).rstrip("/").rsplit("/", 1)[-1]
         flat["start_from"] = name if re.search(r"-[0-9a-f]{8}$", name) else flat["start_from"]

@@ -14,6 +14,7 @@ from dashvlm.backbones.adapters import apply_peft, count_parameters, enable_grad
 from dashvlm.backbones.base import Backbone
 from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.backbones.twin_files import twin_of
 from dashvlm.config.imports import construct, resolve
 from dashvlm.data.clip import Sample
 from dashvlm.errors import CheckpointError, ConfigError
@@ -39,8 +40,8 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
     checkpoint, image_kwargs = str(model["checkpoint"]), model["image_kwargs"]
     if checkpoint == "tiny":
         cache = Path(cfg["paths"]["cache_dir"]) / "twins"
-        checkpoint = str(twin_folder(model["twin"], cache))
-        image_kwargs = model["twin"].get("image_kwargs", image_kwargs)
+        checkpoint = str(twin_folder(twin_of(model), cache))
+        image_kwargs = twin_of(model).get("image_kwargs", image_kwargs)
     else:
         checkpoint = checkpoint_name(model)
     options = model.get("loader_options") or {}
@@ -52,7 +53,7 @@ def build_backbone(cfg: Config, quantization: str | None = None) -> Backbone:
     dtype = str(model["dtype"])
     if dtype == "auto" and cfg["peft"]["method"] == "full" and cfg["trainer"]["precision"] != "bf16-true":
         dtype = "float32"  # small updates of 16-bit weights round to nothing; autocast still computes in 16 bit
-    kind = (model.get("twin") or {}).get("config", {}).get("class", "")
+    kind = twin_of(model).get("config", {}).get("class", "") if model.get("twin") else ""
     if str(model["checkpoint"]) != "tiny" and hasattr(transformers, kind):
         check_family(checkpoint, getattr(transformers, kind).model_type, model.get("revision"))
     backbone: Backbone = construct(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dashvlm.backbones.tiny import twin_folder
+from dashvlm.backbones.twin_files import twin_of
 from dashvlm.errors import DashVLMError
 from tests.conftest import SMALL, Trials
 
@@ -26,7 +27,7 @@ TEMPLATES = [
 def checkpoint(config, cache, tmp_path):
     """A small checkpoint in the hub's layout, to be poisoned."""
     folder = tmp_path / "checkpoint"
-    shutil.copytree(twin_folder(config(*SMALL)["model"]["twin"], cache / "twins"), folder)
+    shutil.copytree(twin_folder(twin_of(config(*SMALL)["model"]), cache / "twins"), folder)
     return folder
 
 
@@ -34,7 +35,7 @@ def load(folder, config):
     from dashvlm.engine.build import build_backbone
 
     cfg = config(*SMALL)
-    cfg["model"] |= {"checkpoint": str(folder), "image_kwargs": cfg["model"]["twin"].get("image_kwargs", {})}
+    cfg["model"] |= {"checkpoint": str(folder), "image_kwargs": twin_of(cfg["model"]).get("image_kwargs", {})}
     return build_backbone(cfg)
 
 
