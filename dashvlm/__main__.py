@@ -8,7 +8,7 @@ VERBS = {
     "train": "fit one configuration, or a sweep with -m, and print its table",
     "evaluate": "score a finished run on other data, or a backbone without training",
     "score": "the same numbers for predictions that another tool wrote, from their file and the truth",
-    "predict": "risk over time of one video, from a finished run",
+    "predict": "answers of a finished run for new videos, pictures and questions; risk over time",
     "label": "rationales, annotations or preference pairs from a teacher or from a run of ours",
     "inspect": "dataset card and contact sheet (data=...), or a model's parts (model=...)",
     "report": "the table of the runs in a folder or a W&B project; of a study; of runs against each other",

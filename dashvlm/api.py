@@ -11,6 +11,8 @@ api.read_sweep("runs")
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,27 +70,36 @@ class Run:
 
         return read_table(self.folder / "predictions.parquet")
 
-    def predict(self, given: str | Path, stride_s: float = 0.2, output: Path | None = None) -> list[dict[str, Any]]:
+    def predict(
+        self, given: str | Path, stride_s: float = 0.2, output: str | Path | None = None
+    ) -> list[dict[str, Any]]:
         """Answer about new videos, pictures or questions.
 
         Args:
-            given: a file, a folder, a pattern, or a table with one file per row.
+            given: a file, a folder, a pattern, or a table with one file per row; for multiple choice a table with
+                ``video``, ``question`` and ``choices``.
             stride_s: seconds between the moments of a video that are scored.
             output: folder for ``predictions.jsonl`` and ``predictions.csv``; by default beside the run.
 
         Returns:
             One mapping per input: ``id, file, status`` and the answer; see :func:`dashvlm.predict.predict_inputs`.
 
+        Answers that were given before and still hold are not computed again.
+
         Raises:
-            DataError: if there is nothing to predict.
+            DataError: if there is nothing to predict, or no question for a task that needs one.
+            ConfigError: if ``stride_s`` is not above 0.
         """
+        from dashvlm.config.overrides import private
         from dashvlm.engine.run import quiet_libraries
         from dashvlm.predict import predict_inputs
 
         quiet_libraries()
-        folder = output or self.folder.parent / f"predict-{self.folder.name}-{Path(given).stem}"
-        paths = self.config["paths"]
-        return predict_inputs(self.folder, str(given), paths, folder, stride_s, lambda *text, **options: None)
+        name = re.sub(r"[^\w.-]+", "_", "-".join(_path(given).parts[-2:]))
+        folder = self.folder.parent / f"predict-{self.folder.name}-{name}" if output is None else _path(output)
+        with private(self.config):
+            paths = self.config["paths"]
+            return predict_inputs(self.folder, str(given), paths, folder, stride_s, lambda *text, **options: None)
 
     def _estimates(self, kind: str) -> dict[str, Estimate]:
         from dashvlm.metrics.intervals import Estimate
@@ -103,40 +114,63 @@ class Run:
 def compose(*words: str) -> dict[str, Any]:
     """Compose and check a configuration from the words of a ``train`` command line.
 
+    Args:
+        words: one string per word, such as ``"data.num_frames=4"``. For own configuration files set DASHVLM_CONF.
+
     Raises:
         ConfigError: with all errors at once.
     """
-    from dashvlm.config.cli import compose_train, composing
-    from dashvlm.config.overrides import check_overrides, check_secrets, check_words, refuse, with_quotes
-    from dashvlm.tasks.check import check
+    from dashvlm.config.overrides import check_secrets, check_words
+    from dashvlm.errors import ConfigError
+    from dashvlm.sweep import make_plan
 
-    quoted = with_quotes(words)
+    quoted = _words(words)
     check_secrets(quoted)
     check_words(quoted)
-    with composing():
-        check_overrides("train", quoted)
-        config = compose_train(quoted)
-    refuse(check(config))
-    return config | {"sweep": {"id": None, "grid": [], "overrides": list(words)}}
+    plan = make_plan(quoted)
+    if plan.axes:
+        raise ConfigError(f"{', '.join(plan.axes)}: several values make a sweep", do="compose and train each value")
+    return plan.base | {"sweep": {"id": None, "grid": [], "overrides": list(words)}}
 
 
 def train(config: dict[str, Any], quiet: bool = True) -> Run:
     """Train and evaluate a configuration in a process of its own, unless that is done; a broken run is resumed.
 
     Args:
-        config: from :func:`compose`.
+        config: from :func:`compose`; values may be changed, and are checked.
         quiet: print nothing; the run's ``job.log`` has it all.
 
     Raises:
+        ConfigError: if the configuration cannot be used.
         TrainingError: if the run failed.
+        KeyboardInterrupt: if it was stopped; training the same configuration again resumes it.
     """
     import copy
 
-    from dashvlm.errors import TrainingError
+    from dashvlm import sweep
+    from dashvlm.config.overrides import private, refuse
+    from dashvlm.errors import ConfigError, TrainingError
     from dashvlm.report.collect import read_result
-    from dashvlm.sweep import finish
+    from dashvlm.safety import signals
+    from dashvlm.tasks.check import check
 
-    folder, code = finish(copy.deepcopy(config), quiet)
+    if not isinstance(config, dict) or not {"model", "task", "data", "paths", "start_from"} <= set(config):
+        raise ConfigError(
+            "train needs a configuration", got=str(config)[:100], do='api.train(api.compose("word=value"))'
+        )
+    mine = copy.deepcopy(config)
+    mine["paths"] = {k: str(v) if isinstance(v, Path) else v for k, v in mine["paths"].items()}
+    refuse(check(mine))
+    if mine["trainer"].get("data_only"):
+        raise ConfigError("debug=data trains nothing", do="leave it out, or type `dashvlm train ... debug=data`")
+    sweep.forget_manifests()  # the data may have changed since this process looked
+    signals.forget()
+    try:
+        with private(mine):
+            folder, code = sweep.finish(mine, quiet)
+    except signals.Interrupted as stop:
+        signals.forget()
+        raise KeyboardInterrupt(str(stop)) from None
     if folder is None or code:
         why = read_result(folder).get("message") if folder else "the run that it starts from failed"
         raise TrainingError("the run failed", got=str(why), do=f"see {folder}/job.log")
@@ -152,14 +186,19 @@ def load_run(folder: str | Path) -> Run:
     from dashvlm.errors import DataError
     from dashvlm.report.collect import run_status
 
-    status = run_status(Path(folder))
+    place = _path(folder)
+    status = run_status(place)
     if status != "done":
-        raise DataError(f"{folder} holds no finished run", got=status, do="name a folder with a result.json")
-    return Run(Path(folder))
+        raise DataError(f"{place} holds no finished run", got=status, do="name a folder with a result.json")
+    return Run(place)
 
 
 def evaluate(run: Run | str | Path | None, *words: str) -> Run:
-    """Score a run on other data, or a backbone as it is (``run=None``), from the words of an ``evaluate`` command line.
+    """Score a run on other data, or a backbone as it is (``run=None``).
+
+    Args:
+        run: what is scored; the result is written beside it unless ``paths.output_dir`` says otherwise.
+        words: of an ``evaluate`` command line.
 
     Raises:
         ConfigError: for words that belong to what was trained.
@@ -168,17 +207,27 @@ def evaluate(run: Run | str | Path | None, *words: str) -> Run:
 
     from dashvlm.config.cli import composing
     from dashvlm.config.find import search_words
-    from dashvlm.config.overrides import check_overrides, plain, with_quotes
+    from dashvlm.config.overrides import check_overrides, check_secrets, check_words, plain, private, with_quotes
+    from dashvlm.errors import ConfigError
     from dashvlm.evaluate import measure, with_task
 
-    folder = run.folder if isinstance(run, Run) else run
-    given = with_quotes([*words, *([f"run={folder}"] if folder else [])])
+    given = _words(words)
+    if any(word.startswith("run=") for word in given):
+        raise ConfigError("run= is the first argument", do='api.evaluate("runs/RUN", "data=nexar")')
+    if run is not None:
+        scored = load_run(run.folder if isinstance(run, Run) else run)
+        places = {"output_dir": scored.folder.parent, "cache_dir": scored.config["paths"]["cache_dir"]}
+        lacking = [f"paths.{k}={v}" for k, v in places.items() if not any(w.startswith(f"paths.{k}=") for w in given)]
+        given = [*given, *with_quotes([*lacking, f"run={scored.folder}"])]
+    check_secrets(given)
+    check_words(given)
     quoted = with_task(given)
     with composing():
         check_overrides("evaluate", quoted)
         config = plain(hydra_compose("evaluate", overrides=[*quoted, *search_words()]))
     said = [word.split("=")[0].lstrip("+~") for word in quoted]
-    return Run(measure(config, said)[0])
+    with private(config):
+        return Run(measure(config, said)[0])
 
 
 def read_sweep(folder: str | Path) -> pd.DataFrame:
@@ -190,7 +239,49 @@ def read_sweep(folder: str | Path) -> pd.DataFrame:
     from dashvlm.errors import DataError
     from dashvlm.report.collect import collect
 
-    folders = sorted(p.parent for p in Path(folder).glob("*/config.yaml"))
+    place = _path(folder)
+    folders = sorted(p.parent for p in place.glob("*/config.yaml"))
     if not folders:
-        raise DataError(f"no runs in {folder}", do="train one first, or name another folder")
+        own = "this is a run's own folder: name its parent" if (place / "config.yaml").is_file() else ""
+        raise DataError(f"no runs in {place}", do=own or "train one first, or name another folder")
     return collect(folders)
+
+
+def _path(given: Any) -> Path:
+    """A path.
+
+    Raises:
+        ConfigError: for anything else than a text or a path.
+    """
+    from dashvlm.errors import ConfigError
+
+    if isinstance(given, Run):
+        return given.folder
+    if not isinstance(given, str | Path):
+        raise ConfigError(
+            "a path is needed", got=repr(given)[:100], do='use a text such as "runs/RUN", or a pathlib.Path'
+        )
+    return Path(given)
+
+
+def _words(words: Iterable[Any]) -> list[str]:
+    """Words of a command line, quoted for Hydra.
+
+    Raises:
+        ConfigError: for what is no word.
+    """
+    from dashvlm.config.overrides import with_quotes
+    from dashvlm.errors import ConfigError
+
+    for word in words:
+        if not isinstance(word, str):
+            raise ConfigError("not a word", got=repr(word)[:100], do='one text per word, such as "data.num_frames=4"')
+        if word.startswith("-"):
+            raise ConfigError(
+                f"{word}: flags are of the command line", do="for own configuration files set DASHVLM_CONF"
+            )
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word}: no value", do=f'write "key=value", such as "experiment={word}"')
+        if re.search(r"\s[\w./]+=", word):
+            raise ConfigError(f"{word}: several words in one text", do="one text per word")
+    return with_quotes(list(words))

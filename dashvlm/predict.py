@@ -102,7 +102,8 @@ def predict_inputs(
         its ``problem``.
 
     Raises:
-        DataError: if the input holds nothing.
+        DataError: if the input holds nothing, or no question for a task that needs one.
+        ConfigError: if ``stride_s`` is not above 0.
     """
     import pandas as pd
 
@@ -110,27 +111,35 @@ def predict_inputs(
     from dashvlm.data.formats.inputs import read_inputs
     from dashvlm.data.manifest import build_manifest
     from dashvlm.data.samples import build_samples
-    from dashvlm.engine.build import load_run
+    from dashvlm.engine.build import at_home, load_run, read_config
     from dashvlm.engine.fit import build_trainer
     from dashvlm.engine.load import build_store
     from dashvlm.engine.scoring import predict_rows
+    from dashvlm.errors import ConfigError
     from dashvlm.safety.checksums import sha256
-    from dashvlm.safety.files import read_json, read_lines, write_json
+    from dashvlm.safety.files import read_json, write_json
+    from dashvlm.tasks.base import make_task
 
+    if isinstance(stride_s, bool) or not isinstance(stride_s, int | float) or not stride_s > 0:
+        raise ConfigError("stride_s must be a number above 0", got=str(stride_s), do="use 0.2")
     root, rows = read_inputs(given)  # an error before the model is loaded
+    config = at_home(source, read_config(source), paths)
+    unasked = _without_question(make_task(config), rows)
     config, module = load_run(source, paths)
     options = {**config["data"], "reference": "clip_end", "negative_reference": "clip_end", "support_frames": "never"}
     folder.mkdir(parents=True, exist_ok=True)
     path, about = folder / "predictions.jsonl", folder / "about.json"
-    now = {"run": str(source), "weights": sha256(source / "trained.safetensors"), "input": given, "stride_s": stride_s}
-    same = about.is_file() and read_json(about) == now
-    done = {str(line.get("id")): line for line in read_lines(path)} if same and path.is_file() else {}
+    now = {"weights": sha256(source / "trained.safetensors"), "stride_s": stride_s,
+           "inputs": {str(row["clip_id"]): _content(root, row) for row in rows}}  # fmt: skip
+    before = read_json(about) if about.is_file() and path.is_file() else {}
+    done = _answered(path, before, now)
     write_json(about, now)
     store = build_store(config)
     manifest = build_manifest("input", rows, root, store, {"test": 1.0}, 0, max_bad_fraction=1.0, require_videos=False)
     samples = {s.clip.clip_id: s for s in build_samples(manifest.clips, {**options, "horizon_s": 0.0})[0]}
     problems = {q.clip_id: q.reason for q in manifest.quarantine}
     problems |= {i: str(s.clip.extra["failed"]) for i, s in samples.items() if "failed" in s.clip.extra}
+    problems = unasked | problems
     names = {str(row["clip_id"]): row.get("video") for row in rows}
     waiting = [i for i in names if i not in done]
     tell(f"{len(names)} inputs, {len(names) - len(waiting)} answered before")
@@ -169,6 +178,50 @@ def predict_inputs(
     tell(", ".join(f"{n} {state}" for state, n in states.most_common()))
     tell(f"written: {folder}/predictions.jsonl, predictions.csv")
     return found
+
+
+def _content(root: Path, row: Mapping[str, Any]) -> str:
+    """What decides an answer: the row, and the content of its file."""
+    from dashvlm.safety.checksums import content_of
+
+    asked = {k: v for k, v in row.items() if k in ("question", "choices", "problem")}
+    return json.dumps([content_of(root / str(row.get("video") or ""))[2], asked], sort_keys=True, ensure_ascii=False)
+
+
+def _answered(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Earlier answers that still hold; what failed is tried again."""
+    from dashvlm.safety.files import read_lines
+
+    known = before.get("inputs")
+    if not isinstance(known, Mapping) or any(before.get(k) != now[k] for k in ("weights", "stride_s")):
+        return {}
+    lines = {str(line.get("id")): line for line in read_lines(path)}
+    return {
+        name: line
+        for name, line in lines.items()
+        if line.get("status") != "failed" and name in known and known[name] == now["inputs"].get(name)
+    }
+
+
+def _without_question(task: Any, rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Inputs that bring no question, for a task that has none of its own: name -> problem.
+
+    Raises:
+        DataError: if no input has a question.
+    """
+    from dashvlm.errors import ConfigError
+
+    try:
+        task.question or task.default_question()
+        return {}
+    except ConfigError:
+        lacking = [str(row["clip_id"]) for row in rows if not row.get("question")]
+    if len(lacking) == len(rows):
+        raise DataError(
+            f"task={task.name} needs a question for each input", got=f"{len(rows)} inputs without one",
+            do="give a .csv, .json or .jsonl whose rows have video, question and choices",
+        )  # fmt: skip
+    return dict.fromkeys(lacking, "no question")
 
 
 def _risk(config: dict[str, Any], module: Any, sample: Any, stride_s: float) -> dict[str, Any]:

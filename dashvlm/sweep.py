@@ -383,6 +383,11 @@ def _manifest(config: Mapping[str, Any]) -> Manifest:
 _MANIFESTS: dict[str, Manifest] = {}
 
 
+def forget_manifests() -> None:
+    """For a process that goes on while data change, such as a notebook's."""
+    _MANIFESTS.clear()
+
+
 def _print_run(folder: Path) -> None:
     from dashvlm.report.tables import detail_tables, print_table, result_table, result_title
 

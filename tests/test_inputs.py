@@ -46,13 +46,32 @@ def test_a_folder_of_videos_gets_its_risk_over_time(dashvlm, finished_run, tmp_p
     # Typed again it answers nothing anew; cut off in the middle it goes on.
     before = (out / "predictions.jsonl").read_text()
     again = dashvlm("predict", f"run={finished_run}", f"input={clips}", "stride_s=1", f"output={out}")
-    assert "3 inputs, 3 answered before" in again.stdout
+    assert "3 inputs, 2 answered before" in again.stdout  # what failed is tried again
     (out / "predictions.jsonl").write_text(before.splitlines()[0] + "\n" + before.splitlines()[1][:20])
     resumed = dashvlm("predict", f"run={finished_run}", f"input={clips}", "stride_s=1", f"output={out}")
     assert "3 inputs, 1 answered before" in resumed.stdout
     assert (out / "predictions.jsonl").read_text() == before
     changed = dashvlm("predict", f"run={finished_run}", f"input={clips}", "stride_s=2", f"output={out}")
     assert "3 inputs, 0 answered before" in changed.stdout
+
+
+def test_an_answer_holds_for_its_file_only(dashvlm, finished_run, tmp_path):
+    paths = sorted(pd.read_parquet(finished_run / "predictions.parquet")["path"].unique())
+    clips, out = tmp_path / "clips", tmp_path / "out"
+    clips.mkdir()
+    words = [f"run={finished_run}", f"input={clips}", "stride_s=2", f"output={out}"]
+    (clips / "a.mp4").write_bytes(Path(paths[0]).read_bytes())
+    (clips / "b.mp4").write_bytes(b"no video")
+    dashvlm("predict", *words)
+    first = lines_of(out)
+    (clips / "a.mp4").write_bytes(Path(paths[1]).read_bytes())  # another video of the same name
+    (clips / "b.mp4").write_bytes(Path(paths[0]).read_bytes())  # mended
+    dashvlm("predict", *words)
+    second = lines_of(out)
+    assert [r["status"] for r in first] == ["scored", "failed"]
+    assert [r["status"] for r in second] == ["scored", "scored"]
+    assert second[1]["risk"] == first[0]["risk"]
+    assert second[0]["risk"] != first[0]["risk"]
 
 
 def test_questions_get_letters_with_probabilities(cache, tmp_path):
@@ -73,6 +92,8 @@ def test_questions_get_letters_with_probabilities(cache, tmp_path):
     assert found[1]["answer"] == max(found[1]["probabilities"], key=found[1]["probabilities"].get)
     assert [r["status"] for r in found[2:]] == ["failed", "failed"]
     assert found[2]["problem"] == "choices are not a list of texts"
+    with pytest.raises(AssertionError, match="needs a question for each input"):
+        in_this_process(cache, tmp_path / "runs")("predict", f"run={run}", f"input={tmp_path / 'a.mp4'}")
     table = pd.read_csv(tmp_path / "out" / "predictions.csv").set_index("id")
     assert table.loc["q1", "p_D"] == pytest.approx(found[1]["probabilities"]["D"])
 

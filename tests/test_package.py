@@ -1,5 +1,6 @@
 """The package as users meet it: a wheel without the repository, the console script, the API."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from dashvlm.errors import ConfigError, DataError, TrainingError
 
 from .conftest import ROOT, SMALL, checked
 
+pytestmark = pytest.mark.long
 FAST = [*SMALL, "trainer.max_steps=1", "objective.max_new_tokens=2"]
 
 
@@ -75,6 +77,77 @@ def test_errors_come_as_exceptions(tmp_path, cache):
     assert np.isnan(made.metrics["x"].value)
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["data.num_frames=2,4"], "several values make a sweep"), ([5], "not a word"), ([["seed=1"]], "not a word"),
+    (["-m", "seed=1"], "flags are of the command line"), (["crash_demo"], "experiment=crash_demo"),
+    (["seed=1 data.num_frames=2"], "several words"), (["seed=x"], "seed=x"),
+])  # fmt: skip
+def test_what_is_no_word_is_one_clear_error(words, said):
+    with pytest.raises(ConfigError, match=said):
+        api.compose(*words)
+
+
+def test_arguments_are_checked(run, tmp_path):
+    made, places = run
+    for call in (api.load_run, api.read_sweep, made.predict):
+        with pytest.raises(ConfigError, match="a path is needed"):
+            call(None)
+    for stride_s in (0, -1, "0.5", float("nan")):
+        with pytest.raises(ConfigError, match="stride_s"):
+            made.predict(made.predictions["path"].iloc[0], stride_s=stride_s)
+    with pytest.raises(DataError, match="name its parent"):
+        api.read_sweep(made.folder)
+    with pytest.raises(ConfigError, match="first argument"):
+        api.evaluate(made, "run=elsewhere", *places)
+    for wrong in ({}, "experiment=crash_demo"):
+        with pytest.raises(ConfigError, match="train needs a configuration"):
+            api.train(wrong)
+    config = api.compose(*FAST, *places)
+    for group, key, value in (("data", "num_frames", "four"), ("trainer", "max_steps", -5)):
+        with pytest.raises(ConfigError, match=f"{group}.{key}={value}"):
+            api.train({**config, group: {**config[group], key: value}})
+    with pytest.raises(ConfigError, match="debug=data"):
+        api.train(api.compose(*FAST, "debug=data", *places))
+
+
+def test_files_are_private_and_the_caller_keeps_its_own_permissions(run, tmp_path):
+    made, _ = run
+    assert (made.folder / "predictions.parquet").stat().st_mode & 0o077 == 0
+    before = os.umask(0o022)
+    try:
+        made.predict(made.predictions["path"].iloc[0], stride_s=2.0, output=str(tmp_path / "out"))
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out" / "predictions.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_changed_data_are_another_run(cache, tmp_path, run):
+    from dashvlm import sweep
+
+    made, _ = run
+    for number, path in enumerate(sorted(set(made.predictions["path"]))):
+        split = ("train", "train", "val", "test")[number]
+        (tmp_path / split).mkdir(exist_ok=True)
+        (tmp_path / split / f"{number}.mp4").write_bytes(Path(path).read_bytes())
+        with (tmp_path / f"{split}.jsonl").open("a") as file:
+            file.write(json.dumps({"video": f"{split}/{number}.mp4", "label": number % 2}) + "\n")
+    words = ["model=smolvlm2", "model.checkpoint=tiny", "task=crash", "data=jsonl", f"data.root={tmp_path}",
+             f"paths.cache_dir={cache}", f"paths.output_dir={tmp_path / 'r'}"]  # fmt: skip
+    first = sweep._folder_of(api.compose(*words))[0]
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text(lines[0] + "\n")
+    sweep.forget_manifests()
+    assert sweep._folder_of(api.compose(*words))[0] != first
+
+
+def test_a_composed_configuration_needs_no_other_hydra(run):
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        assert api.compose(*FAST)["data"]["num_frames"] == 3
+
+
 def test_own_configurations_are_found(fresh_dashvlm, tmp_path):
     (tmp_path / "own" / "experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults: [override /data: synthetic]\ndata: {num_frames: 7}\n"
@@ -91,6 +164,8 @@ def test_own_configurations_are_found(fresh_dashvlm, tmp_path):
     nowhere = fresh_dashvlm("train", "--config-dir=/nowhere", "experiment=mine", check=False)
     assert nowhere.returncode == 2
     assert "there is no folder /nowhere" in nowhere.stderr
+    nothing = fresh_dashvlm("train", "experiment=mine", "--config-dir", check=False)
+    assert nothing.returncode == 2
 
 
 @pytest.mark.parametrize(("words", "code", "said"), [
@@ -105,7 +180,6 @@ def test_the_console_script_runs_verbs(words, code, said):
     assert said in done.stdout + done.stderr
 
 
-@pytest.mark.long
 def test_a_plain_script_may_call_the_api(tmp_path):
     """Without ``if __name__ == "__main__"``: workers that render and load must not run the script again."""
     places = [f"paths.output_dir={tmp_path / 'runs'}", f"paths.cache_dir={tmp_path / 'new'}"]
@@ -121,7 +195,6 @@ def test_a_plain_script_may_call_the_api(tmp_path):
     assert done.stdout.count("begins") == 1
 
 
-@pytest.mark.long
 def test_a_wheel_works_without_the_repository(tmp_path, cache):
     source = tmp_path / "source"
     checked(subprocess.run(["git", "clone", "-q", str(ROOT), str(source)], capture_output=True, text=True, check=False))

@@ -46,9 +46,16 @@ HYDRA_FLAGS = (
 
 @contextlib.contextmanager
 def composing() -> Iterator[None]:
-    """A context in which ``hydra.compose`` finds dashvlm's configuration."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+    """A context in which ``hydra.compose`` finds dashvlm's configuration, whatever else Hydra was doing."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    theirs = GlobalHydra.instance().hydra
+    GlobalHydra.instance().hydra = None
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = theirs
 
 
 def compose_train(words: Sequence[str]) -> dict[str, Any]:
@@ -140,8 +147,10 @@ def take_config_dir(argv: Sequence[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         if flag not in ("--config-dir", "-cd"):
             rest.append(word)
-        elif equals or words:
-            os.environ["DASHVLM_CONF"] = str(Path(value if equals else words.pop(0)).resolve())
+        elif value or (words and not equals):
+            os.environ["DASHVLM_CONF"] = str(Path(value or words.pop(0)).resolve())
+        else:
+            os.environ["DASHVLM_CONF"] = "(--config-dir names none)"
     return rest
 
 

@@ -39,9 +39,9 @@ def search_words() -> list[str]:
 
 
 def choices_of(group: str) -> list[str]:
-    """The names that a group offers, the user's own among them."""
+    """The names that a group offers, the user's own among them; ``base`` is what others build on."""
     places = [place for place in (CONF, own_conf()) if place is not None]
-    return sorted({p.stem for place in places for p in (place / group).glob("*.yaml")})
+    return sorted({p.stem for place in places for p in (place / group).glob("*.yaml")} - {"base"})
 
 
 def study_names(root: Path = STUDIES) -> list[str]:

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,16 @@ def check_secrets(words: Iterable[str]) -> None:
 def make_private(cfg: Mapping[str, Any] | DictConfig) -> None:
     """What this process and its children make is for its user alone, or for the group with ``paths.shared=true``."""
     os.umask(0o007 if (cfg.get("paths") or {}).get("shared") else 0o077)
+
+
+@contextlib.contextmanager
+def private(cfg: Mapping[str, Any]) -> Iterator[None]:
+    """As :func:`make_private`, for a while: a caller's own files keep the permissions that it chose."""
+    before = os.umask(0o007 if (cfg.get("paths") or {}).get("shared") else 0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def check_words(words: Iterable[str]) -> None:

@@ -58,6 +58,11 @@ def received() -> int | None:
     return _state.received
 
 
+def forget() -> None:
+    """For a process that goes on after it was asked to stop, such as a notebook's."""
+    _state.received = None
+
+
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     now = time.monotonic()
     if _state.child is not None:
