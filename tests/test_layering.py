@@ -2,6 +2,10 @@
 
 import ast
 import graphlib
+import importlib.metadata
+import re
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -100,3 +104,20 @@ def test_kinds_of_evaluation_are_named_in_tasks_only():
 
 def test_no_file_is_called_utils():
     assert not [p for p in Path(PACKAGE).rglob("*.py") if p.stem in ("utils", "helpers", "common", "misc")]
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    words = [*project["dependencies"], *(w for extra in project["optional-dependencies"].values() for w in extra)]
+    declared = {re.split(r"[^A-Za-z0-9._-]", word)[0].lower().replace("_", "-") for word in words}
+    names = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {a.name.split(".")[0] for a in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names.add(node.module.split(".")[0])
+    known = importlib.metadata.packages_distributions()
+    foreign = names - set(sys.stdlib_module_names) - {"dashvlm", "lightning_fabric"}  # the last comes with Lightning
+    lacking = [n for n in foreign if not {d.lower().replace("_", "-") for d in known.get(n, [n])} & declared]
+    assert lacking == []
