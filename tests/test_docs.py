@@ -26,7 +26,7 @@ SHRINK = [
     "data.options.num_drives=40", "data.options.duration_s=4.0", "data.options.fps=5", "trainer.max_steps=2",
     "objective.max_new_tokens=8",
 ]  # fmt: skip
-ELSEWHERE = {"make test", "make install", "make bench", "make docs", "make faults", "make test-long"}
+ELSEWHERE = {"make test", "make install", "make bench", "make docs", "make faults", "make test-long", "make golden"}
 """Run by CI itself (two), too long for a test, tested by its result."""
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -63,9 +64,13 @@ def test_the_wandb_run_has_our_id_config_group_and_tables(run):
     files = list(run.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 1
     assert run.name in files[0].name
-    raw = files[0].read_bytes()
-    for part in (b"canary", b"predictions", b"test/roc_auc", b"num_frames", b"plots/"):
-        assert part in raw
+    wanted = (b"canary", b"predictions", b"test/roc_auc", b"num_frames", b"plots/")
+    for _ in range(60):  # W&B's own process writes the file, and takes its time on a busy machine
+        raw = files[0].read_bytes()
+        if all(part in raw for part in wanted):
+            break
+        time.sleep(0.5)
+    assert [part for part in wanted if part not in raw] == []
     header = pd.read_csv(run / "metrics" / "metrics.csv")
     assert {"train/loss", "val/roc_auc", "test/roc_auc"} <= set(header)
 
