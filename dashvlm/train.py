@@ -1,4 +1,9 @@
-"""Fit one configuration, or a sweep with ``-m``: ``python -m dashvlm.train key=value ...``."""
+"""Fit one configuration, or a sweep with ``-m``, and print its table.
+
+python -m dashvlm.train model=smolvlm2 task=crash -m data.num_frames=5,10,15
+python -m dashvlm.train experiment=crash_demo
+python -m dashvlm.train experiment=crash_demo debug=fast
+"""
 
 import sys
 

@@ -269,3 +269,26 @@ def test_no_call_of_transformers_may_run_a_checkpoints_code():
                 said = {k.arg: ast.unparse(k.value) for k in node.keywords}
                 assert said.get("trust_remote_code") == "False", f"{path}:{node.lineno}"
     assert found >= 8
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "predict", "score", "inspect", "label", "report", "export"])
+def test_the_help_of_a_verb_fits_on_a_screen(verb):
+    from dashvlm.config.help import short_help
+
+    lines = short_help(verb).splitlines()
+    assert len(lines) < 60
+    assert max(map(len, lines)) < 80
+    assert any(line.startswith(f"  dashvlm {verb} ") for line in lines)
+    keys = [k for k in yaml.safe_load((CONF / f"{verb}.yaml").read_text()) if k not in ("defaults", "sweep")]
+    assert [k for k in keys if not any(line.startswith(f"  {k} ") for line in lines)] == []
+    if verb in ("train", "evaluate"):
+        for group in ("model", "task", "data", "objective", "peft", "trainer"):
+            assert any(line.startswith(f"  {group} ") for line in lines)
+
+
+@pytest.mark.parametrize(("flag", "hydra"), [("--hydra-help", True), ("--help", False)])
+def test_hydras_own_help_stays_reachable(flag, hydra):
+    done = subprocess.run([sys.executable, "-m", "dashvlm.train", flag], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert ("hydra" in done.stdout.splitlines()[0].lower()) == hydra
+    assert ("fit one configuration" in done.stdout.lower()) == (not hydra)

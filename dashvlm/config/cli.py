@@ -15,6 +15,7 @@ from hydra import main as hydra_main
 from omegaconf import DictConfig
 
 from dashvlm.config.find import CONF, own_conf, search_words
+from dashvlm.config.help import short_help
 from dashvlm.config.overrides import (
     check_overrides,
     check_secrets,
@@ -84,6 +85,9 @@ def start(name: str, task: Callable[[DictConfig], Any], argv: list[str]) -> int:
         The exit code: 0, or 2 for an error that the user can mend (printed without traceback).
     """
     argv = with_quotes(flags_first(take_config_dir(argv)))
+    if "--help" in argv or "-h" in argv:
+        print(short_help(name))
+        return 0
     asks = any(a.split("=")[0] in HYDRA_FLAGS for a in argv)
     failure: list[DashVLMError] = []
 
