@@ -516,3 +516,16 @@ def test_a_finished_run_is_scored_again_with_its_own_task_and_settings(dashvlm, 
     assert done.returncode == 2
     done = dashvlm("report")
     assert "runs of mcq" in done.stdout
+
+
+def test_plots_need_no_texts_of_choices(tmp_path):
+    """Another task with choices may use the evaluation without naming them."""
+    from dashvlm.data.frames import FrameStore
+    from dashvlm.tasks.mcq.plots import draw
+
+    target = [0, 1, 2, 3] * 5
+    rows = table(target, one_hot([0] * 20)).drop(columns=["question", "choices"], errors="ignore")
+    rows = rows.assign(path="absent.mp4", frame_times_s=[[0.0]] * 20)
+    made = draw(rows, evaluate(rows, evaluations()["choice"]), tmp_path, FrameStore(tmp_path / "store"))
+    assert set(made) == {"confusion", "accuracy"}
+    assert all(path.is_file() for path in made.values())

@@ -38,9 +38,8 @@ def draw(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: Fr
     worst = worst[(worst["_said"] != worst["target"]) & (worst["_said"] >= 0)].sort_values("_sure", ascending=False)
     worst = worst.head(6)
     captions = [
-        f"{r['clip_id']}: {textwrap.shorten(str(r['question']), 60)}\n{LETTERS[r['_said']]} ({r['_sure']:.2f}): "
-        f"{textwrap.shorten(str(r['choices'][r['_said']]), 25)}; right {LETTERS[r['target']]}: "
-        f"{textwrap.shorten(str(r['choices'][r['target']]), 25)}"
+        f"{r['clip_id']}: {textwrap.shorten(str(r.get('question') or ''), 60)}\n"
+        f"{_choice(r, r['_said'])} ({r['_sure']:.2f}); right {_choice(r, r['target'])}"
         for _, r in worst.iterrows()
     ]
     strips = filmstrips(worst, captions, store) if len(worst) else None
@@ -75,3 +74,10 @@ def _bars(results: Mapping[str, Any], path: Path) -> Path:
     axes.set_ylabel("accuracy")
     axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return save(figure, path)
+
+
+def _choice(row: Any, number: int) -> str:
+    """A letter, with the text of the choice where the task names texts."""
+    texts = row.get("choices")
+    named = texts is not None and np.ndim(texts) == 1 and number < len(texts)
+    return LETTERS[number] + (f" ({textwrap.shorten(str(texts[number]), 25)})" if named else "")
