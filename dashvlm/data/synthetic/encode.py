@@ -37,7 +37,7 @@ def write_video(
         b_frames: number of consecutive B-frames.
         crf: quality, lower is better.
         reproducible: the same bytes each time. x264's vector code reads memory that it has not written: of 20 small
-            clips 12 came out in several versions. Its plain code does not, at several times the cost.
+            clips 13 came out in several versions. Its plain code does not, at several times the cost.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp{path.suffix}")
