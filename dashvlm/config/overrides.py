@@ -94,7 +94,8 @@ def make_private(cfg: Mapping[str, Any] | DictConfig) -> None:
 @contextlib.contextmanager
 def private(cfg: Mapping[str, Any]) -> Iterator[None]:
     """As :func:`make_private`, for a while: a caller's own files keep the permissions that it chose."""
-    before = os.umask(0o007 if (cfg.get("paths") or {}).get("shared") else 0o077)
+    before = os.umask(0o077)
+    make_private(cfg)
     try:
         yield
     finally:
