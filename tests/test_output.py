@@ -119,8 +119,10 @@ def test_offline_wandb_files_hold_group_tables_and_filmstrips(dashvlm, tmp_path)
     words = [*SMALL, "trainer.max_steps=2", "study=nexar_frames/smoke"]
     dashvlm("train", *words, "logger=wandb", "logger.mode=offline")
     (path,) = (tmp_path / "runs").glob("crash-*/wandb/offline-run-*/run-*.wandb")
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
+    wandb.teardown()  # W&B's service writes the end of the file after finish() has returned
     sent = yaml.safe_load((path.parent / "files" / "dashvlm" / "config.yaml").read_text())
     assert run_id(sent) == path.parent.parent.parent.name
     summary, run, artifacts, saved = {}, None, {}, set()
