@@ -200,6 +200,9 @@ def evaluate(run: Run | str | Path | None, *words: str) -> Run:
         run: what is scored; the result is written beside it unless ``paths.output_dir`` says otherwise.
         words: of an ``evaluate`` command line.
 
+    Returns:
+        The evaluation; with several ``splits`` that of the first, the others lie beside it.
+
     Raises:
         ConfigError: for words that belong to what was trained.
     """
@@ -227,7 +230,7 @@ def evaluate(run: Run | str | Path | None, *words: str) -> Run:
         config = plain(hydra_compose("evaluate", overrides=[*quoted, *search_words()]))
     said = [word.split("=")[0].lstrip("+~") for word in quoted]
     with private(config):
-        return Run(measure(config, said)[0])
+        return Run(measure(config, said)[0][0])
 
 
 def read_sweep(folder: str | Path) -> pd.DataFrame:

@@ -28,17 +28,17 @@ def evaluate(cfg: DictConfig) -> None:
 
     log_to_terminal()
     said = [o.split("=")[0].lstrip("+~") for o in HydraConfig.get().overrides.task]
-    folder, results = measure(plain(cfg), said, say)
-    for title, names, lines in detail_tables(results):
-        print_table(title, names, lines)
-    header, body = result_table(results)
-    print_table(result_title(folder.name, results), header, body, results["alarms"])
-    say(f"written: {folder}/")
+    for folder, results in measure(plain(cfg), said, say):
+        for title, names, lines in detail_tables(results):
+            print_table(title, names, lines)
+        header, body = result_table(results)
+        print_table(result_title(folder.name, results), header, body, results["alarms"])
+        say(f"written: {folder}/")
 
 
 def measure(
     config: dict[str, Any], said: list[str], tell: Callable[[str], Any] = lambda text: None
-) -> tuple[Path, dict[str, Any]]:
+) -> list[tuple[Path, dict[str, Any]]]:
     """Score a run, or a backbone as it is.
 
     Args:
@@ -47,23 +47,22 @@ def measure(
         tell: what to do with a line about the data.
 
     Returns:
-        The folder that was written, and ``result.json``.
+        For each split the folder that was written, and its ``result.json``.
     """
     from dashvlm.backbones.twin_files import model_fingerprint
-    from dashvlm.config.identity import run_id
     from dashvlm.config.overrides import refuse
     from dashvlm.data.manifest import fingerprint
-    from dashvlm.engine.build import at_home, build_module, load_run, read_config
+    from dashvlm.engine.build import at_home, build_module, checkpoint_file, load_run, read_config
     from dashvlm.engine.load import build_store, load_manifest
-    from dashvlm.engine.prepare import prepare_data
     from dashvlm.engine.run import quiet_libraries
-    from dashvlm.engine.scoring import plot_run, score, write_results
-    from dashvlm.safety import checksums
-    from dashvlm.safety.files import write_json, write_yaml
+    from dashvlm.errors import ConfigError
     from dashvlm.tasks.check import check
 
     quiet_libraries()
-    source = config.pop("run")
+    source, checkpoint, splits = config.pop("run"), config.pop("checkpoint"), config.pop("splits")
+    if checkpoint and not source:
+        raise ConfigError(f"checkpoint={checkpoint}: of which run?", do="name it: run=runs/RUN")
+    refuse(check({"splits": splits, "checkpoint": checkpoint}))
     if source:
         trained = at_home(Path(source), read_config(Path(source)), config["paths"])
         if trained["task"].get("reasoning") == "auto":  # the run's own answer, whatever became of its label file
@@ -74,8 +73,27 @@ def measure(
     # Wrong data is an error before the model is loaded.
     config["data"]["fingerprint"] = fingerprint(load_manifest(config, build_store(config)))
     config["model"] |= model_fingerprint(config["model"])
-    module = load_run(Path(source), config["paths"], config)[1] if source else build_module(config, for_training=False)
+    if checkpoint:
+        config["checkpoint"] = checkpoint_file(Path(source), checkpoint).stem
+    module = (
+        load_run(Path(source), config["paths"], config, checkpoint)[1]
+        if source
+        else build_module(config, for_training=False)
+    )
     module.eval()
+    return [_measure(config | ({"splits": [s]} if s else {}), source, module, s, tell) for s in splits or [None]]
+
+
+def _measure(
+    config: dict[str, Any], source: str | None, module: Any, split: Any, tell: Callable[[str], Any]
+) -> tuple[Path, dict[str, Any]]:
+    """Score one split into a folder of its own."""
+    from dashvlm.config.identity import run_id
+    from dashvlm.engine.prepare import prepare_data
+    from dashvlm.engine.scoring import plot_run, score, write_results
+    from dashvlm.safety import checksums
+    from dashvlm.safety.files import write_json, write_yaml
+
     name = f"eval-{run_id(config)}" + (f"-of-{Path(source).name}" if source else "")
     folder = Path(config["paths"]["output_dir"]) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +104,7 @@ def measure(
         f"{used['num_frames']} frames, {_sampling(used)}, on {used['name']} ({used['root']}), {origin} "
         "unless the command line says otherwise"
     )
-    data = prepare_data(config, train=False)
+    data = prepare_data(config, train=False, split=split)
     rows = score(config, data, module)
     results = write_results(config, data, rows, folder, module)
     results["alarms"] += _seen_in_training(Path(source), rows) if source else []
@@ -153,10 +171,14 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any], said: list[str]) -> 
     if "trainer.precision" not in said:  # what was trained in 16 bit is scored in 16 bit
         trainer["precision"] = trained["trainer"]["precision"]
     return {**trained, **changed, "data": data, "paths": asked["paths"], "trainer": trainer,
-            "logger": asked["logger"], "sweep": asked["sweep"]}  # fmt: skip
+            "logger": asked["logger"], "sweep": asked["sweep"],
+            "verbose": asked["verbose"], "csv": asked["csv"]}  # fmt: skip
 
 
-FREE = ("run", "data", "paths", "trainer", "logger", "hydra", "seed", "task", "sweep", "local", "debug")
+FREE = (
+    "run", "checkpoint", "splits", "verbose", "csv", "data", "paths", "trainer", "logger", "hydra", "seed", "task",
+    "sweep", "local", "debug",
+)  # fmt: skip
 """Top-level words of a command line that act on an evaluation of a run."""
 GENERATION = ("objective.generate", "objective.constrained", "objective.max_new_tokens", "objective.generation")
 """Those of the objective that do: how texts are written, not what was learned."""

@@ -5,6 +5,8 @@ python -m dashvlm.inspect model=smolvlm2 model.checkpoint=tiny
 python -m dashvlm.inspect data=jsonl data.root=FOLDER write_jsonl=true
 python -m dashvlm.inspect data=nexar data.root=FOLDER audit=true
 python -m dashvlm.inspect labels=labels.jsonl
+python -m dashvlm.inspect data=bvpi data.root=FOLDER write_messages=FOLDER
+python -m dashvlm.inspect data=bvpi data.root=FOLDER clip_scores_to=scores.csv
 """
 
 from __future__ import annotations
@@ -30,8 +32,20 @@ def inspect(cfg: DictConfig) -> None:
     log_to_terminal()
     said = HydraConfig.get().overrides.task
     config = plain(cfg)
-    write = config.pop("write_jsonl")
+    write, chats, scores = (config.pop(k) for k in ("write_jsonl", "write_messages", "clip_scores_to"))
+    clip = config.pop("clip")
     refuse(check(config))
+    if chats:
+        from dashvlm.engine.chats import write_messages
+
+        counts = write_messages(config, Path(chats))
+        say("\n".join(f"{name}: {n} rows" for name, n in counts.items()) + f"\nwritten: {chats}/")
+        return
+    if scores:
+        from dashvlm.metrics.clip import CHECKPOINT, write_similarities
+
+        say(write_similarities(config["data"], Path(scores), clip or CHECKPOINT))
+        return
     if write:
         from dashvlm.data.formats.jsonl import write_from_folders
         from dashvlm.tasks.crash import QUESTION

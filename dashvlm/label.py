@@ -42,7 +42,7 @@ def ask_teacher(config: dict[str, Any]) -> None:
     from dashvlm.endpoint.client import Teacher
     from dashvlm.engine.load import build_store, load_manifest
     from dashvlm.errors import DataError, TeacherError
-    from dashvlm.labels.ask import LabelWriter, Progress, modes_of, requests_for, to_label
+    from dashvlm.labels.ask import LabelWriter, Progress, label_template, modes_of, requests_for, to_label
     from dashvlm.tasks.base import make_task, task_class
 
     options = {**config["data"], "labels": None, "short_history": "pad_oldest"}  # as many frames for every clip
@@ -70,7 +70,8 @@ def ask_teacher(config: dict[str, Any]) -> None:
         writer = LabelWriter(folder / "labels.jsonl")
         cache, ledger = Path(config["paths"]["cache_dir"]) / "teacher", folder / "spent.jsonl"
         teacher = Teacher(teacher_options, cache, ledger, needs_key=not config["dry_run"])
-        asks, problems = requests_for(samples, modes_of(config["label_in_prompt"], task), task, store, teacher)
+        modes = modes_of(config["label_in_prompt"], task)
+        asks, problems = requests_for(samples, modes, task, store, teacher, label_template(config["label_prompt"]))
         waiting = [a for a in asks if not writer.has(a)]
         size = tuple(options["frame_size"] or (720, 1280))
         unpaid = [a for a in waiting if not teacher.known(a.request)]
@@ -98,7 +99,7 @@ def ask_teacher(config: dict[str, Any]) -> None:
         progress = Progress(len(waiting), float(teacher_options["cap_usd"]))
 
         def keep(number: int, reply: Any) -> None:
-            made = to_label(waiting[number], reply, task, str(teacher_options["model"]))
+            made = to_label(waiting[number], reply, task, str(teacher_options["model"]), str(config["label_prompt"]))
             writer.add(made)
             progress.step(made, teacher)
 
@@ -161,7 +162,12 @@ def _folder(config: dict[str, Any]) -> Path:
     """Name the output by what decides the answers, but for modes, splits and money."""
     data = {k: v for k, v in config["data"].items() if k not in ("batch_size", "eval_batch_size", "num_workers")}
     teacher = {k: config["teacher"][k] for k in ("model", "base_url", "max_tokens", "temperature", "detail")}
-    digest = hashlib.sha256(json.dumps([data, teacher, config["task"]], sort_keys=True, default=str).encode())
+    decides = [data, teacher, config["task"]]
+    if config["label_prompt"] != "five_factors":
+        from dashvlm.labels.ask import label_template
+
+        decides.append(label_template(config["label_prompt"]))
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode())
     name = f"labels-{config['data']['name']}-{config['teacher']['model']}-{digest.hexdigest()[:8]}"
     return Path(config["paths"]["output_dir"]) / name.replace("/", "_")
 

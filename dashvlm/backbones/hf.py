@@ -261,7 +261,7 @@ def load(
     if attn_implementation:
         kwargs["attn_implementation"] = attn_implementation
     if quantization == "nf4":
-        kwargs |= {"quantization_config": _nf4(unquantized), "dtype": torch.bfloat16}
+        kwargs |= {"quantization_config": _nf4(unquantized), "dtype": four_bit_dtype()}
     try:
         net = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, use_safetensors=True, trust_remote_code=False, **kwargs
@@ -311,12 +311,18 @@ def _cannot_load(checkpoint: str, error: Exception) -> CheckpointError:
     )
 
 
+def four_bit_dtype() -> torch.dtype:
+    """What 4-bit layers compute in: float16 on cards without bfloat16, such as the T4; bfloat16 elsewhere."""
+    old = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float16 if old else torch.bfloat16
+
+
 def _nf4(unquantized: Sequence[str]) -> Any:
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=four_bit_dtype(),
         llm_int8_skip_modules=list(unquantized),
     )
 

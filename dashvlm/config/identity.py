@@ -34,11 +34,27 @@ EXCLUDED = (
     "data.store_gb",
     "data.decode_timeout_s",
     "data.decode_memory_gb",
+    "task.prompt_file.file",
     "trainer.progress",
     "trainer.data_only",
     "trainer.log_every_n_steps",
     "callbacks.checkpoint.every_n_steps",
+    "callbacks.checkpoint.keep",
+    "verbose",
+    "csv",
 )
+NEUTRAL: Mapping[str, Any] = {
+    "data.support_window_s": 0.5,
+    "objective.max_tokens": None,
+    "objective.too_long": "refuse",
+    "task.prompt_file": None,
+    "task.cue": False,
+    "data.options.navigation_share": 0.0,
+    "checkpoint": None,
+    "splits": None,
+}
+"""Keys that came later -> the value that means what runs without them did; at it they are no part of the identity."""
+
 
 RUN_FILES = ("config.yaml", "result.json", "predictions.parquet", "metrics/metrics.csv")
 """Files of a run's folder that every table can be made from."""
@@ -59,7 +75,8 @@ def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
             for key, value in node.items():
                 walk(value, f"{path}.{key}" if path else str(key))
         else:
-            flat[path] = _number(node)
+            if path not in NEUTRAL or node != NEUTRAL[path]:
+                flat[path] = _number(node)
 
     walk(cfg, "")
     if flat.get("model.checkpoint") != "tiny":  # the twin is not used

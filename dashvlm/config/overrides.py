@@ -17,16 +17,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from dashvlm.config.find import CONF, choices_of, own_conf, search_words
 from dashvlm.config.rules import flatten, near
-from dashvlm.errors import ConfigError
+from dashvlm.errors import ConfigError, DataError
 from dashvlm.safety.files import read_yaml
 from dashvlm.safety.redaction import problems
 
+HUB = "hf://"
+MAX_PROMPT = 65_536
+"""Most bytes of a prompt template."""
 FLAGS = ("-m", "--multirun")
 VALUED = ("--cfg", "-c", "--info", "-i", "--package", "-p")
 """Hydra's flags with a value."""
 _PATH_KEY = re.compile(
     r"(^|\.)(root|file|video|input|run|labels|pairs|checkpoint|start_from|output|predictions|captions|annotations|images"
-    r"|clip_scores|base|output_dir|cache_dir|data_dir)$"
+    r"|clip_scores|prompt_file|label_prompt|clip|clip_scores_to|write_messages|base|output_dir|cache_dir|data_dir)$"
 )
 _PLAIN = re.compile(r"[\w./:+~@%-]*", re.ASCII)
 _GRAMMAR = re.compile(r"""['"\[{]|\$\{|(glob|choice|range|interval|shuffle|sort|tag|str|int|float|bool)\(""")
@@ -132,7 +135,53 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """Resolve a configuration to plain Python values, without Hydra's own node."""
     node = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(node, dict)
+    task, data = node.get("task"), node.get("data")
+    if isinstance(task, dict) and isinstance(task.get("prompt_file"), str):
+        task["prompt_file"] = read_prompt("task.prompt_file", task["prompt_file"])
+    if isinstance(data, dict) and str(data.get("root")).startswith(HUB):
+        data["root"] = str(from_hub(data["root"]))
     return {str(k): v for k, v in node.items() if k != "hydra"}
+
+
+def read_prompt(key: str, name: str) -> dict[str, str]:
+    """A prompt template of the user's own: its ``file`` and its ``text``, which is what a run keeps.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    path = Path(name).expanduser()
+    try:
+        text = path.read_text(encoding="utf-8") if path.stat().st_size <= MAX_PROMPT else None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}={name} cannot be read", got=str(error), do="name a text file in UTF-8") from error
+    if text is None:
+        raise ConfigError(f"{key}={name} is no prompt", got=f"{path.stat().st_size:,} bytes",
+                          do=f"name a text file of at most {MAX_PROMPT:,} bytes")  # fmt: skip
+    return {"file": name, "text": text}
+
+
+def from_hub(root: str) -> Path:
+    """The local folder of a data set on the Hugging Face hub, downloaded where it is not in the cache.
+
+    Args:
+        root: ``hf://datasets/OWNER/NAME``, with ``@REVISION`` for a branch, tag or commit.
+
+    Raises:
+        ConfigError: if it is no such address.
+        DataError: if it is neither there nor in the cache.
+    """
+    found = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", root)
+    if not found:
+        raise ConfigError("data.root is no data set of the hub", got=root, do="hf://datasets/OWNER/NAME@REVISION")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(found.group(1), repo_type="dataset", revision=found.group(2)))
+    except Exception as error:  # its errors have no common class: HTTP, offline, not found, access
+        raise DataError(
+            f"{root} cannot be downloaded", got=str(error).strip().splitlines()[0],
+            do="check name, revision and network; a gated data set needs `hf auth login`",
+        ) from error  # fmt: skip
 
 
 def check_overrides(name: str, overrides: Sequence[str]) -> None:

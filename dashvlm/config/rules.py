@@ -84,6 +84,7 @@ RULES: dict[str, Rule] = {
     "data.sample_fps": number(0, open_low=True),
     "data.sampling": one_of("anchored", "uniform", "endpoints", "fps", "dense"),
     "data.support_frames": one_of("never", "train_only", "always"),
+    "data.support_window_s": number(0, open_low=True),
     "data.support_num_frames": (_bounds, "null or [fewest, most] frames of a support window"),
     "data.reference": one_of("event", "clip_end"),
     "data.negative_reference": one_of("matched", "clip_end"),
@@ -125,9 +126,14 @@ RULES: dict[str, Rule] = {
     "trainer.gradient_clip_val": optional(number(0)),
     "trainer.precision": one_of("32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"),
     "callbacks.checkpoint.every_n_steps": whole(1),
+    "callbacks.checkpoint.keep": optional(
+        (lambda v: v == "all" or (isinstance(v, int) and not isinstance(v, bool) and v > 0), "all or a number from 1")
+    ),
     "callbacks.checkpoint.mode": one_of("max", "min"),
     "objective.constrained": flag(),
     "objective.max_new_tokens": optional(whole(1)),
+    "objective.max_tokens": optional(whole(1)),
+    "objective.too_long": one_of("refuse", "truncate"),
     "objective.reasoning_weight": number(0),
     "objective.answer_weight": number(0),
     "objective.accuracy_penalty": number(0),
@@ -147,10 +153,15 @@ RULES: dict[str, Rule] = {
     "data.label_options.replace_annotations": flag(),
     "label_in_prompt": one_of("told", "blind", "both"),
     "dry_run": flag(),
-    "splits": (
-        lambda v: isinstance(v, list) and bool(v) and set(v) <= {"train", "val", "test"},
-        "a list of train, val and test",
+    "splits": optional(
+        (
+            lambda v: isinstance(v, list) and bool(v) and set(v) <= {"train", "val", "test"},
+            "a list of train, val and test",
+        )
     ),
+    "verbose": flag(),
+    "csv": flag(),
+    "checkpoint": optional((lambda v: isinstance(v, str) and bool(v), "the name of a checkpoint")),
     "teacher.concurrency": whole(1, 64),
     "teacher.timeout_s": number(0, open_low=True),
     "teacher.settle_s": number(0),

@@ -27,7 +27,8 @@ from dashvlm.errors import DataError
 
 Options = Mapping[str, Any]
 """The sampling part of the ``data`` group: ``sampling, num_frames, frame_interval_s, sample_fps,
-horizon_s, reference, negative_reference, short_history, sampling_seed, support_frames, support_num_frames``."""
+horizon_s, reference, negative_reference, short_history, sampling_seed, support_frames, support_window_s,
+support_num_frames``."""
 
 
 def build_samples(
@@ -192,7 +193,8 @@ def _times(clip: Clip, anchor_s: float, options: Options) -> tuple[Times, int] |
     if sees_support(clip, options):
         moments = clip.extra["support_frames"]
         bounds = options.get("support_num_frames")
-        times = support_times(clip.duration_s, moments, support_count(len(moments), bounds) if bounds else num_frames)
+        count = support_count(len(moments), bounds) if bounds else num_frames
+        times = support_times(clip.duration_s, moments, count, float(options.get("support_window_s", 0.5)))
     elif kind == "uniform":
         times = uniform_times(clip.duration_s, num_frames)
     elif kind == "endpoints":

@@ -23,6 +23,7 @@ from dashvlm.safety.checksums import verify_weights
 from dashvlm.safety.files import is_name, read_yaml
 from dashvlm.tasks.base import Task, make_task
 from dashvlm.tasks.check import check
+from dashvlm.training.checkpoints import load_weights
 from dashvlm.training.module import VLMModule
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,9 @@ def at_home(folder: Path, cfg: Config, paths: Config) -> dict[str, Any]:
     return {**cfg, "paths": dict(paths), "data": data}
 
 
-def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tuple[dict[str, Any], VLMModule]:
+def load_run(
+    folder: Path, paths: Config, changed: Config | None = None, checkpoint: str | None = None
+) -> tuple[dict[str, Any], VLMModule]:
     """Load a finished run: its configuration and its module with the trained weights.
 
     Args:
@@ -148,16 +151,17 @@ def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tupl
         paths: the ``paths`` group of the command. A run may come from somebody else, so the places that its own
             configuration names are not used.
         changed: its configuration with what an evaluation asks differently (task, generation).
+        checkpoint: name of a file of its ``checkpoints/``, instead of the weights that it ended with.
 
     Raises:
-        ConfigError: if the folder is not a run's.
+        ConfigError: if the folder is not a run's, or has no such checkpoint.
         CheckpointError: if its weights are missing or do not fit.
     """
     cfg = {**changed, "paths": dict(paths)} if changed else at_home(folder, read_config(folder), paths)
     path = folder / "trained.safetensors"
     if cfg["model"]["_target_"] == "dashvlm.backbones.api.load":  # its address would get this user's key and pictures
         raise ConfigError(f"{folder} names a model behind an endpoint", do="use `evaluate model=openai` without run=")
-    if not path.is_file():
+    if not path.is_file() and not checkpoint:
         raise CheckpointError(
             f"{folder} has no trained.safetensors",
             got="the run is not finished",
@@ -171,9 +175,29 @@ def load_run(folder: Path, paths: Config, changed: Config | None = None) -> tupl
     if start.is_file():  # what the run is measured against
         load_trained(module, read_safetensors(start), str(start))
         module.on_start()
-    load_trained(module, read_safetensors(path), str(path))
+    if checkpoint:
+        path = checkpoint_file(folder, checkpoint)
+        load_trained(module, load_weights(path), str(path))
+    else:
+        load_trained(module, read_safetensors(path), str(path))
     module.eval()
     return cfg, module
+
+
+def checkpoint_file(folder: Path, name: str) -> Path:
+    """A checkpoint of a run by its name, with or without ``.ckpt``.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    known = {p.stem: p for p in sorted((folder / "checkpoints").glob("*.ckpt"))}
+    found = known.get(name.removesuffix(".ckpt"))
+    if found is None:
+        raise ConfigError(
+            f"{folder} has no checkpoint {name}", got=f"there are {', '.join(known) or 'none'}",
+            do="name one of these; callbacks.checkpoint.keep=all keeps one for each validation",
+        )  # fmt: skip
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def fit(
     trainer = build_trainer(
         cfg,
         logger=loggers,
-        callbacks=build_callbacks(cfg["callbacks"], checkpoints, val_every, accumulate, _progress(cfg)),
+        callbacks=build_callbacks(cfg["callbacks"], checkpoints, val_every, accumulate, _progress(cfg), per_epoch),
         max_epochs=1,
         val_check_interval=val_every or None,
         check_val_every_n_epoch=None,

@@ -29,14 +29,15 @@ class Data:
     store: FrameStore
     samples: dict[Split, list[Sample]]
     skipped: list[Clip]
+    asked: Split | None = None
 
     @property
     def test_split(self) -> Split:
-        """The split that results come from: test, or val where there is no test split."""
-        return "test" if self.samples["test"] else "val"
+        """The split that results come from: the one asked for, else test, or val where there is no test split."""
+        return self.asked or ("test" if self.samples["test"] else "val")
 
 
-def prepare_data(cfg: Config, train: bool = True) -> Data:
+def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) -> Data:
     """Manifest, decoded frames and samples.
 
     Frames are decoded for the whole sweep that this run belongs to (``sweep.grid``).
@@ -44,6 +45,7 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
     Args:
         cfg: the configuration.
         train: whether the training and validation splits are needed.
+        split: the split to be scored; None takes test, or val where there is no test split.
     """
     store, task = build_store(cfg), make_task(cfg)
     manifest = load_manifest(cfg, store)
@@ -61,13 +63,13 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
     eval_horizons = _horizons(options)
     shots = options["shots"]
     train = train or int(shots["eval"]) > 0  # demonstrations are training samples
-    wanted = [c for c in manifest.clips if train or c.split == "test"]
-    if not train and not wanted:
+    wanted = [c for c in manifest.clips if train or c.split == (split or "test")]
+    if not train and not wanted and split is None:
         wanted = manifest.split("val")
     times: dict[str, Times] = {}
-    for split in SPLITS:
-        clips = [c for c in wanted if c.split == split]
-        scored = split == ("test" if manifest.split("test") else "val")
+    for part in SPLITS:
+        clips = [c for c in wanted if c.split == part]
+        scored = part == (split or ("test" if manifest.split("test") else "val"))
         horizons = eval_horizons if scored else [float(options["horizon_s"])]
         times |= union_of_times(clips, grid, horizons)
     failed, bad = decode_once(wanted, times, store, float(options["max_bad_fraction"]))
@@ -79,11 +81,11 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
     )
     samples: dict[Split, list[Sample]] = {"train": [], "val": [], "test": []}
     skipped: list[Clip] = []
-    for split in SPLITS:
-        if train or split != "train":
-            found, left = build_samples(manifest.split(split), options)
+    for part in SPLITS:
+        if train or part in (split, "val", "test"):
+            found, left = build_samples(manifest.split(part), options)
             # Training learns from labelled clips only; the others are scored, not taught.
-            samples[split] = [s for s in found if split != "train" or task.target(s) is not None]
+            samples[part] = [s for s in found if part != "train" or task.target(s) is not None]
             skipped += left
     pool = samples["train"]
     samples["train"] = with_demos(pool, pool, float(shots["share"]), int(shots["least"]), int(shots["most"]))
@@ -92,7 +94,7 @@ def prepare_data(cfg: Config, train: bool = True) -> Data:
         log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
     quarantine = tuple(Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped)
     manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
-    return Data(manifest, store, samples, skipped)
+    return Data(manifest, store, samples, skipped, split)
 
 
 def _teachable(manifest: Manifest, task: Task, max_bad_fraction: float) -> Manifest:

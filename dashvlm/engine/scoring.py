@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,11 +26,14 @@ from dashvlm.engine.fit import build_trainer
 from dashvlm.engine.prepare import Data, evaluation_samples
 from dashvlm.errors import DataError
 from dashvlm.figures import STYLE
+from dashvlm.metrics.functional import THRESHOLD
+from dashvlm.safety.plaintext import cells
 from dashvlm.shortcuts.leaks import label_alarms
-from dashvlm.tasks.base import observe
+from dashvlm.tasks.base import Task, observe
 from dashvlm.tasks.evaluation import Evaluation, evaluate
 from dashvlm.training.module import VLMModule, sample_row
 
+log = logging.getLogger(__name__)
 MAX_STALE = 0.02
 """Share of samples with frames from before a gap above which an alarm is raised."""
 PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "av")
@@ -123,8 +127,15 @@ def write_results(
 ) -> dict[str, Any]:
     """Write ``predictions.parquet`` and compute every number from it."""
     rows.to_parquet(folder / "predictions.parquet", index=False)
+    if cfg.get("csv"):
+        write_csv(rows, module.task, folder / "predictions.csv")
+    if cfg.get("verbose"):
+        for line in lines_of(rows, module.task):
+            log.info("%s", line)
     numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), module.task.evaluation, int(cfg["seed"]))
-    if data.test_split != "test":
+    if data.asked not in (None, "test"):
+        numbers["alarms"].append(f"these are numbers of the {data.asked} split, not of the test split")
+    elif data.test_split != "test":
         numbers["alarms"].append("there is no test split: these are validation numbers")
     shared = straddling_files(data.manifest.clips)
     if shared:
@@ -174,6 +185,46 @@ def write_results(
         "commit": _commit(),
         "versions": {p: importlib.metadata.version(p) for p in PACKAGES},
     }
+
+
+def write_csv(rows: pd.DataFrame, task: Task, path: Path) -> None:
+    """Write the rows of the primary horizon for spreadsheets and other tools.
+
+    A two-choice task begins with ``file_name,risk`` (0 or 1; empty for a failed row), the form of
+    yunzhong1105/crash-risk-detection-vlm, and keeps the score behind it.
+    """
+    primary = rows[rows["primary"]]
+    kept = ["clip_id", "split", "target", "status", "answer", "score", "scores", "text", "problem"]
+    table = primary[[c for c in kept if c in primary]].copy()
+    if "scores" in table:
+        table["scores"] = [None if v is None or not np.ndim(v) else " ".join(f"{x:.6g}" for x in v)
+                           for v in table["scores"]]  # fmt: skip
+    if len(task.choices) == 2:
+        table.insert(0, "file_name", [Path(p).name for p in primary["path"]])
+        table.insert(1, "risk", (primary["score"] >= THRESHOLD).astype("Int64").where(primary["score"].notna()))
+    cells(table).to_csv(path, index=False)
+
+
+def lines_of(rows: pd.DataFrame, task: Task) -> list[str]:
+    """A line for each scored sample: clip, target, scores, answer, text."""
+    lines = []
+    for row in rows[rows["primary"]].to_dict("records"):
+        scores = row.get("scores")
+        parts = [str(row["sample_id"]), f"target {_shown(row['target'], task)}"]
+        if scores is not None and np.ndim(scores):
+            parts.append(", ".join(f"{c} {v:.3f}" for c, v in zip(task.choices, scores, strict=False)))
+        if row.get("text") is not None:
+            parts.append(f"wrote {' '.join(str(row['text']).split())[:200]!r} ({row['status']})")
+        if row.get("problem"):
+            parts.append(f"failed: {row['problem']}")
+        lines.append(" | ".join(parts))
+    return lines
+
+
+def _shown(target: Any, task: Task) -> str:
+    if isinstance(target, str):
+        return target[:100]
+    return "unknown" if pd.isna(target) else str((task.choices or [target] * 99)[int(target)])
 
 
 def plot_run(

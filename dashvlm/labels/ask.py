@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import jinja2.sandbox
 import numpy as np
 
+from dashvlm.config.overrides import read_prompt
 from dashvlm.data.clip import FrameArray, Sample
 from dashvlm.data.frames import FrameStore
 from dashvlm.endpoint.client import Teacher
@@ -25,6 +27,7 @@ from dashvlm.tasks.base import Task, observe
 from dashvlm.text.parsing import is_refusal
 from dashvlm.text.reasoning import split
 
+PROMPTS = Path(__file__).parent / "prompts"
 PROMPT = "five_factors"
 OUTCOMES = ("no collision", "a collision")
 
@@ -41,7 +44,12 @@ class Ask:
 
 
 def requests_for(
-    samples: Sequence[Sample], modes: Sequence[str], task: Task, store: FrameStore, teacher: Teacher
+    samples: Sequence[Sample],
+    modes: Sequence[str],
+    task: Task,
+    store: FrameStore,
+    teacher: Teacher,
+    system: str | None = None,
 ) -> tuple[list[Ask], dict[str, str]]:
     """Build the requests.
 
@@ -51,6 +59,7 @@ def requests_for(
         task: writes the question, without access to the label.
         store: decodes.
         teacher: turns chats into requests.
+        system: template of the system prompt, see :func:`label_template`; None takes ``five_factors``.
 
     Returns:
         Requests, and clip_id -> problem of clips that cannot be asked about.
@@ -75,8 +84,8 @@ def requests_for(
                 problems[name] = "mode told: the clip has no label to tell"
                 continue
             told = OUTCOMES[label] if mode == "told" and label is not None else ""
-            system = _system(told) if task.labelled == "rationale" else ""
-            request = teacher.request(chat, functools.partial(_frames, store, sample), system)
+            above = _render(system or label_template(PROMPT), told) if task.labelled == "rationale" else ""
+            request = teacher.request(chat, functools.partial(_frames, store, sample), above)
             asks.append(Ask(sample, mode, request, len(np.unique(times)), tuple(float(t) for t in times)))
     return asks, problems
 
@@ -125,7 +134,7 @@ class LabelWriter:
         self.labels[label.clip_id, label.mode] = label
 
 
-def to_label(ask: Ask, reply: Reply, task: Task, model: str) -> Label:
+def to_label(ask: Ask, reply: Reply, task: Task, model: str, prompt: str = PROMPT) -> Label:
     """Read a reply; what is not in the form asked for keeps its text and gets no rationale."""
     text, sample = reply.text, ask.sample
     value, status = task.parse(text or None, observe(sample, ask.times_s))
@@ -138,7 +147,7 @@ def to_label(ask: Ask, reply: Reply, task: Task, model: str) -> Label:
         state = "refused"
     else:
         state = "labelled" if good and value is not None else "unparsed"
-    more = {"prompt": PROMPT if reasoned else task.prompt, "frame_times_s": list(ask.times_s),
+    more = {"prompt": prompt if reasoned else task.prompt, "frame_times_s": list(ask.times_s),
             "tokens": list(reply.tokens), "finish": reply.finish}  # fmt: skip
     answer = value if reasoned and state == "labelled" else None
     return Label(
@@ -203,13 +212,34 @@ def _frames(store: FrameStore, sample: Sample) -> FrameArray:
     return store.frames(Path(sample.clip.path), sample.times_s)[0]
 
 
+def label_template(name: str) -> str:
+    """The text of a teacher's system prompt: the name of one that comes with dashvlm, or a file.
+
+    Raises:
+        ConfigError: if there is none, or it is no template.
+    """
+    known = {p.stem: p for p in sorted(PROMPTS.glob("*.j2"))}
+    if name in known:
+        return known[name].read_text(encoding="utf-8")
+    if not Path(name).expanduser().is_file():
+        raise ConfigError(f"label_prompt={name} is unknown", do=f"use {', '.join(known)}, or a file of your own")
+    text = read_prompt("label_prompt", name)["text"]
+    try:
+        for told in ("", *OUTCOMES):
+            _render(text, told)
+    except jinja2.TemplateError as error:
+        raise ConfigError(
+            f"label_prompt={name} cannot be used", got=str(error),
+            do="a Jinja template; {{ told }} is `a collision`, `no collision`, or empty where nothing is told",
+        ) from error  # fmt: skip
+    return text
+
+
 @functools.cache
-def _template() -> jinja2.Template:
-    path = Path(__file__).parent / "prompts" / f"{PROMPT}.j2"
-    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False).from_string(
-        path.read_text(encoding="utf-8")
-    )
+def _compiled(text: str) -> jinja2.Template:
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+    return environment.from_string(text)
 
 
-def _system(told: str) -> str:
-    return _template().render(told=told).strip()
+def _render(text: str, told: str) -> str:
+    return _compiled(text).render(told=told).strip()

@@ -60,6 +60,7 @@ class Task(ABC):
     labelled: ClassVar[Literal["rationale", "annotation"] | None] = None
     over_time: ClassVar[bool] = False
     schema: ClassVar[Mapping[str, Any] | None] = None
+    own_template: str | None = None  # text of task.prompt_file
 
     def __init__(self, prompt: str, print_times: bool = True, question: str | None = None) -> None:
         self.prompt, self.print_times, self.question = prompt, print_times, question
@@ -96,7 +97,9 @@ class Task(ABC):
             One user turn whose i-th image part stands for the i-th frame, oldest first.
         """
         newest = observation.frame_times_s[-1]
-        text = _template(self.prompts(), self.template_of(observation)).render(
+        own = self.own_template
+        template = _compiled(own) if own is not None else _template(self.prompts(), self.template_of(observation))
+        text = template.render(
             ages_s=[newest - t for t in observation.frame_times_s],
             print_times=self.print_times,
             question=(observation.question or self.question or self.default_question()).replace(IMAGE, ""),
@@ -105,8 +108,8 @@ class Task(ABC):
         )
         if text.count(IMAGE) != len(observation.frame_times_s):
             raise ConfigError(
-                f"task.prompt={self.prompt} shows {text.count(IMAGE)} images for {len(observation.frame_times_s)} "
-                "frames",
+                f"{'task.prompt_file' if own is not None else f'task.prompt={self.prompt}'} shows {text.count(IMAGE)} "
+                f"images for {len(observation.frame_times_s)} frames",
                 do="print {{ image }} once for each of ages_s in the template",
             )
         content: list[dict[str, Any]] = []
@@ -245,10 +248,21 @@ def task_class(cfg: Mapping[str, Any]) -> type[Task]:
 
 def make_task(cfg: Mapping[str, Any]) -> Task:
     """Build the task of a configuration; ``reasoning: auto`` means with a label file."""
-    options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name")}
+    options = {k: v for k, v in cfg["task"].items() if k not in ("_target_", "name", "prompt_file")}
     if options.get("reasoning") == "auto":
         options["reasoning"] = bool(cfg["data"].get("labels"))
     made: Task = construct("task", cfg["task"]["_target_"], **options)
+    own = cfg["task"].get("prompt_file")
+    if own:
+        made.own_template = str(own["text"])
+        try:
+            made.messages(Observation((0.0, 1.0), None, made.choices))
+        except jinja2.TemplateError as error:
+            raise ConfigError(
+                f"task.prompt_file={own.get('file')} cannot be used", got=str(error),
+                do="a Jinja template that prints {{ image }} for each of ages_s, and may use question, choices and "
+                "print_times; dashvlm/tasks/*/prompts has the ones that come with it",
+            ) from error  # fmt: skip
     return made
 
 
@@ -258,7 +272,12 @@ def _template(folder: Path, name: str) -> jinja2.Template:
     if not re.fullmatch(r"\w+", name) or not path.is_file():  # a name, no path
         known = sorted(p.stem for p in folder.glob("*.j2"))
         raise ConfigError("unknown task.prompt", got=name, do=f"use one of {', '.join(known)}")
+    return _compiled(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _compiled(text: str) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined, keep_trailing_newline=False, autoescape=False
     )
-    return environment.from_string(path.read_text(encoding="utf-8"))
+    return environment.from_string(text)

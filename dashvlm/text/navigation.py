@@ -6,7 +6,6 @@ gives its published SFT rows back row for row (``tests/test_bvpi.py``).
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +36,10 @@ PROMPT = (
     "visible, explicitly say so. Only mention objects you can see."
 )
 CAPTION_PROMPT = "Describe the road scene for a blind pedestrian."
-_SEGMENTS = re.compile(r"\b(Nearby|Far|Context)\s*:", re.IGNORECASE)
+NAVIGATION_PROMPT = "Detect obstacles and suggest corrections."
+IN_THE_WAY = ("obstacle", "person", "bicycle", "car")
+"""Objects that a pedestrian has to pass."""
+_SEGMENTS = re.compile(r"\b(Nearby|Far|Navigation|Context)\s*:", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ class Truth:
         road: word of :data:`ROAD`.
         near: object -> its sides on the way, one for each, as annotated.
         far: likewise beside the way.
+        vegetation_near, vegetation_far: grass, plants and trees, which are annotated and never described.
     """
 
     sidewalk: str
     road: str
     near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     far: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vegetation_near: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    vegetation_far: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def fields(self) -> dict[str, str]:
@@ -117,6 +122,41 @@ def response(truth: Truth, context: str) -> str:
     return " ".join(parts)
 
 
+def navigation_cue(truth: Truth) -> str:
+    """What to do about the objects on the way: they are passed on the side that is free.
+
+    Example:
+        >>> navigation_cue(Truth("center", "left", {"obstacle": ("left", "right")}))
+        'move straight'
+        >>> navigation_cue(Truth("center", "left", {"person": ("center",), "car": ("left",)}))
+        'deviate right'
+        >>> navigation_cue(Truth("center", "left", {"obstacle": ("left", "center", "right")}))
+        'stop, the way is blocked'
+    """
+    blocked = {side for name in IN_THE_WAY for side in truth.near.get(name, ())}
+    if "center" not in blocked:
+        return "move straight"
+    free = [side for side in ("right", "left") if side not in blocked]
+    return f"deviate {free[0]}" if free else "stop, the way is blocked"
+
+
+def with_cue(text: str, truth: Truth) -> str:
+    """A description with the cue before its context, or at its end.
+
+    Example:
+        >>> with_cue("Nearby: a car close on the left. Context: A street.", Truth("left", "right"))
+        'Nearby: a car close on the left. Navigation: move straight. Context: A street.'
+    """
+    head, context, tail = text.partition(" Context: ")
+    return f"{head.rstrip()} Navigation: {navigation_cue(truth)}.{context}{tail}"
+
+
+def cue_alone(truth: Truth) -> str:
+    """The answer to :data:`NAVIGATION_PROMPT`."""
+    near = "; ".join(_phrase(name, truth.near[name], "close") for name in OBJECTS if truth.near.get(name))
+    return f"Nearby: {near or NOTHING_NEAR}. Navigation: {navigation_cue(truth)}."
+
+
 def parse_fields(text: str) -> dict[str, str]:
     """Read the mandatory fields that a text writes; the first of each counts, others are absent.
 
@@ -134,7 +174,7 @@ def parse_fields(text: str) -> dict[str, str]:
 
 
 def segment(text: str, name: str) -> str | None:
-    """Return the text behind ``Nearby:``, ``Far:`` or ``Context:`` up to the next of them; None without."""
+    """Return the text behind a mark such as ``Nearby:`` or ``Context:`` up to the next one; None without."""
     marks = list(_SEGMENTS.finditer(text))
     for number, mark in enumerate(marks):
         if mark.group(1).lower() == name.lower():
@@ -190,16 +230,3 @@ def _phrase(name: str, sides: Sequence[str], distance: str) -> str:
     if len(places) == 3:
         return f"{count} {distance} across the left, center, and right"
     return f"{count} {distance} on the {' and '.join(places)}"
-
-
-def json_annotation(truth: Truth) -> str:
-    """An annotation in the project's form, for prompts that give it away on purpose."""
-
-    def words(sides: Sequence[str]) -> Any:
-        return [s.capitalize() for s in sides] if len(sides) > 1 else sides[0].capitalize()
-
-    form: dict[str, Any] = {"sidewalk_pos": truth.sidewalk.capitalize(), "road_pos": truth.road.capitalize(),
-                            "object_present": "Yes" if truth.near else "No"}  # fmt: skip
-    if truth.near:
-        form["objects_on_sidewalk"] = {k: words(v) for k, v in truth.near.items()}
-    return json.dumps(form)

@@ -34,6 +34,8 @@ class Checkpoint(pl.Callback):
         mode: ``max`` or ``min``.
         val_every: batches between validations, 0 if there are none.
         accumulate: batches an optimiser step.
+        keep: also keep the trained weights of each validation as ``step-NUMBER.ckpt``: ``all``, or the newest so many.
+        epoch: batches between them where there is no validation.
     """
 
     def __init__(
@@ -44,7 +46,10 @@ class Checkpoint(pl.Callback):
         mode: str,
         val_every: int,
         accumulate: int,
+        keep: int | str | None = None,
+        epoch: int = 0,
     ) -> None:
+        self.keep, self.epoch = keep, epoch
         self.folder, self.every, self.monitor = folder, every_n_steps * accumulate, monitor
         self.sign = 1.0 if mode == "max" else -1.0
         self.val_every, self.accumulate = val_every, accumulate
@@ -74,6 +79,8 @@ class Checkpoint(pl.Callback):
         stops = whole and _asked_to_stop(trainer)
         if validates:
             return
+        if self.keep and not self.val_every and self.epoch and done % self.epoch == 0:
+            self._keep(trainer)
         if stops or (done % self.every == 0 and done % self.accumulate == 0):
             self._save(trainer, "last")
         if stops:
@@ -96,6 +103,8 @@ class Checkpoint(pl.Callback):
             if self.best is None or now > self.best:
                 self.best, self.best_step = now, trainer.global_step
                 self._save(trainer, "best")
+        if self.keep:
+            self._keep(trainer)
         self._save(trainer, "last")
         if _asked_to_stop(trainer):
             raise signals.Interrupted(signals.received() or signal.SIGTERM)
@@ -109,8 +118,15 @@ class Checkpoint(pl.Callback):
         self.best, self.best_step = state_dict["best"], state_dict["best_step"]
         self.undefined = state_dict.get("undefined", 0)
 
+    def _keep(self, trainer: pl.Trainer) -> None:
+        """Write the weights of this step, and drop the oldest ones above ``keep``."""
+        self._save(trainer, f"{STEP}{trainer.global_step:06d}")
+        if trainer.is_global_zero and self.keep != "all":
+            for path in sorted(self.folder.glob(f"{STEP}*.ckpt"))[: -int(self.keep or 1)]:
+                path.unlink()
+
     def _save(self, trainer: pl.Trainer, name: str) -> None:
-        trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only=name == "best")
+        trainer.save_checkpoint(self.folder / f"{name}.ckpt", weights_only=name != "last")
         if trainer.is_global_zero:
             path = self.folder / SESSIONS / f"{self.session}.txt"
             with contextlib.suppress(OSError):  # a stopwatch must not cost a checkpoint
@@ -124,6 +140,8 @@ def _asked_to_stop(trainer: pl.Trainer) -> bool:
     return bool(trainer.strategy.reduce_boolean_decision(asked, all=False)) if trainer.world_size > 1 else asked
 
 
+STEP = "step-"
+"""What the names of checkpoints begin with that hold the weights of one validation."""
 SESSIONS = "sessions"
 """Beside the checkpoints: a file for each session with the seconds it had trained for at its last checkpoint."""
 
@@ -156,6 +174,7 @@ def build_callbacks(
     val_every: int,
     accumulate: int,
     progress: bool,
+    epoch: int = 0,
 ) -> list[pl.Callback]:
     """Build the callbacks of a training run; the checkpoint comes last, to save the others' state."""
     made: list[pl.Callback] = []
@@ -178,6 +197,8 @@ def build_callbacks(
             point["mode"],
             val_every,
             accumulate,
+            point.get("keep"),
+            epoch,
         )
     )
     return made

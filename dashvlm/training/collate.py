@@ -31,6 +31,8 @@ class Collate:
         taught: encode the answers' text too, or a pair of answers. With ``prompt`` no target is within the
             encoder's reach.
         prefix: words that written answers are made to begin with (``objective.prefix``).
+        max_tokens: longest training sample (``objective.max_tokens``).
+        truncate: cut the answers of longer ones instead of refusing them.
     """
 
     task: Task
@@ -38,6 +40,8 @@ class Collate:
     stage: Stage
     supervision: Supervision
     prefix: str = ""
+    max_tokens: int | None = None
+    truncate: bool = False
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """Encode.
@@ -82,6 +86,8 @@ class Collate:
             "failed": [i.index for i in items if i.frames is None],
             "pixels_off": self.stage == "pixels_off",
         }
+        if self.stage == "train" and self.max_tokens and good:
+            batch["inputs"], batch["truncated"] = self._within(batch["inputs"], batch["clip_ids"])
         if self.stage in ("train", "val"):
             batch["targets"] = targets
         if self.supervision == "pair":
@@ -107,6 +113,34 @@ class Collate:
             return self.encoder.encode([*chats, *chats], [*frames, *frames], answers)
         answered = [self._answer(i) for i in good] if self.supervision == "answer" else None
         return self.encoder.encode(chats, frames, answered, prefix)
+
+    def _within(self, inputs: dict[str, torch.Tensor], clips: Sequence[str]) -> tuple[dict[str, torch.Tensor], int]:
+        """Training inputs within ``max_tokens``, and how many answers were cut.
+
+        Raises:
+            TrainingError: for a sample that is too long, or whose frames and question alone are.
+        """
+        assert self.max_tokens is not None
+        length, shape = inputs["attention_mask"].sum(1), inputs["input_ids"].shape
+        longest = int(length.max())
+        if longest <= self.max_tokens:
+            return inputs, 0
+        clip = clips[int(length.argmax()) % len(clips)]
+        if not self.truncate or self.task.answer_prefix:  # the answer is the end of a reasoned text
+            raise TrainingError(
+                f"clip {clip} has {longest} tokens, more than objective.max_tokens={self.max_tokens}",
+                do=f"objective.max_tokens={longest} or null, fewer or smaller frames, or objective.too_long=truncate",
+            )
+        taught = (inputs["labels"][:, : self.max_tokens] != IGNORED).any(1)
+        if not taught.all():
+            clip = clips[int((~taught).nonzero()[0]) % len(clips)]
+            raise TrainingError(
+                f"the frames and the question of clip {clip} alone have more than objective.max_tokens="
+                f"{self.max_tokens} tokens",
+                do="raise it, or use fewer or smaller frames: those are never cut",
+            )
+        cut = {k: v[:, : self.max_tokens] if v.shape == shape else v for k, v in inputs.items()}
+        return cut, int((length > self.max_tokens).sum())
 
     def _where_choices_part(self, good: Sequence[Item]) -> dict[str, torch.Tensor]:
         parted = [self.encoder.first_divergence(self.task.variants(i.sample) or ()) for i in good]

@@ -61,6 +61,7 @@ class VLMModule(pl.LightningModule, ABC):
         self.strict_loading = False  # checkpoints hold trained parameters; load_trained is strict
         self._seen: list[tuple[int, Any, int]] = []
         self.rows: list[Row] = []
+        self.truncated = 0  # answers cut to objective.max_tokens in this session
         self.longest: int | None = None  # tokens of the longest sample of the batch in work
 
     # -- what an objective defines ------------------------------------------------------------
@@ -101,7 +102,9 @@ class VLMModule(pl.LightningModule, ABC):
         """
         wanted = stage == "train" or (stage == "val" and not self.task.choices)
         prefix = str(self.options.get("prefix") or "")
-        return Collate(self.task, self.backbone.encoder, stage, self.supervision if wanted else "prompt", prefix)
+        taught = self.supervision if wanted else "prompt"
+        limit, truncate = self.options.get("max_tokens"), self.options.get("too_long") == "truncate"
+        return Collate(self.task, self.backbone.encoder, stage, taught, prefix, limit, truncate)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; observations stay as they are (Lightning would take them apart)."""
@@ -151,6 +154,9 @@ class VLMModule(pl.LightningModule, ABC):
                 "`python -m dashvlm.inspect`",
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["clip_ids"]))
+        if self.options.get("max_tokens"):
+            self.log("train/truncated", float(batch.get("truncated", 0)), batch_size=len(batch["clip_ids"]))
+            self.truncated += int(batch.get("truncated", 0))
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -58,8 +58,8 @@ REASONS = {
         ("safety/files.py", "yaml.constructor.ConstructorError"),
         ("safety/files.py", "yaml.safe_dump"), ("training/loggers.py", "yaml.safe_dump"),
     ],
-    "a template of this package": [
-        ("labels/ask.py", "from_string"), ("labels/ask.py", "jinja2.Environment"), ("report/html.py", "from_string"),
+    "a template of this package, or of the user, in a sandbox": [
+        ("labels/ask.py", "from_string"), ("report/html.py", "from_string"),
         ("report/html.py", "jinja2.Environment"), ("tasks/base.py", "from_string"),
     ],
     "permissions of what is made": [("config/overrides.py", "os.umask")],
@@ -94,6 +94,7 @@ REASONS = {
         ("reproductions/study_report.py", "write_bytes"), ("report/wandb_runs.py", "write_text"),
         ("report/wandb_runs.py", "os.replace"), ("score.py", "to_parquet"), ("score.py", "write_text"),
         ("sweep.py", "to_csv"), ("sweep.py", "write_text"), ("sweep.py", "open a"),
+        ("engine/chats.py", "write_text"), ("engine/chats.py", "save"), ("metrics/clip.py", "open w"),
     ],
     "a study's own folder, on freeze=true": [("reproductions/studies.py", "write_text")],
     "a dashboard on the user's own W&B account, when asked for": [("reproductions/workspace.py", "save")],
@@ -107,7 +108,8 @@ REASONS = {
         ("safety/files.py", "unlink"),
         ("engine/run.py", "replace(path)"), ("engine/run.py", "to_parquet"), ("engine/run.py", "save_pretrained"),
         ("engine/run.py", "save_file"),
-        ("engine/scoring.py", "to_parquet"), ("sweep.py", "unlink"), ("tasks/crash/__init__.py", "to_csv"),
+        ("engine/scoring.py", "to_parquet"), ("engine/scoring.py", "to_csv"), ("training/callbacks.py", "unlink"),
+        ("sweep.py", "unlink"), ("tasks/crash/__init__.py", "to_csv"),
         ("tasks/mcq/__init__.py", "to_csv"),
         ("training/callbacks.py", "write_text"), ("training/checkpoints.py", "replace(path)"),
         ("training/checkpoints.py", "unlink"), ("training/checkpoints.py", "open"),

@@ -8,7 +8,7 @@ built by the published rules.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from dashvlm.data.rows import Row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.data.textfiles import csv_rows, json_file, json_lines
 from dashvlm.errors import DataError
+from dashvlm.text.annotation_form import VEGETATION, json_annotation
 from dashvlm.text.navigation import (
     CAPTION_PROMPT,
+    NAVIGATION_PROMPT,
     NOUNS,
     OBJECTS,
     PROMPT,
     Truth,
     contradictions,
-    json_annotation,
     parse_fields,
     position,
     segment,
@@ -45,8 +46,9 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             (pictures with neighbouring numbers, ``block_size`` each, 80/10/10 by block);
             ``consistent_only``: leave out training rows whose caption contradicts the annotation;
             ``clip_scores`` and ``min_clip_score``: a CSV
-            ``image,score`` and the least similarity of training rows; ``caption_share`` and
-            ``annotations_share``: training rows that teach the free caption, or bring the annotation;
+            ``image,score`` and the least similarity of training rows; ``caption_share``,
+            ``navigation_share`` and ``annotations_share``: training rows that teach the free caption, teach the
+            navigation cue, or bring the annotation and teach description and cue;
             ``split``: of all rows, whatever the file says.
 
     Raises:
@@ -84,18 +86,27 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _mix(row: Row, truth: Truth | None, options: Mapping[str, Any]) -> None:
-    """Let a share of the training rows teach the free caption, or bring the annotation in the prompt."""
+    """Let shares of the training rows teach the free caption or the cue, or bring the annotation in the prompt."""
     extra, name = row["extra"], str(row["clip_id"])
-    if stable_uniform(0, "caption share", name) < float(options.get("caption_share") or 0.0):
+    draw, captions = stable_uniform(0, "caption share", name), float(options.get("caption_share") or 0.0)
+    if draw < captions:
         extra["style"], row["question"] = "caption", CAPTION_PROMPT
+    elif truth and draw < captions + float(options.get("navigation_share") or 0.0):
+        extra["style"], row["question"] = "cue", NAVIGATION_PROMPT
     if truth and stable_uniform(0, "annotation share", name) < float(options.get("annotations_share") or 0.0):
-        asked = row.get("question") or PROMPT
-        row["question"] = f"Using road annotations: {json_annotation(truth)}, generate caption and cue. {asked}"
-        extra["annotation_in_prompt"] = True
+        asked, form = row.get("question") or PROMPT, json_annotation(Path(name).name, truth)
+        row["question"] = f"Using road annotations: {form}, generate caption and cue. {asked}"
+        extra |= {"annotation_in_prompt": True, "with_cue": True}
 
 
 def _rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     file = options.get("file")
+    if not file and not list(root.glob("*.csv")) + list(root.glob("data/*.csv")):
+        named = [p for s in SPLITS.values() for p in (root / f"{s}.json", root / "data" / f"{s}.json") if p.is_file()]
+        if named:  # {image, caption} lists, a file a split
+            for path in dict.fromkeys(named):
+                yield from ({**r, "split": path.stem} for r in _from_form(path, options.get("encoding")))
+            return
     if file and str(file).endswith(".jsonl"):
         yield from _from_lines(_existing(root / str(file)), options.get("encoding"))
     elif file:
@@ -163,7 +174,10 @@ def truth_of_text(text: str) -> Truth | None:
 
 
 def _from_form(path: Path, encoding: str | None) -> Iterator[Row]:
-    """The annotation form's JSON: a list of objects with ``image``, positions and objects on and beside the way."""
+    """The annotation form's JSON, or a list of ``{image, caption}``.
+
+    The form's objects have ``image``, positions, and objects on and beside the way.
+    """
     items = json_file(path, encoding)
     for number, item in enumerate(items if isinstance(items, list) else [items]):
         row: Row = {"clip_id": f"{path.name}[{number}]", "video": ""}
@@ -171,6 +185,11 @@ def _from_form(path: Path, encoding: str | None) -> Iterator[Row]:
             yield {**row, "problem": "no image"}
             continue
         row |= {"clip_id": item["image"], "video": item["image"]}
+        split = {"split": SPLITS[str(item["split"])]} if str(item.get("split")) in SPLITS else {}
+        caption = item.get("caption") or item.get("target")
+        if isinstance(caption, str) and "sidewalk_pos" not in item:  # {image, caption}
+            yield {**row, **split, "extra": {"caption": caption.strip()}}
+            continue
         needed = ("sidewalk_pos", "road_pos", "object_present", "object_present_outside")
         missing = [k for k in needed if k not in item]
         if missing:
@@ -178,8 +197,10 @@ def _from_form(path: Path, encoding: str | None) -> Iterator[Row]:
             continue
         on = item.get("objects_on_sidewalk") if item["object_present"] == "Yes" else {}
         beside = item.get("objects_outside_sidewalk") if item["object_present_outside"] == "Yes" else {}
-        truth = Truth(sidewalk_side(item["sidewalk_pos"]), position(item["road_pos"]), _objects(on), _objects(beside))
-        split = {"split": SPLITS[str(item["split"])]} if str(item.get("split")) in SPLITS else {}
+        truth = Truth(
+            sidewalk_side(item["sidewalk_pos"]), position(item["road_pos"]), _objects(on), _objects(beside),
+            _objects(on, VEGETATION), _objects(beside, VEGETATION),
+        )  # fmt: skip
         yield {
             **row,
             **split,
@@ -188,10 +209,10 @@ def _from_form(path: Path, encoding: str | None) -> Iterator[Row]:
         }
 
 
-def _objects(node: Any) -> dict[str, tuple[str, ...]]:
+def _objects(node: Any, names: Sequence[str] = OBJECTS) -> dict[str, tuple[str, ...]]:
     """Object -> sides; a value is a word or a list of words."""
     found = {}
-    for name in OBJECTS:
+    for name in names:
         value = node.get(name) if isinstance(node, Mapping) else None
         sides = sides_of("-".join(map(str, value)) if isinstance(value, list) else value)
         if sides:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dashvlm.data.textfiles import csv_rows
 from dashvlm.errors import DataError
+from dashvlm.text.annotation_form import VEGETATION
 from dashvlm.text.navigation import PROMPT, Truth, position, response, sides_of
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
@@ -76,6 +77,8 @@ def read_annotations(path: Path, encoding: str | None = None) -> tuple[dict[str,
                 position(line["road_pos"]),
                 {k: s for k, c in NEAR.items() if (s := sides_of(line[c]))},
                 {k: s for k, c in NEAR.items() if (s := sides_of(line[f"{c}_outside"]))},
+                {k: s for k in VEGETATION if (s := sides_of(line.get(f"m_{k}")))},
+                {k: s for k in VEGETATION if (s := sides_of(line.get(f"m_{k}_outside")))},
             )
     return found, notes
 

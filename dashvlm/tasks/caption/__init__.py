@@ -20,7 +20,17 @@ from dashvlm.errors import ConfigError
 from dashvlm.tasks.base import Task, need_target
 from dashvlm.tasks.caption.evaluation import CAPTION
 from dashvlm.tasks.caption.reading import TEXTS_ELSEWHERE
-from dashvlm.text.navigation import CAPTION_PROMPT, HEADERS, OBJECTS, PROMPT, Truth, parse_fields, response
+from dashvlm.text.navigation import (
+    CAPTION_PROMPT,
+    HEADERS,
+    OBJECTS,
+    PROMPT,
+    Truth,
+    cue_alone,
+    parse_fields,
+    response,
+    with_cue,
+)
 from dashvlm.text.parsing import Status, is_refusal
 
 STYLES = ("structured", "caption")
@@ -93,11 +103,13 @@ class CaptionTask(Task):
         """Mandatory fields and objects; for free captions only that there is a reference."""
         if self.style_of(sample.clip) == "caption":  # a free caption is not asked for fields or segments
             return {} if sample.clip.extra.get("caption") else None
+        if self.style_of(sample.clip) == "cue":
+            return {} if truth_of(sample.clip) else None
         found = truth_of(sample.clip)
         return None if found is None else found.to_dict()
 
     def style_of(self, clip: Clip) -> str:
-        """A clip's own style in a mix of both, else the task's."""
+        """A clip's own style in a mix (``structured``, ``caption`` or ``cue``), else the task's."""
         return str(clip.extra.get("style") or self.style)
 
     def answer(self, sample: Sample) -> str:
@@ -108,7 +120,7 @@ class CaptionTask(Task):
     def training_answer(self, sample: Sample, epoch: int) -> str:
         """The answer without the parts that are dropped in this pass over the data."""
         text = self.answer(sample)
-        if not self.text_dropout or self.style_of(sample.clip) == "caption":
+        if not self.text_dropout or self.style_of(sample.clip) != "structured":
             return text
         kept = [
             part
@@ -179,9 +191,13 @@ class CaptionTask(Task):
         """The text that was to be written."""
         extra, found = sample.clip.extra, truth_of(sample.clip)
         caption = str(extra.get("caption") or "")
-        if self.style_of(sample.clip) == "caption" or found is None:
-            return {"reference": caption or None}
-        return {"reference": str(extra.get("response") or response(found, caption))}
+        style = self.style_of(sample.clip)
+        if style == "cue" and found is not None:
+            return {"reference": cue_alone(found)}
+        text = (
+            caption if style == "caption" or found is None else str(extra.get("response") or response(found, caption))
+        )
+        return {"reference": (with_cue(text, found) if extra.get("with_cue") and found else text) or None}
 
     def baseline(self, train: Sequence[Sample], scored: Sequence[Sample]) -> dict[str, list[Any]]:
         """The training reference that occurs most often, for every picture; none where no two are equal."""
@@ -241,7 +257,7 @@ def parts_of(text: str) -> list[tuple[str, str]]:
         >>> parts_of("Sidewalk: left. Road: front. Context: Clear.")
         [('Sidewalk', 'Sidewalk: left.'), ('Road', 'Road: front.'), ('Context', 'Context: Clear.')]
     """
-    labels = [label for label, _ in HEADERS.values()] + ["Nearby", "Far", "Context"]
+    labels = [label for label, _ in HEADERS.values()] + ["Nearby", "Far", "Navigation", "Context"]
     starts: list[tuple[int, str]] = []
     position = 0
     last = text.find(" Context: ")
