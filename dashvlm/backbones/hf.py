@@ -22,6 +22,7 @@ from dashvlm.backbones.base import IGNORED, Answers, Backbone, Batch
 from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
+from dashvlm.backbones.published_adapter import base_and_adapter, merged
 from dashvlm.config.imports import configurable
 from dashvlm.errors import CheckpointError
 
@@ -240,11 +241,12 @@ def load(
     unquantized: Sequence[str] = ("lm_head",),
     frames: str = "images",
     revision: str | None = None,
+    base: str | None = None,
 ) -> HFBackbone:
     """Load a checkpoint by hub id or folder, without running any of its code.
 
     Args:
-        checkpoint: hub id or folder with safetensors weights.
+        checkpoint: hub id or folder with safetensors weights, or a folder with an adapter in PEFT's format.
         image_kwargs: see :class:`HFEncoder`.
         roles: see :class:`HFBackbone`.
         dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
@@ -253,6 +255,7 @@ def load(
         unquantized: patterns of module names that stay unquantised.
         frames: see :class:`HFEncoder`.
         revision: branch, tag or commit of a hub id.
+        base: of an adapter, instead of the one that it names.
 
     Raises:
         CheckpointError: if the checkpoint is missing, gated, or not of a supported kind, or a package is missing.
@@ -262,6 +265,7 @@ def load(
         kwargs["attn_implementation"] = attn_implementation
     if quantization == "nf4":
         kwargs |= {"quantization_config": _nf4(unquantized), "dtype": four_bit_dtype()}
+    checkpoint, adapter = base_and_adapter(checkpoint, base)
     try:
         net = transformers.AutoModelForImageTextToText.from_pretrained(
             checkpoint, use_safetensors=True, trust_remote_code=False, **kwargs
@@ -279,6 +283,8 @@ def load(
         raise
     except LOADING as error:
         raise _cannot_load(checkpoint, error) from error
+    if adapter is not None:
+        net = merged(net, adapter, quantization)
     names = [n for n, _ in net.named_modules()]
     absent = [role for role, pattern in roles.items() if not any(re.search(pattern, n) for n in names)]
     if absent:
