@@ -64,6 +64,8 @@ def score(cfg: DictConfig) -> None:
         results["unavailable"]["SPICE"] = NOT_ASKED
         if options["spice"]:
             _add_spice(table, results)
+    if options["images"]:
+        _add_clip_score(table, results, Path(str(options["images"])), options["clip"])
     folder = Path(options["paths"]["output_dir"]) / f"score-{task.name}-{path.stem}-{content_of(path)[2][:8]}"
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "predictions.parquet", index=False)
@@ -168,6 +170,37 @@ def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
         return
     results["metrics"]["SPICE"] = {"value": value, "low": None, "high": None}
     results["unavailable"].pop("SPICE", None)
+
+
+def _add_clip_score(table: pd.DataFrame, results: dict[str, Any], folder: Path, checkpoint: str | None) -> None:
+    """Add CLIPScore of the written texts; where it cannot be computed the reason stands beside the result.
+
+    A picture without text counts as 0; pictures are found by their names below the folder.
+
+    Raises:
+        DataError: if the rows are of no pictures, or pictures are missing.
+    """
+    from dashvlm.errors import CheckpointError, DataError
+    from dashvlm.metrics.clip import CHECKPOINT, clip_score, clip_scores
+
+    primary = table[table["primary"]] if "primary" in table else table
+    known = {p.name: p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp")}
+    names = [Path(str(i)).name for i in primary["clip_id"]]
+    lacking = [n for n in names if n not in known]
+    if lacking:
+        raise DataError(
+            f"images={folder}: {len(lacking)} of {len(names)} pictures are missing", got=lacking[0],
+            do="name the folder that holds the pictures; ids are their names",
+        )  # fmt: skip
+    written = [(known[n], t) for n, t in zip(names, primary["text"], strict=True) if isinstance(t, str) and t.strip()]
+    try:
+        scores = clip_scores([p for p, _ in written], [t for _, t in written], checkpoint or CHECKPOINT)
+    except CheckpointError as error:
+        results.setdefault("unavailable", {})["CLIPScore"] = str(error).splitlines()[0]
+        return
+    value = clip_score([*scores, *[0.0] * (len(names) - len(scores))])
+    results["metrics"]["CLIPScore"] = {"value": value, "low": None, "high": None}
+    results.get("unavailable", {}).pop("CLIPScore", None)
 
 
 def _with_data(argv: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Write a page for each config group from ``conf/``, and one of settings: ``make docs``. Tests fail when one is stale."""
+"""Write a page for each config group from ``conf/`` and one of settings: ``make docs``. Tests fail on stale ones."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The five projects to the letter: every setting equal or explained, every capability with a key that composes and a proof."""
+"""The five projects: every setting equal or explained, every capability with a key that composes and a proof."""
 
 import re
 import shlex

@@ -44,7 +44,8 @@ def merged(net: Any, adapter: Path, quantization: str | None) -> Any:
     """
     if quantization:
         raise CheckpointError(
-            f"{adapter} is an adapter, which cannot be merged into 4-bit weights", got=f"peft.quantization={quantization}",
+            f"{adapter} is an adapter, which cannot be merged into 4-bit weights",
+            got=f"peft.quantization={quantization}",
             do="leave the quantisation out, or merge first: load it without, and save it",
         )  # fmt: skip
     with warnings.catch_warnings():

@@ -139,7 +139,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     if isinstance(task, dict) and isinstance(task.get("prompt_file"), str):
         task["prompt_file"] = read_prompt("task.prompt_file", task["prompt_file"])
     if isinstance(data, dict) and str(data.get("root")).startswith(HUB):
-        data["root"] = str(from_hub(data["root"]))
+        data["root"] = str(from_hub(data["root"], Path(str(node["paths"]["cache_dir"])) / "hub"))
     return {str(k): v for k, v in node.items() if k != "hydra"}
 
 
@@ -160,11 +160,12 @@ def read_prompt(key: str, name: str) -> dict[str, str]:
     return {"file": name, "text": text}
 
 
-def from_hub(root: str) -> Path:
-    """The local folder of a data set on the Hugging Face hub, downloaded where it is not in the cache.
+def from_hub(root: str, folder: Path) -> Path:
+    """The local folder of a data set on the Hugging Face hub, downloaded where it is not there.
 
     Args:
         root: ``hf://datasets/OWNER/NAME``, with ``@REVISION`` for a branch, tag or commit.
+        folder: where data sets of the hub are kept, whole files in a folder each.
 
     Raises:
         ConfigError: if it is no such address.
@@ -176,7 +177,8 @@ def from_hub(root: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(found.group(1), repo_type="dataset", revision=found.group(2)))
+        place = folder / re.sub(r"[^\w.-]", "--", root.removeprefix(f"{HUB}datasets/"))
+        return Path(snapshot_download(found.group(1), repo_type="dataset", revision=found.group(2), local_dir=place))
     except Exception as error:  # its errors have no common class: HTTP, offline, not found, access
         raise DataError(
             f"{root} cannot be downloaded", got=str(error).strip().splitlines()[0],

@@ -12,7 +12,7 @@ from dashvlm.tables.records import Records, common_key, text_of
 from dashvlm.tasks.reading import Columns, Reading
 
 TEXTS = ("prediction", "response", "text", "output", "generated_text", "generated", "completion", "model_output",
-         "pred", "predicted")  # fmt: skip
+         "pred", "predicted", "risk")  # fmt: skip
 SCORES = ("score", "scores", "probability", "probabilities", "prob", "probs", "proba", "p_yes", "pred_score", "y_score",
           "y_prob", "prob_1", "proba_1", "p1")  # fmt: skip
 ANSWERS = ("predicted_label", "predicted", "pred", "y_pred", "extracted_label", "answer")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, TQDMProgressBar
+from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
 
 from dashvlm.safety import signals
 
@@ -186,6 +186,7 @@ def build_callbacks(
                 min_delta=float(stop["min_delta"]), check_on_train_epoch_end=False,
             )
         )  # fmt: skip
+    made.append(LearningRateMonitor("step"))
     if progress:
         made.append(TQDMProgressBar(refresh_rate=5))
     point = options["checkpoint"]

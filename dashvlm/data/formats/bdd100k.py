@@ -1,8 +1,8 @@
 """BDD100K scene annotations: ``[{"video_id", "QA": {"q", "a"}}]`` with videos or extracted frames.
 
 Layout of the BDD100K description project (SarveshBTelang): a JSON list beside the videos. Also read:
-rows of prompt and completion with pictures, as JSON lines. Videos of one drive share the first
-eight characters of their name, so that is the group.
+rows of prompt and completion with pictures, as JSON lines or, as the hub stores data sets, Parquet.
+Videos of one drive share the first eight characters of their name, so that is the group.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from dashvlm.data.rows import Row
 from dashvlm.data.textfiles import json_file, json_lines
 from dashvlm.errors import DataError
 
+MAGIC = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp"}
+"""First bytes of a picture file -> what its name ends with."""
 VIDEOS = (".mov", ".mp4", ".avi", ".mkv", ".webm")
 
 
@@ -34,6 +36,11 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     Raises:
         DataError: if no file, or more than one, could be meant, or it is not in a known layout.
     """
+    stored = _stored(root, options.get("file"))
+    for path in stored:
+        yield from _parquet_rows(path, root)
+    if stored:
+        return
     path = _annotations(root, options.get("file"))
     if path.suffix.lower() == ".jsonl":
         for number, item, wrong in json_lines(path, options.get("encoding")):
@@ -103,6 +110,67 @@ def _completion(item: Any, place: str) -> Row:
     if not answer:
         return {**row, "problem": "no completion"}
     return {**row, "question": _text(item.get("prompt")) or None, "extra": {"annotation": answer}}
+
+
+def _stored(root: Path, wanted: Any) -> list[Path]:
+    """Parquet files, as the hub stores data sets; none where a JSON file is meant."""
+    if wanted:
+        return [root / str(wanted)] if str(wanted).endswith(".parquet") and (root / str(wanted)).is_file() else []
+    if list(root.glob("*.json")) + list(root.glob("*.jsonl")):
+        return []
+    return sorted((*root.glob("*.parquet"), *root.glob("data/*.parquet")))
+
+
+def _parquet_rows(path: Path, root: Path) -> Iterator[Row]:
+    """Rows ``images, prompt, completion`` of a hub data set, whose pictures are in the file itself.
+
+    They are written beside it once, as ``unpacked-NAME/ROW_PICTURE.EXT``. Files named ``train``, ``validation`` or
+    ``test`` are those splits, unless there is but one.
+    """
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(path)
+    others = {p.stem.split("-")[0] for p in path.parent.glob("*.parquet")}
+    split = {"train": "train", "validation": "val", "val": "val", "test": "test"}.get(path.stem.split("-")[0])
+    told = {"split": split} if split and len(others) > 1 else {}
+    names = set(table.schema_arrow.names)
+    if "completion" not in names or not names & {"images", "image"}:
+        raise DataError(
+            f"{path.name} has not the columns images, prompt, completion", got=", ".join(sorted(names)),
+            do="name another data.options.file",
+        )  # fmt: skip
+    number = 0
+    for batch in table.iter_batches(batch_size=16):
+        for item in batch.to_pylist():
+            place, number = f"{path.name}:{number}", number + 1
+            pictures = item.get("images") or item.get("image")
+            pictures = [pictures] if isinstance(pictures, Mapping) else pictures or []
+            found = [_unpacked(p, path.parent / f"unpacked-{path.stem}", f"{number - 1:06d}_{i:02d}")
+                     for i, p in enumerate(pictures)]  # fmt: skip
+            if not found or None in found:
+                yield {"clip_id": place, "problem": "a picture is not stored in the file, or no JPEG, PNG or WebP"}
+                continue
+            first = next((str(p["path"]) for p in pictures if p.get("path")), "")
+            row = _completion({**item, "images": [str(p.relative_to(root)) for p in found if p]}, place)
+            stem = re.sub(r"[_-]?(?:frame)?[_-]?\d{1,5}$", "", Path(first).stem) if first else ""
+            yield {**row, **told, "clip_id": str(item.get("id") or place), "group": group_of_video(stem or place)}
+
+
+def _unpacked(picture: Any, folder: Path, name: str) -> Path | None:
+    """Write the bytes of a stored picture once; None if they are no picture."""
+    content = picture.get("bytes") if isinstance(picture, Mapping) else None
+    if not isinstance(content, bytes):
+        return None
+    kind = next((suffix for start, suffix in MAGIC.items() if content.startswith(start)), None)
+    if kind is None:
+        return None
+    path = folder / f"{name}{kind}"
+    if not path.is_file() or path.stat().st_size != len(content):
+        folder.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".part")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    return path
 
 
 def _text(value: Any) -> str:
