@@ -629,6 +629,22 @@ def test_smolvlm_splits_only_pictures_of_more_than_a_thousand_patches(config):
     assert (whole["pixel_values"].shape[1], tiles["pixel_values"].shape[1]) == (1, 5)
 
 
+@pytest.mark.parametrize(("most", "tiles"), [(6, 7), (4, 5), (1, 1)])
+def test_internvl_cuts_a_frame_into_at_most_so_many_tiles_and_a_thumbnail(most, tiles, config):
+    """A frame of 2:3 fits six square tiles, four and, without a thumbnail, one; each has the same number of tokens."""
+    encoder = build_backbone(config("model=internvl3", *SMALL[1:])).encoder
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
+    frame = np.zeros((1, 112, 168, 3), np.uint8) if most != 4 else np.zeros((1, 112, 112, 3), np.uint8)
+    encoder.image_kwargs = {"crop_to_patches": True, "min_patches": 1, "max_patches": most}
+    cut = encoder.encode([chat], [frame])
+    encoder.image_kwargs = {"crop_to_patches": False}
+    whole = encoder.encode([chat], [frame])
+    token = encoder.processor.image_token_id
+    counts = [int((batch["input_ids"] == token).sum()) for batch in (cut, whole)]
+    assert cut["pixel_values"].shape[0] == tiles
+    assert counts[0] == tiles * counts[1] > 0
+
+
 @pytest.mark.parametrize(
     ("cuda", "bf16", "expected"),
     [(False, False, torch.bfloat16), (True, True, torch.bfloat16), (True, False, torch.float16)],
