@@ -42,7 +42,8 @@ def grids(study: Study) -> list[Grid]:
             body = [[row, *[_cell(table.get((row, m))) for m in shown], count[row]] for row in rows]
             axes = ", ".join(a.rsplit(".", 1)[-1] for a in study.axes(form)) or "run"
             titles = [COSTS.get(m, m) for m in shown]
-            made.append((f"Ours, {form}: {FORMS[form]}", [axes, *titles, "n"], body))
+            fixed = " ".join(map(str, study.part(form).get("fixed") or ())) if form == "full" else ""
+            made.append((f"Ours, {form}: {FORMS[form]}{fixed and f' ({fixed})'}", [axes, *titles, "n"], body))
     return made
 
 
