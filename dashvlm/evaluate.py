@@ -172,7 +172,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any], said: list[str]) -> 
         trainer["precision"] = trained["trainer"]["precision"]
     return {**trained, **changed, "data": data, "paths": asked["paths"], "trainer": trainer,
             "logger": asked["logger"], "sweep": asked["sweep"],
-            "verbose": asked["verbose"], "csv": asked["csv"]}  # fmt: skip
+            "verbose": asked.get("verbose", False), "csv": asked.get("csv", False)}  # fmt: skip
 
 
 FREE = (

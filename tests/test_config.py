@@ -51,7 +51,8 @@ def test_every_option_composes_and_passes_the_check(option):
     group, name = option.split("=")
     data = yaml.safe_load((CONF / group / f"{name}.yaml").read_text()) if group == "data" else {}
     remote = ["peft=frozen"] if name == "openai" and group == "model" else []  # it cannot be trained
-    cfg = composed(option, "model.checkpoint=tiny", *remote, *(f"task={t}" for t in data.get("tasks", ())[:1]))
+    labels = ["data.labels=labels.csv"] if name in ("nexar_reasoning", "nexar_sft") else []  # they teach rationales
+    cfg = composed(option, "model.checkpoint=tiny", *remote, *labels, *(f"task={t}" for t in data.get("tasks", ())[:1]))
     assert check(cfg) == []
     assert resolve("objective", cfg["objective"]["_target_"])
     assert resolve("importer", cfg["data"]["importer"])

@@ -96,6 +96,9 @@ REASONS = {
         ("sweep.py", "to_csv"), ("sweep.py", "write_text"), ("sweep.py", "open a"),
         ("engine/chats.py", "write_text"), ("engine/chats.py", "save"), ("metrics/clip.py", "open w"),
     ],
+    "pictures of a Parquet file, unpacked beside it below data.root": [
+        ("data/formats/bdd100k.py", "replace(path)"), ("data/formats/bdd100k.py", "write_bytes"),
+    ],
     "a study's own folder, on freeze=true": [("reproductions/studies.py", "write_text")],
     "a dashboard on the user's own W&B account, when asked for": [("reproductions/workspace.py", "save")],
     "jars of SPICE, compared with their checksums": [

@@ -166,10 +166,16 @@ def _unpacked(picture: Any, folder: Path, name: str) -> Path | None:
         return None
     path = folder / f"{name}{kind}"
     if not path.is_file() or path.stat().st_size != len(content):
-        folder.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".part")
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        try:
+            folder.mkdir(exist_ok=True)
+            temporary = path.with_suffix(".part")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        except OSError as error:
+            raise DataError(
+                f"pictures cannot be unpacked into {folder}", got=str(error.strerror),
+                do="copy the data set to a folder that can be written, with room for its pictures",
+            ) from error  # fmt: skip
     return path
 
 
