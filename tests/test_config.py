@@ -293,3 +293,25 @@ def test_hydras_own_help_stays_reachable(flag, hydra):
     assert done.returncode == 0
     assert ("hydra" in done.stdout.splitlines()[0].lower()) == hydra
     assert ("fit one configuration" in done.stdout.lower()) == (not hydra)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "driver", "cuda", "bf16", "expected"),
+    [
+        ("cpu", True, True, True, "32-true"), ("auto", False, True, True, "32-true"),
+        ("auto", True, False, True, "32-true"), ("auto", True, True, True, "bf16-mixed"),
+        ("gpu", True, True, False, "16-mixed"),
+    ],
+)  # fmt: skip
+def test_the_precision_fits_the_card(accelerator, driver, cuda, bf16, expected, monkeypatch, tmp_path):
+    import torch
+
+    from dashvlm.config import overrides
+
+    monkeypatch.setattr(overrides, "DRIVERS", (str(tmp_path if driver else tmp_path / "none"),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    made = composed("task=crash", "data=synthetic", f"trainer.accelerator={accelerator}")
+    assert made["trainer"]["precision"] == expected
+    kept = composed("task=crash", "data=synthetic", "trainer.precision=64-true", f"trainer.accelerator={accelerator}")
+    assert kept["trainer"]["precision"] == "64-true"

@@ -22,6 +22,8 @@ from dashvlm.safety.files import read_yaml
 from dashvlm.safety.redaction import problems
 
 HUB = "hf://"
+DRIVERS = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/dev/dxg", "/dev/kfd")
+"""What is there where a card can be used: NVIDIA, NVIDIA in WSL, AMD."""
 MAX_PROMPT = 65_536
 """Most bytes of a prompt template."""
 FLAGS = ("-m", "--multirun")
@@ -135,12 +137,28 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     """Resolve a configuration to plain Python values, without Hydra's own node."""
     node = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(node, dict)
-    task, data = node.get("task"), node.get("data")
+    task, data, trainer = node.get("task"), node.get("data"), node.get("trainer")
+    if isinstance(trainer, dict) and trainer.get("precision") == "auto":
+        trainer["precision"] = fitting_precision(str(trainer.get("accelerator")))
     if isinstance(task, dict) and isinstance(task.get("prompt_file"), str):
         task["prompt_file"] = read_prompt("task.prompt_file", task["prompt_file"])
     if isinstance(data, dict) and str(data.get("root")).startswith(HUB):
         data["root"] = str(from_hub(data["root"], Path(str(node["paths"]["cache_dir"])) / "hub"))
     return {str(k): v for k, v in node.items() if k != "hydra"}
+
+
+def fitting_precision(accelerator: str) -> str:
+    """The precision that ``auto`` means here: ``bf16-mixed`` where a card has bfloat16, ``16-mixed`` on older cards.
+
+    A CPU computes in ``32-true``. torch, which takes seconds to load, is asked only where a card has a driver.
+    """
+    if accelerator not in ("auto", "gpu", "cuda") or not any(Path(p).exists() for p in DRIVERS):
+        return "32-true"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def read_prompt(key: str, name: str) -> dict[str, str]:

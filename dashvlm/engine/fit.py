@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from dashvlm.backbones.adapters import load_trained
@@ -33,6 +34,8 @@ def build_trainer(cfg: Mapping[str, Any], **kwargs: Any) -> pl.Trainer:
         ConfigError: if this machine has not what the group asks for.
     """
     options = cfg["trainer"]
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")  # what is left in 32 bit may use TF32
     precision = precision_options(options["precision"], str(options["strategy"]))
     plugins = [SealedCheckpoints(), *precision.pop("plugins", [])]
     try:
@@ -107,7 +110,7 @@ def fit(
     if resume is not None:
         loaders.start = done
         log.info("resuming at batch %d of %d", done, batches)
-    log.info("training on %s; %d steps", label_balance(module.task, train), steps)
+    log.info("training on %s; %d steps in %s", label_balance(module.task, train), steps, options["precision"])
     started = time.perf_counter()
     module.train()  # from_pretrained hands out networks in evaluation mode
     with signals.noted():

@@ -168,6 +168,7 @@ def write_results(
         "status": "done",
         "latency_s": float(rows["latency_s"].dropna().mean()) if rows["latency_s"].notna().any() else None,
         "split": data.test_split,
+        "precision": cfg["trainer"]["precision"],
         "overrides": (cfg.get("sweep") or {}).get("overrides", []),
         "sweep_id": (cfg.get("sweep") or {}).get("id"),
         "feasibility": feasibility(data.manifest.split(data.test_split), options, points)
