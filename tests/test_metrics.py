@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,6 +55,31 @@ def test_undefined_is_nan_and_scores_out_of_range_are_refused():
     assert np.isnan(F.precision([0, 1], [0.1, 0.2]))
     with pytest.raises(ValueError, match="within"):
         F.accuracy([0], [1.5])
+
+
+def one_threshold_at_a_time(matrix, h, w):
+    """The definition, slowly: at each threshold the mean of the longest horizon whose score reaches it."""
+    means = []
+    for threshold in np.unique(matrix):
+        warned = np.where(matrix >= threshold, h, -np.inf).max(axis=1)
+        hit = np.isfinite(warned)
+        total = (w * hit).sum(-1)
+        means.append(
+            np.where(total > 0, (w * np.where(hit, warned, 0)).sum(-1) / np.where(total > 0, total, 1), np.nan)
+        )
+    return np.nanmean(means, axis=0) if np.isfinite(means).any() else np.full(len(w), np.nan)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_time_to_accident_needs_no_loop_over_thresholds(seed):
+    r = np.random.default_rng(seed)
+    clips, horizons = r.integers(1, 12), r.integers(1, 4)
+    scores = r.integers(0, 5, (clips, horizons)) / 4 if r.random() < 0.5 else r.random((clips, horizons))
+    h, w = r.permutation([0.5, 1.0, 1.5])[:horizons], r.integers(0, 3, (7, clips)).astype(float)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resample without any clip has no mean
+        expected = one_threshold_at_a_time(scores, h, w)
+    np.testing.assert_allclose(F.mean_time_to_accident(scores, h, w), expected, atol=1e-12)
 
 
 def test_mean_time_to_accident():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
 
 Array = NDArray[np.float64]
 Metric = Callable[[ArrayLike, ArrayLike, ArrayLike], Array]
@@ -131,16 +132,29 @@ def mean_time_to_accident(scores: ArrayLike, horizons_s: ArrayLike, weight: Arra
     """
     matrix, h = np.asarray(scores, np.float64), np.asarray(horizons_s, np.float64)
     w = np.broadcast_to(np.asarray(weight, np.float64), (*np.shape(weight)[:-1], len(matrix)))
-    means = []
-    for threshold in np.unique(matrix):
-        warned = np.where(matrix >= threshold, h, -np.inf).max(axis=1)
-        hit = np.isfinite(warned)
-        means.append(_divide((w * np.where(hit, warned, 0.0)).sum(-1), (w * hit).sum(-1)))
-    if not means:
+    thresholds = np.unique(matrix[np.isfinite(matrix)])
+    if not len(thresholds):
         return np.full(w.shape[:-1], np.nan)
-    stacked = np.stack(means)
-    defined = np.isfinite(stacked)
-    return _divide(np.where(defined, stacked, 0.0).sum(0), defined.sum(0).astype(np.float64))
+    # A clip warns h[j] before the event at the thresholds above its highest score at longer horizons, up to the one
+    # at h[j]: steps at the highest score so far, whose weights add up from the highest threshold down.
+    order = np.argsort(-h)
+    reached = np.maximum.accumulate(np.where(np.isfinite(matrix), matrix, -np.inf)[:, order], axis=1)
+    gained = h[order] - np.append(h[order][1:], 0.0)
+    place = np.searchsorted(thresholds, reached)
+    clip, column = np.nonzero(np.isfinite(reached))
+    shape = len(matrix), len(thresholds)
+    warned = sparse.csr_array((gained[column], (clip, place[clip, column])), shape)
+    last = column == len(h) - 1
+    hit = sparse.csr_array((np.ones(last.sum()), (clip[last], place[clip[last], -1])), shape)
+    flat, means = w.reshape(-1, len(matrix)), []
+    block = max(4_000_000 // len(thresholds), 1)  # rows of weights at a time: 100 MB
+    for first in range(0, len(flat), block):
+        part = flat[first : first + block]
+        seconds, hits = (np.cumsum((part @ steps)[:, ::-1], axis=1) for steps in (warned, hit))
+        defined = hits > 0
+        mean = np.where(defined, seconds / np.where(defined, hits, 1.0), 0.0)
+        means.append(_divide(mean.sum(1), defined.sum(1)))
+    return np.concatenate(means).reshape(w.shape[:-1])
 
 
 def roc_curve(target: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
