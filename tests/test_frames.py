@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -61,6 +63,19 @@ def test_the_store_stays_within_its_bound(counter_video, tmp_path):
         frames, _ = store.frames(video, np.arange(20) / 20)
         assert [read_counter(f) for f in frames] == list(range(20))
     assert sum(f.stat().st_size for f in tmp_path.glob("*/*.frames")) <= 2.5 * 20 * frame_bytes * 1.1
+
+
+def test_a_store_with_room_is_not_looked_through_for_each_clip(counter_video, tmp_path, monkeypatch):
+    path, times = counter_video("room")
+    store, seen, look = FrameStore(tmp_path / "store", max_gb=1.0), [], Path.glob
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: seen.append(pattern) or look(self, pattern))
+    for number in range(40):
+        shutil.copy(path, tmp_path / f"{number}.mp4")
+        store.fill(tmp_path / f"{number}.mp4", times[:1])
+    assert len(list(look(tmp_path, "store/*/*.frames"))) == 40
+    assert len(seen) <= 2
+    FrameStore(tmp_path / "store", max_gb=1e-6).fill(path, times[:1])  # another bound counts for itself
+    assert len(list(look(tmp_path, "store/*/*.frames"))) == 1
 
 
 def test_another_reader_or_size_or_file_is_another_entry(counter_video, tmp_path):

@@ -171,12 +171,19 @@ class FrameStore:
             raise
 
     def _evict(self, keep: Path) -> None:
+        """Drop the oldest entries above the bound; the folder is only looked through when that may be needed."""
+        key = self.folder, self.max_gb
+        with contextlib.suppress(OSError):
+            _UNSEEN[key] = _UNSEEN.get(key, 0.0) - keep.stat().st_size
+        if _UNSEEN.get(key, 0.0) > 0:
+            return
         files = []
         for file in self.folder.glob("*/*.frames"):
             with contextlib.suppress(FileNotFoundError):  # another process was faster
                 files.append((file.lstat(), file))
         total = sum(s.st_size for s, _ in files)
         bound = self.max_gb * 1e9
+        _UNSEEN[key] = (bound - total) / 16  # a share: other processes fill the same folder
         for found, file in sorted(files, key=lambda item: item[0].st_mtime):
             if total <= bound:
                 return
@@ -184,6 +191,10 @@ class FrameStore:
                 file.unlink(missing_ok=True)
                 total -= found.st_size
                 log.info("frame store over data.store_gb=%g: dropped %s", self.max_gb, file.name)
+
+
+_UNSEEN: dict[tuple[Path, float], float] = {}
+"""Folder and bound of a store -> bytes that this process may still write before it counts them all again."""
 
 
 def fill_for(store: FrameStore, video: Path, times_s: Sequence[float] | Times) -> None:

@@ -121,21 +121,37 @@ def with_demos(samples: Sequence[Sample], pool: Sequence[Sample], share: float, 
     if share <= 0 or most <= 0:
         return list(samples)
     out = []
+    members: dict[str, list[int]] = {}  # group -> places in the pool, ascending
+    for place, candidate in enumerate(pool):
+        members.setdefault(candidate.clip.group, []).append(place)
     for sample in samples:
         if stable_uniform(0, "shots", sample.sample_id) >= share:
             out.append(sample)
             continue
-        others = [p for p in pool if p.clip.group != sample.clip.group]
+        own = members.get(sample.clip.group, [])
+        others = len(pool) - len(own)
         count = least + int(stable_uniform(1, "shots", sample.sample_id) * (most - least + 1))
-        if len(others) < count:
+        if others < count:
             raise DataError(
-                f"{count} demonstrations are wanted, {len(others)} training samples of other groups are there",
+                f"{count} demonstrations are wanted, {others} training samples of other groups are there",
                 do="lower data.shots.most and data.shots.eval",
             )
         rng = np.random.default_rng(int(stable_uniform(2, "shots", sample.sample_id) * 2**32))
-        picked = rng.choice(len(others), count, replace=False)
-        out.append(replace(sample, demos=tuple(others[int(i)] for i in picked)))
+        picked = rng.choice(others, count, replace=False)
+        out.append(replace(sample, demos=tuple(pool[_skipping(own, int(i))] for i in picked)))
     return out
+
+
+def _skipping(left_out: Sequence[int], number: int) -> int:
+    """The place of the ``number``-th entry of a list when some places, ascending, are left out.
+
+    Example:
+        >>> [_skipping([0, 2], n) for n in range(3)]
+        [1, 3, 4]
+    """
+    for place in left_out:
+        number += place <= number
+    return number
 
 
 def sampling_skew(samples: Mapping[Split, Sequence[Sample]], options: Options) -> dict[str, float]:
