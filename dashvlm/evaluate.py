@@ -81,7 +81,8 @@ def measure(
         else build_module(config, for_training=False)
     )
     module.eval()
-    return [_measure(config | ({"splits": [s]} if s else {}), source, module, s, tell) for s in splits or [None]]
+    wanted = list(dict.fromkeys(splits or [])) or [None]
+    return [_measure(config | ({"splits": [s]} if s else {}), source, module, s, tell) for s in wanted]
 
 
 def _measure(
@@ -100,9 +101,10 @@ def _measure(
     write_yaml(folder / "config.yaml", config)
     used = config["data"]
     origin = f"as {source} was trained" if source else "as configured"
+    weights = f", weights of {config['checkpoint']}" if config.get("checkpoint") else ""
     tell(
         f"{used['num_frames']} frames, {_sampling(used)}, on {used['name']} ({used['root']}), {origin} "
-        "unless the command line says otherwise"
+        f"unless the command line says otherwise{weights}"
     )
     data = prepare_data(config, train=False, split=split)
     rows = score(config, data, module)

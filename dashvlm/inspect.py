@@ -39,7 +39,9 @@ def inspect(cfg: DictConfig) -> None:
         from dashvlm.engine.chats import write_messages
 
         counts = write_messages(config, Path(chats))
-        say("\n".join(f"{name}: {n} rows" for name, n in counts.items()) + f"\nwritten: {chats}/")
+        gone = counts.pop("unreadable")
+        say("\n".join(f"{name}: {n} rows" for name, n in counts.items() if n))
+        say(f"written: {chats}/" + (f"; {gone} clips cannot be read and are left out" if gone else ""))
         return
     if scores:
         from dashvlm.metrics.clip import CHECKPOINT, write_similarities
@@ -129,8 +131,9 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
             )
     leak = card["leakage"]
     say(f"  groups in several splits: {len(leak['groups_in_several_splits'])}")
-    say(f"  a split by row would put into training the group of {_share(leak['row_split_would_share'])} of the test "
-          f"clips, the very video of {_share(leak['row_split_would_share_video'])}")  # fmt: skip
+    if leak["row_split_would_share"] is not None:
+        groups, videos = (_share(leak[k]) for k in ("row_split_would_share", "row_split_would_share_video"))
+        say(f"  a split by row would put into training the group of {groups} of the test clips, the video of {videos}")
     shared = leak["files_in_several_splits"]
     if shared:
         say(f"  ! {len(shared)} files are in several splits: " + "; ".join(shared[:5]))

@@ -41,7 +41,7 @@ def ask_teacher(config: dict[str, Any]) -> None:
     from dashvlm.data.samples import build_samples
     from dashvlm.endpoint.client import Teacher
     from dashvlm.engine.load import build_store, load_manifest
-    from dashvlm.errors import DataError, TeacherError
+    from dashvlm.errors import ConfigError, DataError, TeacherError
     from dashvlm.labels.ask import LabelWriter, Progress, label_template, modes_of, requests_for, to_label
     from dashvlm.tasks.base import make_task, task_class
 
@@ -71,7 +71,13 @@ def ask_teacher(config: dict[str, Any]) -> None:
         cache, ledger = Path(config["paths"]["cache_dir"]) / "teacher", folder / "spent.jsonl"
         teacher = Teacher(teacher_options, cache, ledger, needs_key=not config["dry_run"])
         modes = modes_of(config["label_in_prompt"], task)
-        asks, problems = requests_for(samples, modes, task, store, teacher, label_template(config["label_prompt"]))
+        if not rationales and config["label_prompt"] != "five_factors":
+            raise ConfigError(
+                f"label_prompt={config['label_prompt']}: task={task.name} asks in its own words",
+                do="leave it out; task.prompt_file changes them",
+            )
+        system = label_template(config["label_prompt"], "told" in modes)
+        asks, problems = requests_for(samples, modes, task, store, teacher, system)
         waiting = [a for a in asks if not writer.has(a)]
         size = tuple(options["frame_size"] or (720, 1280))
         unpaid = [a for a in waiting if not teacher.known(a.request)]

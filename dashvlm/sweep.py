@@ -37,7 +37,7 @@ from dashvlm.engine.job import LOCK, locked
 from dashvlm.errors import UNUSABLE, ConfigError, DashVLMError, unusable
 from dashvlm.report.collect import axes_of, collect, read_result, run_status
 from dashvlm.safety import checksums, signals
-from dashvlm.safety.files import read_lines, write_yaml
+from dashvlm.safety.files import read_lines, read_yaml, write_yaml
 from dashvlm.safety.plaintext import cells, say
 from dashvlm.tasks.check import check
 
@@ -272,6 +272,10 @@ def run_in_fresh_process(config: Mapping[str, Any], folder: Path, quiet: bool = 
         status = run_status(folder)
         if status == "done":
             say_of(folder, "done before, skipped (remove the folder to run it again, with another logger say)")
+            late = _too_late(config, folder)
+            if late:
+                say_of(folder, f"{', '.join(late)}: no effect on a finished run; `dashvlm evaluate run={folder}` takes "
+                       "csv=true and verbose=true")  # fmt: skip
             return 0
         if status == "damaged":
             say_of(folder, "result.json or failed.json is damaged, running again")
@@ -408,6 +412,14 @@ def _check_data(config: Mapping[str, Any]) -> None:
     header = list(rows[0])
     print_table(f"{config['data']['name']}: data only, no model loaded", header,
                 [[str(v) for v in row.values()] for row in rows])  # fmt: skip
+
+
+def _too_late(config: Mapping[str, Any], folder: Path) -> list[str]:
+    """Words that a finished run was not made with, and that would have written more."""
+    made = read_yaml(folder / "config.yaml")
+    late = [f"{key}=true" for key in ("csv", "verbose") if config.get(key) and not made.get(key)]
+    keep, kept = (((c.get("callbacks") or {}).get("checkpoint") or {}).get("keep") for c in (config, made))
+    return late + ([f"callbacks.checkpoint.keep={keep}"] if keep and not kept else [])
 
 
 def _in_fresh_process(folder: Path, lock: int, quiet: bool = False) -> int:

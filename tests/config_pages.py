@@ -123,8 +123,9 @@ def _shown(value):
         return "[" + ",".join(_shown(v) for v in value) + "]"
     if isinstance(value, dict):
         return "{" + ",".join(f"{k}:{_shown(v)}" for k, v in value.items()) + "}"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, float) \
-        else f"{value:g}"  # fmt: skip
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def compose_all(names):

@@ -31,7 +31,7 @@ from dashvlm.engine.prepare import prepare_data
 from dashvlm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from dashvlm.labels.ask import OUTCOMES, label_template, requests_for
 from dashvlm.safety.files import read_table
-from dashvlm.tasks.base import make_task
+from dashvlm.tasks.base import make_task, observe
 from dashvlm.tasks.caption import CaptionTask
 from dashvlm.text.annotation_form import FORM_OBJECTS, SCHEMA, VEGETATION, annotation_form
 from dashvlm.text.navigation import IN_THE_WAY, OBJECTS, SIDES, Truth, cue_alone, navigation_cue, parse_fields, with_cue
@@ -159,14 +159,14 @@ def test_templates_that_cannot_be_used_are_refused(config, tmp_path):
     for text, why in (
         ("{{ nothing }}", "cannot be used"),
         ("{% if %}", "cannot be used"),
-        ("no frame", "shows 0 images"),
+        ("no frame", "shows 0 frames of 1"),
     ):
         (tmp_path / "bad.j2").write_text(text)
-        with pytest.raises(ConfigError, match=why):
-            make_task(config(*SMALL, f"task.prompt_file={tmp_path / 'bad.j2'}"))
+        with pytest.raises(ConfigError, match=why):  # before any job starts
+            config(*SMALL, f"task.prompt_file={tmp_path / 'bad.j2'}")
     (tmp_path / "bad.j2").write_text("{{ ''.__class__.__mro__ }}{% for a in ages_s %}{{ image }}{% endfor %}")
     with pytest.raises(ConfigError, match="unsafe"):
-        make_task(config(*SMALL, f"task.prompt_file={tmp_path / 'bad.j2'}"))
+        config(*SMALL, f"task.prompt_file={tmp_path / 'bad.j2'}")
 
 
 def test_the_teachers_prompt_is_ours_the_published_one_or_a_file(config, tmp_path):
@@ -192,8 +192,12 @@ def test_the_teachers_prompt_is_ours_the_published_one_or_a_file(config, tmp_pat
     assert asked[1].count("\n") == asked[0].count("\n") == 6
     assert asked[2:4] == [f"Judge it. It was {told}.", "Judge it."]
     assert "What followed is known" in asked[4]
-    with pytest.raises(ConfigError, match="use five_factors, published"):
+    with pytest.raises(ConfigError, match="is no file"):
         label_template("fife_factors")
+    for text, why in (("", "is empty"), ("Judge it.", "tells no outcome")):
+        mine.write_text(text)
+        with pytest.raises(ConfigError, match=why):
+            label_template(str(mine), tells=True)
     mine.write_text("{{ label }}")
     with pytest.raises(ConfigError, match="cannot be used"):
         label_template(str(mine))
@@ -220,7 +224,7 @@ def test_a_long_sample_is_refused_or_its_answer_cut_and_never_its_frames(config)
         module.collate("train")(items)
     module, items = _batch(config, [f"objective.max_tokens={limit}", "objective.too_long=truncate"])
     cut = module.collate("train")(items)
-    assert cut["truncated"] == 4
+    assert cut["truncated"] == sorted({i.sample.clip.clip_id for i in items})
     assert cut["inputs"]["input_ids"].shape[1] == limit
     assert torch.equal(cut["inputs"]["pixel_values"], whole["inputs"]["pixel_values"])
     assert ((cut["inputs"]["labels"] != -100).sum(1) == limit - prompt).all()
@@ -240,7 +244,9 @@ def test_cut_answers_are_counted_in_the_result(config, dashvlm, tmp_path):
     dashvlm("train", *SMALL, *words, f"objective.max_tokens={limit}", "objective.too_long=truncate")
     (run,) = (tmp_path / "runs").glob("caption-*")
     alarms = json.loads((run / "result.json").read_text())["alarms"]
-    assert f"8 taught answers were cut to objective.max_tokens={limit}" in alarms
+    assert any(f"training clips were cut to objective.max_tokens={limit}" in a for a in alarms)
+    (cut,) = [int(a.split()[3]) for a in alarms if "were cut to" in a]
+    assert 4 < cut <= 8  # two batches of four, each clip once
     assert pd.read_csv(run / "metrics" / "metrics.csv")["train/truncated"].dropna().tolist() == [4.0, 4.0]
 
 
@@ -275,6 +281,9 @@ CHATS = {
     "parts": {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is there?"}]},
                            {"role": "assistant", "content": [{"type": "text", "text": "A wall."}]}],
               "images": ["0.png"]},
+    "urls": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "0.png"}},
+                                                       {"type": "text", "text": "What is there?"}]},
+                          {"role": "assistant", "content": "A wall."}]},
     "frames": {"messages": [{"role": "user", "content": "<video>What is there?"},
                             {"role": "assistant", "content": "A wall."}], "videos": [["0.png", "1.png"]]},
 }  # fmt: skip
@@ -293,7 +302,10 @@ def test_chats_of_other_tools_are_read_alike(config, tmp_path):
         assert clip.extra["question"] == "What is there?"
         sample = Sample("s", clip, 0.0, 0.0, (0.0,), 0)
         assert task.answer(sample) == "A wall."
-    assert made.clips[3].duration_s > made.clips[0].duration_s  # two frames
+    assert made.clips[4].duration_s > made.clips[0].duration_s  # two frames
+    (tmp_path / "train.jsonl").write_text(json.dumps({**CHATS["standard"], "system": "Be brief."}))
+    (row,) = [r for r in rows_of(cfg["data"]) if r["split"] == "train"]
+    assert row["question"] == "Be brief.\nWhat is there?"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +319,12 @@ def test_chats_of_other_tools_are_read_alike(config, tmp_path):
         ({**CHATS["standard"], "messages": CHATS["standard"]["messages"][:1]}, "no answer"),
         ({**CHATS["standard"], "messages": [{"role": "robot", "content": "x"}]}, "unknown role"),
         ({**CHATS["standard"], "messages": "text"}, "no messages"),
+        ({**CHATS["standard"], "images": ["0.png", "0.png"]}, "1 <image> in the text for 2 pictures"),
+        ({**CHATS["standard"], "messages": CHATS["standard"]["messages"][::-1]}, "questions and 1 answers"),
+        (
+            {**CHATS["standard"], "messages": CHATS["standard"]["messages"][:1], "chosen": {}, "rejected": {}},
+            "a preference row",
+        ),
         (["a"], "not an object"),
     ],
 )
@@ -354,6 +372,100 @@ def test_any_dataset_is_written_as_chats_and_read_again(dashvlm, config, tmp_pat
     assert line["messages"][1]["content"] in ("Yes", "No")
 
 
+def test_chats_that_we_wrote_ask_with_the_same_words_about_the_same_times(dashvlm, config, tmp_path):
+    words = [*SMALL, "data.num_frames=3", "data.frame_interval_s=0.4"]
+    dashvlm("inspect", *words, f"write_messages={tmp_path / 'chats'}")
+    cfg = config(*words)
+    first, task = prepare_data(cfg), make_task(cfg)
+    again = config(*TWIN, "task=crash", "data=messages", f"data.root={tmp_path / 'chats'}", "data.num_frames=3")
+    second = {s.clip.clip_id: s for s in prepare_data(again).samples["train"]}
+    for sample in first.samples["train"]:
+        other = second[sample.clip.clip_id]
+        shown = [
+            task.messages(observe(s, d.store.frames(Path(s.clip.path), s.times_s)[1].tolist()))
+            for s, d in ((sample, first), (other, prepare_data(again)))
+        ]
+        texts = ["".join(p.get("text", "@") for p in chat[0]["content"]) for chat in shown]
+        assert texts[0] == texts[1]
+        assert "0.8 s ago" in texts[0]
+    full = dashvlm("inspect", *words, f"write_messages={tmp_path / 'chats'}", check=False)
+    assert "is not empty" in full.stderr
+    assert "cannot be written" in dashvlm("inspect", *words, "write_messages=/proc/x", check=False).stderr
+    (tmp_path / "chats" / "frames" / "train" / "000000" / "frame_times.json").write_text('{"00.png": 1}')
+    torn = load_manifest({**again, "data": {**again["data"], "max_bad_fraction": 1.0}}, build_store(again))
+    problems = [q.reason for q in torn.quarantine] + [str(c.extra.get("failed")) for c in torn.clips]
+    assert sum("does not give each picture a time" in p for p in problems) == 1, problems
+
+
+def test_parts_without_a_split_get_one_by_their_group_and_their_own_defaults(config, tmp_path):
+    """The example of docs/data.md: captions of BVPI and scenes of BDD100K as chats in one file."""
+    lines = ["image_path,target,split"]
+    for n in range(12):
+        picture(tmp_path / "bvpi" / f"{n}.png", n)
+        lines.append(f"{n}.png,A path.,{'train' if n < 10 else 'val'}")
+    (tmp_path / "bvpi" / "captions.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "bvpi" / "s.csv").write_text("image,score\n" + "".join(f"{n}.png,{n / 10}\n" for n in range(10)))
+    (tmp_path / "bdd100k").mkdir()
+    for n in range(20):
+        picture(tmp_path / "bdd100k" / f"{n}.png", n)
+    rows = [{**CHATS["standard"], "images": [f"{n}.png"], "id": str(n), "group": f"drive{n // 2}"} for n in range(20)]
+    (tmp_path / "bdd100k" / "bdd.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    parts = "{bvpi: {share: 0.7, options: {clip_scores: s.csv}}, "
+    parts += "bdd: {format: messages, folder: bdd100k, share: 0.3, options: {file: bdd.jsonl}}}"
+    words = [*TWIN, "task=caption", "data=mix", f"data.root={tmp_path}", "data.max_bad_fraction=0.9"]
+    cfg = config(*words, f"data.options.parts={parts}")
+    made = load_manifest(cfg, build_store(cfg))
+    names = [c.clip_id.split("/")[0] for c in made.split("train")]
+    assert names.count("bvpi") == 7  # 0.3 and above: the filter's own default, 0.28
+    assert names.count("bdd") == 3
+    assert {c.split for c in made.clips if c.clip_id.startswith("bdd/")} == {"train", "val", "test"}
+    with pytest.raises(ConfigError, match="bdd100k is for task=scene, got task=caption"):
+        config(*words, "data.options.parts={bvpi: {}, bdd100k: {}}")
+
+
+def test_choices_are_written_as_letters_that_score_reads(dashvlm, tmp_path):
+    words = [
+        "model=internvl3",
+        *SMALL[1:2],
+        "task=mcq",
+        *SMALL[3:],
+        "trainer.max_steps=1",
+        "objective.max_new_tokens=2",
+    ]
+    dashvlm("train", *words, "csv=true", "data.limit=4")
+    (run,) = (tmp_path / "runs").glob("mcq-*")
+    table, rows = pd.read_csv(run / "predictions.csv"), read_table(run / "predictions.parquet")
+    assert set(table["target"]) <= set("ABCD")
+    assert table["predicted"].tolist() == ["ABCD"[int(np.argmax(v))] for v in rows["scores"]]
+    accuracy = json.loads((run / "result.json").read_text())["metrics"]["accuracy"]["value"]
+    assert (table["predicted"] == table["target"]).mean() == pytest.approx(accuracy)
+    done = dashvlm("score", "task=mcq", f"predictions={run / 'predictions.csv'}", check=False)
+    assert done.returncode == 0, done.stderr
+    assert "from 'predicted'" in done.stdout
+
+
+def test_words_that_cannot_act_on_a_finished_run_are_named(dashvlm):
+    dashvlm("train", *SMALL, "trainer.max_steps=1", "objective.generate=false")
+    done = dashvlm("train", *SMALL, "trainer.max_steps=1", "objective.generate=false", "csv=true",
+                   "callbacks.checkpoint.keep=all")  # fmt: skip
+    assert "csv=true, callbacks.checkpoint.keep=all: no effect on a finished run" in done.stdout + done.stderr
+
+
+def test_roots_that_are_swept_over_stand_in_the_table(dashvlm, tmp_path):
+    roots = [tmp_path / name for name in ("freeway", "road")]
+    for number, root in enumerate(roots):
+        for split in ("train", "val", "test"):
+            for n in range(2):
+                picture(root / split / f"{n}.png", n + 10 * number)
+            lines = [json.dumps({"video": f"{n}.png", "text": "Crash?", "label": n}) for n in range(2)]
+            (root / f"{split}.jsonl").write_text("\n".join(lines))
+    words = [*TWIN, "task=crash", "data=jsonl", "data.num_frames=1", "trainer.max_steps=1", "objective.generate=false"]
+    dashvlm("train", *words, "-m", f"data.root={roots[0]},{roots[1]}")
+    text = (tmp_path / "runs" / "summary.md").read_text()
+    assert "freeway" in text
+    assert "road" in text
+
+
 def mixed(tmp_path, **changes):
     """Two parts of 20 and 10 training rows, two and one validation rows."""
     for name, count in (("a", 20), ("b", 10)):
@@ -389,12 +501,15 @@ def test_several_datasets_make_one_run_with_the_shares_that_were_asked(config, t
 @pytest.mark.parametrize(
     ("parts", "why"),
     [
-        (None, "names no parts"),
-        ({"a": {"format": "messages"}}, "names no parts"),
+        (None, "needs two parts"),
+        ({"a": {"format": "messages"}}, "needs two parts"),
         ({"a": {"format": "messages", "share": 1}, "b": {"format": "messages"}}, "for all parts or for none"),
         ({"a": {"format": "messages"}, "c": {"format": "messages"}}, "no folder c"),
         ({"a": {"format": "messages", "shares": 1}, "b": {"format": "messages"}}, "unknown shares"),
-        ({"a": {"format": "no_such"}, "b": {"format": "messages"}}, "importer"),
+        ({"a": {"format": "no_such"}, "b": {"format": "messages"}}, "is no dataset"),
+        ({"a": {"format": "messages", "share": "0.7"}, "b": {"format": "messages", "share": 1}}, "above 0"),
+        ({"a": {"format": "messages", "folder": "../x"}, "b": {"format": "messages"}}, "no folder ../x below"),
+        ({"a": {"format": "messages", "options": {"fil": "x"}}, "b": {"format": "messages"}}, "did you mean file"),
     ],
 )
 def test_parts_that_are_none_are_refused(parts, why, tmp_path):
@@ -443,6 +558,9 @@ def test_a_hub_data_set_with_pictures_inside_is_unpacked(tmp_path):
         assert two["extra"]["annotation"] == "Sun."
         assert "no JPEG" in three["problem"]
         assert "split" not in one
+    (tmp_path / "data" / "train-00000-of-00001.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(DataError, match="a pointer of Git LFS"):
+        list(rows_of(data))
     pq.write_table(pa.table({"text": ["x"]}), tmp_path / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(DataError, match="has not the columns"):
         list(rows_of(data))
@@ -664,7 +782,7 @@ def test_the_variant_for_24_gb_fits_by_the_predictor_at_its_most_frames(name, fi
     assert cfg["data"]["batch_size"] * cfg["trainer"]["accumulate_grad_batches"] == 16
 
 
-def test_a_published_adapter_is_merged_into_its_base_and_scores_as_it_did(config, tmp_path):
+def test_a_published_adapter_is_merged_into_its_base_and_scores_as_it_did(config, tmp_path, capsys):
     """As PEFT publishes it: a folder with an adapter that names its base."""
     import peft
 
@@ -705,6 +823,10 @@ def test_a_published_adapter_is_merged_into_its_base_and_scores_as_it_did(config
     assert torch.allclose(
         build_module(named, for_training=False).eval().backbone.net(**inputs).logits, expected, atol=1e-4
     )
+    from dashvlm import inspect as verb
+
+    verb.inspect_model({**named, "memory_gb": 24})
+    assert "adapter targets by role" in capsys.readouterr().out
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     from safetensors.torch import load_file, save_file
 
@@ -712,6 +834,13 @@ def test_a_published_adapter_is_merged_into_its_base_and_scores_as_it_did(config
     save_file(broken, weights)
     with pytest.raises(CheckpointError, match="does not fit its base"):
         build_module(named, for_training=False)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="has no adapter_model"):
+        build_module(named, for_training=False)
+    lost = {**settings_, "base_model_name_or_path": "/lost"}
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(lost))
+    with pytest.raises(CheckpointError, match=r"the base of the adapter .* is not here"):
+        build_module(config(*words), for_training=False)
 
 
 @pytest.fixture

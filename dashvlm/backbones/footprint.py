@@ -20,6 +20,7 @@ import torch
 import transformers
 from torch import nn
 
+from dashvlm.backbones.published_adapter import base_and_adapter
 from dashvlm.backbones.tiny import config_of_twin, model_class, twin_folder
 from dashvlm.backbones.twin_files import published_of, twin_of
 from dashvlm.errors import CheckpointError, ConfigError
@@ -67,7 +68,11 @@ def meta_network(model: Mapping[str, Any], cache: Path) -> tuple[nn.Module, Any,
     Raises:
         ConfigError: if neither a twin, a folder nor published dimensions are known.
     """
-    checkpoint, published = str(model["checkpoint"]), published_of(model)
+    published = published_of(model)
+    base = (model.get("loader_options") or {}).get("base") if model["name"] != "openflamingo" else None
+    checkpoint = base_and_adapter(str(model["checkpoint"]), base)[0]
+    known = {str(hub_id): size for size, hub_id in (model.get("sizes") or {}).items()}
+    checkpoint = known.get(checkpoint, checkpoint)  # an adapter names its base by the hub's id
     if checkpoint == "tiny":
         config = config_of_twin(twin_of(model), twin_folder(twin_of(model), cache))
         source = "the tiny twin"

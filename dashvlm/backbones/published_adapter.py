@@ -33,6 +33,13 @@ def base_and_adapter(checkpoint: str, base: str | None = None) -> tuple[str, Pat
     named = base or read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(named, str) or not named:
         raise CheckpointError(f"{folder / CONFIG} names no base model", do="name it: +model.loader_options.base=ID")
+    if named.startswith(("/", "./", "../", "~")) and not Path(named).expanduser().is_dir():
+        raise CheckpointError(
+            f"the base of the adapter in {folder} is not here", got=f"{CONFIG} names {named}",
+            do="name a hub id or a folder that is: +model.loader_options.base=ID",
+        )  # fmt: skip
+    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise CheckpointError(f"{folder} has no adapter_model.safetensors", do="copy the whole folder of the adapter")
     return named, folder
 
 
@@ -46,7 +53,7 @@ def merged(net: Any, adapter: Path, quantization: str | None) -> Any:
         raise CheckpointError(
             f"{adapter} is an adapter, which cannot be merged into 4-bit weights",
             got=f"peft.quantization={quantization}",
-            do="leave the quantisation out, or merge first: load it without, and save it",
+            do="leave the quantisation out: peft.quantization=null",
         )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # PEFT only warns where keys are missing

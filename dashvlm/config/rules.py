@@ -156,7 +156,7 @@ RULES: dict[str, Rule] = {
     "splits": optional(
         (
             lambda v: isinstance(v, list) and bool(v) and set(v) <= {"train", "val", "test"},
-            "a list of train, val and test",
+            "a list of train, val and test, such as [train,val]",
         )
     ),
     "verbose": flag(),

@@ -27,7 +27,7 @@ import numpy as np
 
 from dashvlm.data.clip import FrameArray
 from dashvlm.data.guard import Limits, guarded
-from dashvlm.data.pictures import files_of
+from dashvlm.data.pictures import sources_of
 from dashvlm.data.readers import decode, reader_version
 from dashvlm.data.sampling import Times
 from dashvlm.data.video import VideoIndex, index_video
@@ -150,7 +150,7 @@ class FrameStore:
 
     def _key(self, video: Path) -> str:
         """All that decides the pixels, as text."""
-        files = [(str(f.resolve()), *content_of(f)) for f in files_of(video)]
+        files = [(str(f.resolve()), *content_of(f)) for f in sources_of(video)]
         return json.dumps([FORMAT, files, reader_version(self.reader), self.size])
 
     def _path(self, key: str) -> Path:

@@ -16,7 +16,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from dashvlm.data.pictures import is_pictures, picture_size
+from dashvlm.data.pictures import is_pictures, picture_size, picture_times
 from dashvlm.data.sampling import Times, nearest_frames, usual_period
 from dashvlm.data.stream import RAW, open_video, shown_frames, stamps_of, upright, video_streams
 from dashvlm.errors import DashVLMError, VideoError
@@ -85,7 +85,7 @@ class VideoIndex:
 def index_video(path: Path) -> VideoIndex:
     """Find out which frames a video shows when.
 
-    Still pictures (see ``dashvlm.data.pictures``) are a second apart.
+    Still pictures (see ``dashvlm.data.pictures``) are a second apart, unless their times lie beside them.
 
     Raises:
         VideoError: if the file is missing, empty, has no video stream or no frames, is of an
@@ -112,7 +112,9 @@ def _index(path: Path) -> VideoIndex:
     if is_pictures(path):
         count, width, height = picture_size(path)
         numbers = np.arange(count, dtype=np.int64)
-        return VideoIndex(numbers.astype(np.float64), numbers, numbers, width, height, "pictures")
+        times = picture_times(path)
+        times = numbers.astype(np.float64) if times is None else times
+        return VideoIndex(times, numbers, numbers, width, height, "pictures")
     with open_video(path) as container:
         streams = video_streams(path, container)
         stream, plain = streams[0], container.format.name.split(",")[0] in PLAIN_FORMATS

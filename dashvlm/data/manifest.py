@@ -21,7 +21,7 @@ import pandera.pandas as pa
 
 from dashvlm.data.clip import SPLITS, Clip, Split
 from dashvlm.data.frames import FrameStore
-from dashvlm.data.pictures import confined_files, files_of
+from dashvlm.data.pictures import confined_files, sources_of
 from dashvlm.data.rows import Row, checked_row
 from dashvlm.data.sampling import stable_uniform
 from dashvlm.errors import ConfigError, DataError
@@ -168,7 +168,7 @@ def fingerprint(manifest: Manifest) -> str:
             c.event_time_s,
             c.alert_time_s,
             c.extra,
-            [content_of(f)[2] for f in files_of(Path(c.path))] if c.path else [],
+            [content_of(f)[2] for f in sources_of(Path(c.path))] if c.path else [],
         ]
         for c in sorted(manifest.clips, key=lambda c: c.clip_id)
     ]

@@ -1,7 +1,7 @@
 """Still pictures as clips: one picture, a folder of extracted frames, or a list of files.
 
-A picture lasts one second, so the i-th of a folder is the frame at ``i`` seconds. Everything
-else (times, store, checksums) is the same as for a video.
+A picture lasts one second, so the i-th of a folder is the frame at ``i`` seconds, unless ``frame_times.json`` lies
+beside them. Everything else (times, store, checksums) is the same as for a video.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import json
 import os
 import re
 import unicodedata
@@ -23,6 +24,8 @@ from dashvlm.data.clip import FrameArray
 from dashvlm.errors import DataError, VideoError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FRAME_TIMES = "frame_times.json"
+"""Beside pictures, where it is: name of each -> its time in seconds; without it they are a second apart."""
 SEPARATOR = "\n"
 """Between the names of a clip that is a list of pictures; no file name contains it."""
 
@@ -40,6 +43,13 @@ def files_of(path: Path) -> list[Path]:
         found = (p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("._"))
         return sorted(found, key=_natural)
     return [path]
+
+
+def sources_of(path: Path) -> list[Path]:
+    """All files that decide what a clip shows: its own, and the times of its pictures where they lie beside them."""
+    files = files_of(path)
+    times = [files[0].parent / FRAME_TIMES] if files and is_pictures(path) else []
+    return files + [t for t in times if t.is_file()]
 
 
 def size_of(path: Path) -> int:
@@ -120,6 +130,26 @@ def stored_path(base: Path, name: str) -> Path:
             part = _entries(path, path.stat().st_mtime_ns).get(_folded(part), part)
         path = path / part
     return path
+
+
+def picture_times(path: Path) -> NDArray[np.float64] | None:
+    """The times of a clip's pictures, seconds from the first, where :data:`FRAME_TIMES` lies beside them.
+
+    Raises:
+        VideoError: if it names other pictures, or times that do not ascend.
+    """
+    files = files_of(path)
+    table = files[0].parent / FRAME_TIMES if files else None
+    if table is None or not table.is_file():
+        return None
+    try:
+        known = json.loads(table.read_text(encoding="utf-8"))
+        times = np.array([float(known[file.name]) for file in files], np.float64)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise VideoError(f"{table} does not give each picture a time", got=repr(error)[:200]) from error
+    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise VideoError(f"{table}: times must ascend", got=str(times.tolist())[:200])
+    return times - times[0]
 
 
 def picture_size(path: Path) -> tuple[int, int, int]:

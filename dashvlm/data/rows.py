@@ -4,15 +4,50 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dashvlm.errors import ConfigError
+from dashvlm.data.clip import SPLITS
+from dashvlm.errors import ConfigError, DataError
 
 Row = dict[str, Any]
 """What an importer yields: ``clip_id, video`` (a file, a folder of pictures, or a list of pictures)
 and optionally ``group, split, label, event_time_s, alert_time_s, question, choices, extra``. ``problem``
 marks a row as unusable, ``failed`` one that must stay in its split all the same and is scored as failed."""
+
+
+def read_rows(importer: Callable[[Path, Mapping[str, Any]], Iterable[Row]], root: Path, given: Mapping[str, Any]) \
+        -> Iterator[Row]:  # fmt: skip
+    """The rows of a dataset; with ``files`` a file a split, whose rows are of that split.
+
+    Args:
+        importer: of the dataset.
+        root: its folder.
+        given: the importer's options.
+
+    Raises:
+        DataError: if ``files`` names no split or no file.
+    """
+    options = dict(given)
+    files = options.pop("files", None)
+    if not files:
+        yield from importer(root, options)
+        return
+    if (
+        not isinstance(files, Mapping)
+        or set(files) - set(SPLITS)
+        or not all(isinstance(f, str) for f in files.values())
+    ):
+        raise DataError(
+            "data.options.files names a file a split", got=str(files)[:200],
+            do="data.options.files={train: a.json, val: b.json, test: c.json}, files below data.root",
+        )  # fmt: skip
+    for name in files.values():
+        if not (root / name).is_file():
+            raise DataError(f"data.options.files: {name} is not in {root}", do="name files below data.root")
+    for split, name in files.items():
+        yield from ({**row, "split": split} for row in importer(root, {**options, "file": name, "split": split}))
 
 
 def parse_seconds(value: object) -> tuple[float | None, str | None]:

@@ -276,7 +276,9 @@ def usual_period(frame_times: Times) -> float:
         >>> usual_period(np.array([0.0, 0.1, 0.2, 3.0, 3.1])).__round__(6), usual_period(np.array([0.0]))
         (0.1, 1.0)
     """
-    return max(float(np.median(np.diff(frame_times))), 1e-6) if len(frame_times) > 1 else 1.0
+    apart = np.diff(frame_times)
+    apart = apart[apart > 0]  # a repeated picture has the time of the one before
+    return max(float(np.median(apart)), 1e-6) if len(apart) else 1.0
 
 
 def stable_uniform(seed: int, *names: str) -> float:

@@ -86,7 +86,7 @@ def fit(
         wanted = options["val_every_n_steps"]
         val_every = min(int(wanted) * accumulate if wanted else per_epoch, batches)
         val_every = -(-val_every // accumulate) * accumulate  # validate between steps, not within
-    checkpoints = folder / "checkpoints"
+    checkpoints, module.run_name = folder / "checkpoints", folder.name
     trainable = bool(module.trained_state()) and bool(steps) and not options["skip_fit"]
     trainer = build_trainer(
         cfg,

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dashvlm.config.imports import resolve
-from dashvlm.data.clip import SPLITS
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.guard import Limits
 from dashvlm.data.manifest import Manifest, build_manifest
-from dashvlm.data.rows import Row
-from dashvlm.errors import ConfigError, DataError
+from dashvlm.data.rows import Row, read_rows
+from dashvlm.errors import ConfigError
 from dashvlm.labels.label_file import read_labels, with_labels
 from dashvlm.labels.pairs import with_pairs
 from dashvlm.tasks.base import task_class
@@ -38,29 +37,7 @@ def rows_of(data: Config) -> Iterable[Row]:
     Raises:
         DataError: if ``options.files`` names no split or no file.
     """
-    root, options = Path(data["root"]), dict(data.get("options") or {})
-    importer = resolve("importer", data["importer"])
-    files = options.pop("files", None)
-    if not files:
-        found: Iterable[Row] = importer(root, options)
-        return found
-    if (
-        not isinstance(files, Mapping)
-        or set(files) - set(SPLITS)
-        or not all(isinstance(f, str) for f in files.values())
-    ):
-        raise DataError(
-            "data.options.files names a file a split", got=str(files)[:200],
-            do="data.options.files={train: a.json, val: b.json, test: c.json}, files below data.root",
-        )  # fmt: skip
-    for name in files.values():
-        if not (root / name).is_file():
-            raise DataError(f"data.options.files: {name} is not in {root}", do="name files below data.root")
-    return (
-        {**row, "split": s}
-        for s, name in files.items()
-        for row in importer(root, {**options, "file": name, "split": s})
-    )
+    return read_rows(resolve("importer", data["importer"]), Path(data["root"]), data.get("options") or {})
 
 
 def load_manifest(cfg: Config, store: FrameStore, require_videos: bool = True) -> Manifest:

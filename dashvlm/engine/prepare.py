@@ -86,6 +86,16 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
             found, left = build_samples(manifest.split(part), options)
             # Training learns from labelled clips only; the others are scored, not taught.
             samples[part] = [s for s in found if part != "train" or task.target(s) is not None]
+            missing = len(found) - len(samples[part])
+            if missing and missing == len(found):
+                raise DataError(
+                    f"none of the {missing} training rows has what task={task.name} is taught with",
+                    got=f"data={manifest.name}, first {found[0].clip.clip_id}",
+                    do="choose the task that the data are for; `python -m dashvlm.inspect data=...` shows them",
+                )
+            if missing:
+                log.warning("%d of %d training rows have no answer for task=%s and are left out",
+                            missing, len(found), task.name)  # fmt: skip
             skipped += left
     pool = samples["train"]
     samples["train"] = with_demos(pool, pool, float(shots["share"]), int(shots["least"]), int(shots["most"]))

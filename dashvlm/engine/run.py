@@ -83,8 +83,9 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             results = write_results(cfg, data, rows, folder, module)
             results["alarms"] += validation_alarms(trainer, cfg)
             if module.truncated:
-                limit = cfg["objective"]["max_tokens"]
-                results["alarms"].append(f"{module.truncated} taught answers were cut to objective.max_tokens={limit}")
+                cut, limit = len(module.truncated), cfg["objective"]["max_tokens"]
+                told = f"the answers of {cut} training clips were cut to objective.max_tokens={limit}"
+                results["alarms"].append(told)
             readers = audit(data.samples, module.task.kind_of, data.store, int(cfg["seed"]))
             results["alarms"] += [f"a reader of {r.name} alone reaches ROC AUC {r.auc}" for r in readers if r.fails]
             results |= {

@@ -191,8 +191,9 @@ def write_results(
 def write_csv(rows: pd.DataFrame, task: Task, path: Path) -> None:
     """Write the rows of the primary horizon for spreadsheets and other tools.
 
-    A two-choice task begins with ``file_name,risk`` (0 or 1; empty for a failed row), the form of
-    yunzhong1105/crash-risk-detection-vlm, and keeps the score behind it.
+    Choices are written as letters, with the one of the highest score. A two-choice task begins with
+    ``file_name,risk`` (0 or 1; empty for a failed row), the form of yunzhong1105/crash-risk-detection-vlm, and keeps
+    the score behind it.
     """
     primary = rows[rows["primary"]]
     kept = ["clip_id", "split", "target", "status", "answer", "score", "scores", "text", "problem"]
@@ -200,6 +201,12 @@ def write_csv(rows: pd.DataFrame, task: Task, path: Path) -> None:
     if "scores" in table:
         table["scores"] = [None if v is None or not np.ndim(v) else " ".join(f"{x:.6g}" for x in v)
                            for v in table["scores"]]  # fmt: skip
+    if len(task.choices) > 2:  # letters, as `score` reads them; `predicted` is what counts
+        named = [v is not None and np.ndim(v) > 0 for v in primary["scores"]]
+        best = [task.choices[int(np.argmax(v))] if n else None for v, n in zip(primary["scores"], named, strict=True)]
+        table.insert(2, "predicted", best)
+        for column in ("target", "answer"):
+            table[column] = [None if pd.isna(v) else task.choices[int(v)] for v in table[column]]
     if len(task.choices) == 2:
         table.insert(0, "file_name", [Path(p).name for p in primary["path"]])
         table.insert(1, "risk", (primary["score"] >= THRESHOLD).astype("Int64").where(primary["score"].notna()))

@@ -212,8 +212,12 @@ def _frames(store: FrameStore, sample: Sample) -> FrameArray:
     return store.frames(Path(sample.clip.path), sample.times_s)[0]
 
 
-def label_template(name: str) -> str:
-    """The text of a teacher's system prompt: the name of one that comes with dashvlm, or a file.
+def label_template(name: str, tells: bool = False) -> str:
+    """The text of a teacher's system prompt.
+
+    Args:
+        name: of one that comes with dashvlm, or a file.
+        tells: whether the outcome is to be told.
 
     Raises:
         ConfigError: if there is none, or it is no template.
@@ -222,16 +226,22 @@ def label_template(name: str) -> str:
     if name in known:
         return known[name].read_text(encoding="utf-8")
     if not Path(name).expanduser().is_file():
-        raise ConfigError(f"label_prompt={name} is unknown", do=f"use {', '.join(known)}, or a file of your own")
+        raise ConfigError(f"label_prompt={name} is no file", do=f"use {', '.join(known)}, or a text file of your own")
     text = read_prompt("label_prompt", name)["text"]
     try:
-        for told in ("", *OUTCOMES):
-            _render(text, told)
+        said = [_render(text, told) for told in ("", *OUTCOMES)]
     except jinja2.TemplateError as error:
         raise ConfigError(
             f"label_prompt={name} cannot be used", got=str(error),
             do="a Jinja template; {{ told }} is `a collision`, `no collision`, or empty where nothing is told",
         ) from error  # fmt: skip
+    if not all(said):
+        raise ConfigError(f"label_prompt={name} is empty", do="write what the teacher is to do")
+    if tells and len(set(said)) < len(said):
+        raise ConfigError(
+            f"label_prompt={name} tells no outcome", got="the same text whatever {{ told }} is",
+            do="print {{ told }} in it, or use label_in_prompt=blind",
+        )  # fmt: skip
     return text
 
 

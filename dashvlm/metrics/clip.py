@@ -48,7 +48,7 @@ def clip_scores(
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"CLIP cannot be loaded from {checkpoint}", got=reason, do="name a folder: clip=FOLDER"
+            f"CLIP cannot be loaded from {checkpoint}", got=reason, do="name the folder of a CLIP model: clip=FOLDER"
         ) from error
     scores: list[float] = []
     for first in range(0, len(texts), batch):
@@ -88,8 +88,8 @@ def write_similarities(data: Mapping[str, Any], target: Path, checkpoint: str = 
     there = [(name, text) for name, text in pairs if (root / name).is_file()]
     if not there:
         raise DataError(f"none of {len(pairs)} pictures with captions is in {root}", do="see data.options.images")
-    scores = clip_scores([root / name for name, _ in there], [text for _, text in there], checkpoint)
     target.parent.mkdir(parents=True, exist_ok=True)
+    scores = clip_scores([root / name for name, _ in there], [text for _, text in there], checkpoint)
     with target.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(("image", "score"))

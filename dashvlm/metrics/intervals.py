@@ -59,7 +59,8 @@ def row_alarms(groups: Sequence[str], failed: int, counted_as: str) -> list[str]
     """Say how many rows failed and whether there are too few groups for intervals; the same for all tasks."""
     out = [f"{failed} rows could not be computed and count as {counted_as}"] if failed else []
     number = len(set(groups))
-    return [*out, f"only {number} groups: the intervals themselves are unreliable"] if number < 10 else out
+    few = f"only {number} group{'s' * (number != 1)}: the intervals themselves are unreliable"
+    return [*out, few] if number < 10 else out
 
 
 def with_interval(node: Mapping[str, Any] | float | None, digits: int = 3) -> str:

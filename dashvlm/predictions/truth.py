@@ -69,6 +69,11 @@ def read_truth(reading: Reading, path: Path, data: Mapping[str, Any], options: M
         DataError: if it cannot be read.
     """
     if path.is_dir():
+        if data["name"] == "nexar" and not (path / "train.csv").is_file() and list(path.glob("*.jsonl")):
+            raise DataError(
+                f"truth={path} holds JSON lines and no train.csv", got="data=nexar, the default of task=crash",
+                do="add data=jsonl, or name one file: truth=FOLDER/test.jsonl",
+            )  # fmt: skip
         if data["name"] == "nexar" and (path / "train.csv").is_file():
             return read_truth(reading, path / "train.csv", data, options)  # the importer would want the videos
         return _truth(

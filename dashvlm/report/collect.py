@@ -97,6 +97,7 @@ def _row(folder: Path) -> dict[str, Any]:
             if wrong or len(json.dumps(known, default=str)) > MAX_IDENTITY:
                 raise TypeError(f"{wrong[0]} is no name" if wrong else "more settings than a run has")
             row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
+            row["data.root"] = str(settings["data"].get("root"))  # no part of a run's name, but swept over
         except (DataError, *ODD) as error:
             row |= {"status": "damaged", "message": f"config.yaml: {getattr(error, 'got', None) or error!r}"}
     for kind in ("metrics", "baselines"):
@@ -147,7 +148,7 @@ def axes_of(table: pd.DataFrame, wanted: Iterable[str] = ()) -> list[str]:
     kept = [k for k in keys or configured if table[k].map(str).nunique() > 1]
     if keys:
         return kept
-    shown = [k for k in kept if not k.endswith(("_target_", "fingerprint"))]
+    shown = [k for k in kept if not k.endswith(("_target_", "fingerprint")) and k != "data.root"]
     return sorted(shown, key=lambda k: (FIRST.index(k) if k in FIRST else len(FIRST), shown.index(k)))
 
 

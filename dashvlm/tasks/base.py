@@ -255,14 +255,19 @@ def make_task(cfg: Mapping[str, Any]) -> Task:
     own = cfg["task"].get("prompt_file")
     if own:
         made.own_template = str(own["text"])
+        do = "a Jinja template prints {{ image }} once for each of ages_s, and may use question, choices and " \
+            "print_times; dashvlm/tasks/*/prompts has the ones that come with dashvlm"  # fmt: skip
+        name = f"task.prompt_file={own.get('file')}"
         try:
-            made.messages(Observation((0.0, 1.0), None, made.choices))
+            asked = made.question or "?"  # rows bring their own
+            for ages in ([0.0], [2.0, 1.0, 0.0]):
+                text = _compiled(made.own_template).render(
+                    ages_s=ages, print_times=made.print_times, question=asked, choices=list(made.choices), image=IMAGE
+                )
+                if text.count(IMAGE) != len(ages):
+                    raise ConfigError(f"{name} shows {text.count(IMAGE)} frames of {len(ages)}", do=do)
         except jinja2.TemplateError as error:
-            raise ConfigError(
-                f"task.prompt_file={own.get('file')} cannot be used", got=str(error),
-                do="a Jinja template that prints {{ image }} for each of ages_s, and may use question, choices and "
-                "print_times; dashvlm/tasks/*/prompts has the ones that come with it",
-            ) from error  # fmt: skip
+            raise ConfigError(f"{name} cannot be used", got=str(error), do=do) from error
     return made
 
 

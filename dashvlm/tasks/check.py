@@ -7,8 +7,9 @@ from typing import Any
 
 from dashvlm.config import rules
 from dashvlm.config.rules import broken, flatten, near
-from dashvlm.errors import ConfigError
-from dashvlm.tasks.base import Task, task_class
+from dashvlm.data.formats.mix import dataset
+from dashvlm.errors import ConfigError, DataError
+from dashvlm.tasks.base import Task, make_task, task_class
 
 
 def check(cfg: Mapping[str, Any]) -> list[str]:
@@ -21,7 +22,38 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
     except ConfigError as error:
         return errors or [str(error)]
     flat = flatten(cfg)
+    errors += _parts(cfg, task) + _own_prompt(cfg, task)
     return errors + broken(flat, task.rules) + _monitors(flat, task) + _objective(flat, task) + task.errors(flat)
+
+
+def _parts(cfg: Mapping[str, Any], task: type[Task]) -> list[str]:
+    """Parts of a mix that are for other tasks."""
+    parts = ((cfg.get("data") or {}).get("options") or {}).get("parts")
+    if not isinstance(parts, Mapping):
+        return []
+    errors = []
+    for name, part in parts.items():
+        kind = str((part if isinstance(part, Mapping) else {}).get("format") or name)
+        try:
+            able = dataset(kind).get("tasks") or []
+        except DataError as error:
+            errors.append(str(error).replace("\n  do:", ";"))
+            continue
+        if task.name not in able:
+            errors.append(f"data.options.parts.{name}: {kind} is for task={', '.join(able)}, got task={task.name}; "
+                          "as chats (format: messages) its rows can join")  # fmt: skip
+    return errors
+
+
+def _own_prompt(cfg: Mapping[str, Any], task: type[Task]) -> list[str]:
+    """What is wrong with ``task.prompt_file``, before any job starts."""
+    if not isinstance(cfg["task"].get("prompt_file"), Mapping):
+        return []
+    try:
+        make_task(cfg)
+    except ConfigError as error:
+        return [str(error).replace("\n  got:", ":").replace("\n  do:", ";")]
+    return []
 
 
 def _monitors(flat: Mapping[str, Any], task: type[Task]) -> list[str]:

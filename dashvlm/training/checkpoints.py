@@ -81,7 +81,7 @@ def verify_seal(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise CheckpointError(f"{path} is damaged", got="no ordinary file", do="remove it")
     digest = hashlib.sha256()
-    do = "run the same command again: it goes on from what is whole"
+    do = "name another checkpoint; a training run goes on from what is whole when its command is typed again"
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -167,7 +167,10 @@ def load_weights(path: Path) -> Mapping[str, torch.Tensor]:
     Raises:
         CheckpointError: see :func:`read_checkpoint`.
     """
-    state = read_checkpoint(path).get("state_dict")
+    whole = read_checkpoint(path)
+    state, run = whole.get("state_dict"), path.parent.parent.name
+    if whole.get("run") not in (None, "", run):
+        log.warning("%s was written by the run %s, not by %s", path, whole["run"], run)
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} is no checkpoint", got="it has no state_dict", do="name another file")
     return dict(state)

@@ -114,8 +114,10 @@ class Collate:
         answered = [self._answer(i) for i in good] if self.supervision == "answer" else None
         return self.encoder.encode(chats, frames, answered, prefix)
 
-    def _within(self, inputs: dict[str, torch.Tensor], clips: Sequence[str]) -> tuple[dict[str, torch.Tensor], int]:
-        """Training inputs within ``max_tokens``, and how many answers were cut.
+    def _within(
+        self, inputs: dict[str, torch.Tensor], clips: Sequence[str]
+    ) -> tuple[dict[str, torch.Tensor], list[str]]:
+        """Training inputs within ``max_tokens``, and the clips whose answers were cut.
 
         Raises:
             TrainingError: for a sample that is too long, or whose frames and question alone are.
@@ -124,7 +126,7 @@ class Collate:
         length, shape = inputs["attention_mask"].sum(1), inputs["input_ids"].shape
         longest = int(length.max())
         if longest <= self.max_tokens:
-            return inputs, 0
+            return inputs, []
         clip = clips[int(length.argmax()) % len(clips)]
         if not self.truncate or self.task.answer_prefix:  # the answer is the end of a reasoned text
             raise TrainingError(
@@ -140,7 +142,8 @@ class Collate:
                 do="raise it, or use fewer or smaller frames: those are never cut",
             )
         cut = {k: v[:, : self.max_tokens] if v.shape == shape else v for k, v in inputs.items()}
-        return cut, int((length > self.max_tokens).sum())
+        longer = (length > self.max_tokens).nonzero().flatten().tolist()
+        return cut, sorted({clips[i % len(clips)] for i in longer})
 
     def _where_choices_part(self, good: Sequence[Item]) -> dict[str, torch.Tensor]:
         parted = [self.encoder.first_divergence(self.task.variants(i.sample) or ()) for i in good]

@@ -61,7 +61,8 @@ class VLMModule(pl.LightningModule, ABC):
         self.strict_loading = False  # checkpoints hold trained parameters; load_trained is strict
         self._seen: list[tuple[int, Any, int]] = []
         self.rows: list[Row] = []
-        self.truncated = 0  # answers cut to objective.max_tokens in this session
+        self.run_name = ""  # of the folder that checkpoints belong to
+        self.truncated: set[str] = set()  # clips whose taught answers were cut to objective.max_tokens
         self.longest: int | None = None  # tokens of the longest sample of the batch in work
 
     # -- what an objective defines ------------------------------------------------------------
@@ -155,8 +156,9 @@ class VLMModule(pl.LightningModule, ABC):
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["clip_ids"]))
         if self.options.get("max_tokens"):
-            self.log("train/truncated", float(batch.get("truncated", 0)), batch_size=len(batch["clip_ids"]))
-            self.truncated += int(batch.get("truncated", 0))
+            cut = batch.get("truncated", [])
+            self.log("train/truncated", float(len(cut)), batch_size=len(batch["clip_ids"]))
+            self.truncated |= set(cut)
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -248,11 +250,13 @@ class VLMModule(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what was trained."""
+        checkpoint["run"], checkpoint["truncated"] = self.run_name, sorted(self.truncated)
         trained = set(self.trained_state())
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load it strictly, before Lightning's own lenient loading."""
+        self.truncated |= set(checkpoint.get("truncated") or ())
         load_trained(self, checkpoint["state_dict"], "checkpoint")
 
 

@@ -127,9 +127,17 @@ def _parquet_rows(path: Path, root: Path) -> Iterator[Row]:
     They are written beside it once, as ``unpacked-NAME/ROW_PICTURE.EXT``. Files named ``train``, ``validation`` or
     ``test`` are those splits, unless there is but one.
     """
+    import pyarrow
     import pyarrow.parquet
 
-    table = pyarrow.parquet.ParquetFile(path)
+    try:
+        table = pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        pointer = path.read_bytes()[:12] == b"version http"
+        raise DataError(
+            f"{path.name} is no Parquet file", got="a pointer of Git LFS" if pointer else str(error).splitlines()[0],
+            do="download the file itself (git lfs pull, or data.root=hf://datasets/OWNER/NAME)",
+        ) from error  # fmt: skip
     others = {p.stem.split("-")[0] for p in path.parent.glob("*.parquet")}
     split = {"train": "train", "validation": "val", "val": "val", "test": "test"}.get(path.stem.split("-")[0])
     told = {"split": split} if split and len(others) > 1 else {}

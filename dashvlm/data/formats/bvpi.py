@@ -102,10 +102,11 @@ def _mix(row: Row, truth: Truth | None, options: Mapping[str, Any]) -> None:
 def _rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     file = options.get("file")
     if not file and not list(root.glob("*.csv")) + list(root.glob("data/*.csv")):
-        named = [p for s in SPLITS.values() for p in (root / f"{s}.json", root / "data" / f"{s}.json") if p.is_file()]
-        if named:  # {image, caption} lists, a file a split
-            for path in dict.fromkeys(named):
-                yield from ({**r, "split": path.stem} for r in _from_form(path, options.get("encoding")))
+        named = [(s, p) for w, s in SPLITS.items() for p in (root / f"{w}.json", root / "data" / f"{w}.json")]
+        named = [(s, p) for s, p in named if p.is_file()]
+        for split, path in named:  # {image, caption} lists, a file a split
+            yield from ({**r, "split": split} for r in _from_form(path, options.get("encoding")))
+        if named:
             return
     if file and str(file).endswith(".jsonl"):
         yield from _from_lines(_existing(root / str(file)), options.get("encoding"))
@@ -187,8 +188,17 @@ def _from_form(path: Path, encoding: str | None) -> Iterator[Row]:
         row |= {"clip_id": item["image"], "video": item["image"]}
         split = {"split": SPLITS[str(item["split"])]} if str(item.get("split")) in SPLITS else {}
         caption = item.get("caption") or item.get("target")
-        if isinstance(caption, str) and "sidewalk_pos" not in item:  # {image, caption}
-            yield {**row, **split, "extra": {"caption": caption.strip()}}
+        if "sidewalk_pos" not in item:  # {image, caption}
+            good = isinstance(caption, str) and caption.strip()
+            yield {
+                **row,
+                **split,
+                **(
+                    {"extra": {"caption": str(caption).strip()}}
+                    if good
+                    else {"problem": "no caption, and missing sidewalk_pos"}
+                ),
+            }
             continue
         needed = ("sidewalk_pos", "road_pos", "object_present", "object_present_outside")
         missing = [k for k in needed if k not in item]

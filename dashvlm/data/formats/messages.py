@@ -67,21 +67,32 @@ def _rows(path: Path, split: str | None, options: Mapping[str, Any]) -> Iterator
 
 
 def _row(item: Mapping[str, Any], split: str | None, pattern: str | None) -> Row:
-    media, wrong = _media(item)
-    turns, why = _turns(item.get("messages") or item.get("conversations"))
+    chat = item.get("messages") or item.get("conversations")
+    if isinstance(chat, list) and isinstance(item.get("system"), str) and item["system"].strip():  # LLaMA-Factory
+        chat = [{"role": "system", "content": item["system"]}, *chat]
+    media, wrong = _media(item, chat)
+    turns, marks, why = _turns(chat)
     said = [text for role, text in turns if role == "assistant"]
     asked = [text for role, text in turns if role == "user"]
+    if not why and not said and "chosen" in item and "rejected" in item:
+        why = "a preference row; give pairs with data.pairs=FILE"
+    elif not why and not wrong and marks and isinstance(media, list) and marks != len(media):
+        why = f"{marks} <image> in the text for {len(media)} pictures"
     if wrong or why:
-        return {"problem": wrong or why}
+        return {"problem": why or wrong}
     first = media if isinstance(media, str) else media[0]
     row: Row = {"video": media, "group": str(item.get("group") or group_of(first, pattern))}
     if item.get("id") is not None:
         row["clip_id"] = str(item["id"])
-    if len(asked) != 1 or len(said) > 1:
+    if len(asked) != 1 or len(said) > 1 or (said and turns[-1][0] != "assistant"):
         return {**row, "problem": f"{len(asked)} questions and {len(said)} answers in one chat; split it into several"}
     question = "\n".join(text for role, text in turns if role != "assistant")
     choices, plain_question = _choices(question)
-    row |= {"question": plain_question if choices else question}
+    if "question" in item:  # of a file that we wrote, whose text is the whole prompt
+        given = item.get("choices")
+        choices = [str(c) for c in given] if isinstance(given, list) else []
+        plain_question = question = item["question"] if isinstance(item["question"], str) else ""
+    row |= {"question": (plain_question if choices else question) or None}
     if choices:
         row["choices"] = choices
     if not said or not said[0]:
@@ -100,9 +111,11 @@ def _answer(text: str, choices: list[str]) -> Row:
     return found
 
 
-def _media(item: Mapping[str, Any]) -> tuple[Any, str | None]:
+def _media(item: Mapping[str, Any], chat: Any) -> tuple[Any, str | None]:
     """One video, or the pictures in order; or what is wrong."""
-    found = []
+    found, parts = [], _parts(chat)
+    if parts and not any(item.get(k) for k in ("image", "images", "video", "videos")):
+        item = {"images": [v for k, v in parts if k == "image"], "videos": [v for k, v in parts if k == "video"]}
     for one, many in (("image", "images"), ("video", "videos")):
         value = item.get(many) if item.get(many) is not None else item.get(one)
         found.append([value] if isinstance(value, str) else list(value) if isinstance(value, list) else [])
@@ -116,11 +129,25 @@ def _media(item: Mapping[str, Any]) -> tuple[Any, str | None]:
     return (videos[0] if videos else images[0] if len(images) == 1 else images), None
 
 
-def _turns(chat: Any) -> tuple[list[tuple[str, str]], str | None]:
-    """Role and text of each turn; or what is wrong."""
+def _parts(chat: Any) -> list[tuple[str, Any]]:
+    """Pictures and videos within the content of turns: ``image``, ``image_url`` or ``video`` and the file."""
+    found = []
+    for turn in chat if isinstance(chat, list) else ():
+        content = turn.get("content") if isinstance(turn, Mapping) else None
+        for part in content if isinstance(content, list) else ():
+            for kind in ("image", "image_url", "video") if isinstance(part, Mapping) else ():
+                file = part.get(kind)
+                file = file.get("url") if isinstance(file, Mapping) else file
+                if isinstance(file, str):
+                    found.append((kind.removesuffix("_url"), file))
+    return found
+
+
+def _turns(chat: Any) -> tuple[list[tuple[str, str]], int, str | None]:
+    """Role and text of each turn, and how many pictures are marked in the text; or what is wrong."""
     if not isinstance(chat, list) or not chat:
-        return [], "no messages"
-    turns = []
+        return [], 0, "no messages"
+    turns, marks = [], 0
     for turn in chat:
         role = turn.get("role", turn.get("from")) if isinstance(turn, Mapping) else None
         content = turn.get("content", turn.get("value")) if isinstance(turn, Mapping) else None
@@ -128,9 +155,10 @@ def _turns(chat: Any) -> tuple[list[tuple[str, str]], str | None]:
             parts = [p.get("text") for p in content if isinstance(p, Mapping) and p.get("type") == "text"]
             content = "\n".join(str(p) for p in parts)
         if role not in ROLES or not isinstance(content, str):
-            return [], f"a turn of {str(role)[:40]!r} without text, or of an unknown role"
+            return [], 0, f"a turn of {str(role)[:40]!r} without text, or of an unknown role"
+        marks += content.count("<image>")
         turns.append((ROLES[role], _MARK.sub("\n", content).strip()))
-    return turns, None
+    return turns, marks, None
 
 
 def _choices(question: str) -> tuple[list[str], str]:

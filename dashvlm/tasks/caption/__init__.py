@@ -66,6 +66,7 @@ class CaptionTask(Task):
         "task.style": one_of(*STYLES),
         "task.text_dropout": number(0, 1),
         "task.pairs": one_of("given", "wrong_positions"),
+        **{f"data.options.{kind}_share": number(0, 1) for kind in ("caption", "navigation", "annotations")},
     }
 
     def __init__(
@@ -90,7 +91,10 @@ class CaptionTask(Task):
 
     @classmethod
     def errors(cls, flat: Mapping[str, Any]) -> list[str]:
-        """A free caption has nothing that could be rewarded."""
+        """A free caption has nothing that could be rewarded; shares of styles make at most a whole."""
+        captions, cues = (flat.get(f"data.options.{kind}_share") for kind in ("caption", "navigation"))
+        if isinstance(captions, int | float) and isinstance(cues, int | float) and captions + cues > 1 + 1e-9:
+            return [f"data.options.navigation_share={cues}: with caption_share={captions} that is more than all rows"]
         if flat.get("objective.name") == "grpo" and flat.get("task.style") == "caption":
             return ["task.style=caption: nothing in a free caption is rewarded; use task.style=structured"]
         return []
@@ -217,6 +221,8 @@ class CaptionTask(Task):
                     "annotated": len(truths), "nothing near": sum(not t.near for t in truths),
                     "caption contradicts annotation": sum(bool(c.extra.get("contradictions")) for c in mine),
                     "annotation in the prompt": sum(bool(c.extra.get("annotation_in_prompt")) for c in mine),
+                    "free caption": sum(c.extra.get("style") == "caption" for c in mine),
+                    "cue alone": sum(c.extra.get("style") == "cue" for c in mine),
                 }
             )  # fmt: skip
             for name in HEADERS:
