@@ -133,7 +133,8 @@ def inspect_data(config: dict[str, Any], audited: bool = False) -> None:
     say(f"  groups in several splits: {len(leak['groups_in_several_splits'])}")
     if leak["row_split_would_share"] is not None:
         groups, videos = (_share(leak[k]) for k in ("row_split_would_share", "row_split_would_share_video"))
-        say(f"  a split by row would put into training the group of {groups} of the test clips, the video of {videos}")
+        say(f"  a split by row would put into training the group of {groups} of the test clips, "
+            f"the very video of {videos}")  # fmt: skip
     shared = leak["files_in_several_splits"]
     if shared:
         say(f"  ! {len(shared)} files are in several splits: " + "; ".join(shared[:5]))
