@@ -63,11 +63,13 @@ def measure(
     if checkpoint and not source:
         raise ConfigError(f"checkpoint={checkpoint}: of which run?", do="name it: run=runs/RUN")
     refuse(check({"splits": splits, "checkpoint": checkpoint}))
+    asked: dict[str, Any] = {}
     if source:
         trained = at_home(Path(source), read_config(Path(source)), config["paths"])
         if trained["task"].get("reasoning") == "auto":  # the run's own answer, whatever became of its label file
             trained["task"]["reasoning"] = bool(trained["data"].get("labels"))
         trained["data"] |= {"labels": None, "pairs": None}
+        asked = dict(trained["task"])
         config = _merged(trained, config, said)
     refuse(check(config))
     # Wrong data is an error before the model is loaded.
@@ -82,11 +84,13 @@ def measure(
     )
     module.eval()
     wanted = list(dict.fromkeys(splits or [])) or [None]
-    return [_measure(config | ({"splits": [s]} if s else {}), source, module, s, tell) for s in wanted]
+    foreign = [k for k in ("prompt", "prompt_file", "question") if source and config["task"].get(k) != asked.get(k)]
+    notes = [f"task.{k} is not the one that the run was trained with" for k in foreign]
+    return [_measure(config | ({"splits": [s]} if s else {}), source, module, s, tell, notes) for s in wanted]
 
 
 def _measure(
-    config: dict[str, Any], source: str | None, module: Any, split: Any, tell: Callable[[str], Any]
+    config: dict[str, Any], source: str | None, module: Any, split: Any, tell: Callable[[str], Any], notes: list[str]
 ) -> tuple[Path, dict[str, Any]]:
     """Score one split into a folder of its own."""
     from dashvlm.config.identity import run_id
@@ -109,7 +113,7 @@ def _measure(
     data = prepare_data(config, train=False, split=split)
     rows = score(config, data, module)
     results = write_results(config, data, rows, folder, module)
-    results["alarms"] += _seen_in_training(Path(source), rows) if source else []
+    results["alarms"] += [*notes, *(_seen_in_training(Path(source), rows) if source else [])]
     plot_run(module.task.evaluation, rows, results, folder / "plots", data.store)
     write_json(folder / "result.json", results)
     checksums.note(folder, checksums.SMALL)

@@ -149,6 +149,19 @@ def test_a_prompt_of_ones_own_is_shown_and_belongs_to_the_run(kept, config, tmp_
     assert run_id(config(*SMALL)) not in names
 
 
+def test_another_prompt_than_the_trained_one_raises_an_alarm(kept, dashvlm, tmp_path):
+    run, _ = kept
+    dashvlm("evaluate", f"run={run}", "task.question=Crash?", output=tmp_path / "other")
+    dashvlm("evaluate", f"run={run}", output=tmp_path / "same")
+    alarms = {}
+    for name in ("other", "same"):
+        (path,) = (tmp_path / name).glob("eval-*/result.json")
+        alarms[name] = json.loads(path.read_text())["alarms"]
+    told = "task.question is not the one that the run was trained with"
+    assert told in alarms["other"]
+    assert not any("was trained with" in a for a in alarms["same"])
+
+
 def test_templates_that_cannot_be_used_are_refused(config, tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         config(*SMALL, f"task.prompt_file={tmp_path / 'none.j2'}")

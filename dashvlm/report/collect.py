@@ -97,7 +97,9 @@ def _row(folder: Path) -> dict[str, Any]:
             if wrong or len(json.dumps(known, default=str)) > MAX_IDENTITY:
                 raise TypeError(f"{wrong[0]} is no name" if wrong else "more settings than a run has")
             row |= {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
-            row["data.root"] = str(settings["data"].get("root"))  # no part of a run's name, but swept over
+            data = settings.get("data")
+            root = data.get("root") if isinstance(data, Mapping) else None
+            row["data.root"] = str(root)[:1000]  # no part of a run's name, but swept over
         except (DataError, *ODD) as error:
             row |= {"status": "damaged", "message": f"config.yaml: {getattr(error, 'got', None) or error!r}"}
     for kind in ("metrics", "baselines"):
