@@ -136,7 +136,7 @@ TAKES_LONG = re.compile(r"_demo|make (demo|stud)|dashvlm\.train .*-m|data=NAME a
 @pytest.mark.parametrize(
     "line", [pytest.param(x, marks=[pytest.mark.long] * bool(TAKES_LONG.search(x))) for x in UNMARKED]
 )
-def test_every_other_command_runs(dashvlm, place, tmp_path, line):
+def test_every_other_command_runs(dashvlm, place, tmp_path, monkeypatch, line):
     for placeholder, value in place.items():
         line = line.replace(placeholder, value)
     assert not re.search(r"\b(FOLDER|RUN|FILE|NAME|PROJECT)\b(?!=)", line), f"not marked with what it needs: {line}"
@@ -159,7 +159,9 @@ def test_every_other_command_runs(dashvlm, place, tmp_path, line):
         and line.removesuffix(" data.pixels=off") in UNMARKED
         and "mcq_demo" not in line
     ):
-        test_what_needs_more_than_this_machine_is_spelled_right(line)  # one word more than a line that is run
+        test_what_needs_more_than_this_machine_is_spelled_right(
+            line, tmp_path, monkeypatch
+        )  # one word more than a line that is run
         return
     output = place["runs/demo"] if verb == "report" else None
     dashvlm(verb, *(w for w in said if "output_dir" not in w), *shrunk(verb, said), output=output)
