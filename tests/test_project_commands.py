@@ -242,6 +242,12 @@ def test_a_long_sample_is_refused_or_its_answer_cut_and_never_its_frames(config)
     assert torch.equal(cut["inputs"]["pixel_values"], whole["inputs"]["pixel_values"])
     assert ((cut["inputs"]["labels"] != -100).sum(1) == limit - prompt).all()
     assert module.collate("predict")(items)["inputs"]["input_ids"].shape[1] == int(prompt.max())  # scored as it is
+    shortest = int(length.min())  # as long as it may be: not cut
+    module, items = _batch(config, [f"objective.max_tokens={shortest}", "objective.too_long=truncate"])
+    longer = {i.sample.clip.clip_id for i, n in zip(items, length.tolist(), strict=True) if n > shortest}
+    assert set(module.collate("train")(items)["truncated"]) == longer
+    assert longer
+    assert len(longer) < len(items)
     module, items = _batch(config, [f"objective.max_tokens={int(prompt.min()) - 1}", "objective.too_long=truncate"])
     with pytest.raises(TrainingError, match="those are never cut"):
         module.collate("train")(items)
@@ -330,6 +336,10 @@ def test_chats_of_other_tools_are_read_alike(config, tmp_path):
         ({**CHATS["standard"], "images": [{"bytes": 1}]}, "must be names of files"),
         ({**CHATS["standard"], "messages": CHATS["standard"]["messages"] * 2}, "2 questions and 2 answers"),
         ({**CHATS["standard"], "messages": CHATS["standard"]["messages"][:1]}, "no answer"),
+        (
+            {**CHATS["standard"], "messages": [*CHATS["standard"]["messages"], CHATS["standard"]["messages"][1]]},
+            "1 questions and 2 answers",
+        ),
         ({**CHATS["standard"], "messages": [{"role": "robot", "content": "x"}]}, "unknown role"),
         ({**CHATS["standard"], "messages": "text"}, "no messages"),
         ({**CHATS["standard"], "images": ["0.png", "0.png"]}, "1 <image> in the text for 2 pictures"),

@@ -42,9 +42,10 @@ def annotation_form(image: str, truth: Truth) -> dict[str, Any]:
         >>> form = annotation_form("0001.jpg", Truth("center", "left", {"obstacle": ("left", "right")}))
         >>> form["object_present"], form["objects_on_sidewalk"]["obstacle"], form["object_present_outside"]
         ('Yes', ['Left', 'Right'], 'No')
-        >>> "objects_outside_sidewalk" in form, form["objects_on_sidewalk"]["car"], annotation_form("a", \
-        ...     Truth("unknown", "unknown"))["road_pos"]
-        (False, 'not present', 'Not present')
+        >>> "objects_outside_sidewalk" in form, form["objects_on_sidewalk"]["car"]
+        (False, 'not present')
+        >>> annotation_form("0002.jpg", Truth("unknown", "unknown"))["road_pos"]
+        'Not present'
     """
     on = {**truth.near, **truth.vegetation_near}
     beside = {**truth.far, **truth.vegetation_far}
