@@ -6,6 +6,7 @@ Together with the verbs and ``sweep`` the only place that imports Hydra. Loads n
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shlex
@@ -178,6 +179,7 @@ def read_prompt(key: str, name: str) -> dict[str, str]:
     return {"file": name, "text": text}
 
 
+@functools.cache  # a command composes several times
 def from_hub(root: str, folder: Path) -> Path:
     """The local folder of a data set on the Hugging Face hub, downloaded where it is not there.
 
