@@ -44,7 +44,8 @@ def inspect(cfg: DictConfig) -> None:
         say(f"written: {chats}/" + (f"; {gone} clips cannot be read and are left out" if gone else ""))
         return
     if scores:
-        from dashvlm.metrics.clip import CHECKPOINT, write_similarities
+        from dashvlm.engine.similarities import write_similarities
+        from dashvlm.metrics.clip import CHECKPOINT
 
         say(write_similarities(config["data"], Path(scores), clip or CHECKPOINT))
         return

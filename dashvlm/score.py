@@ -175,24 +175,37 @@ def _add_spice(table: pd.DataFrame, results: dict[str, Any]) -> None:
 def _add_clip_score(table: pd.DataFrame, results: dict[str, Any], folder: Path, checkpoint: str | None) -> None:
     """Add CLIPScore of the written texts; where it cannot be computed the reason stands beside the result.
 
-    A picture without text counts as 0; pictures are found by their names below the folder.
+    A picture without text counts as 0. A picture is the file that an id names below the folder, or the only one of its
+    name.
 
     Raises:
-        DataError: if the rows are of no pictures, or pictures are missing.
+        DataError: if a picture is missing, or several have its name.
     """
+    from dashvlm.data.pictures import SUFFIXES
     from dashvlm.errors import CheckpointError, DataError
     from dashvlm.metrics.clip import CHECKPOINT, clip_score, clip_scores
 
     primary = table[table["primary"]] if "primary" in table else table
-    known = {p.name: p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp", ".bmp")}
-    names = [Path(str(i)).name for i in primary["clip_id"]]
-    lacking = [n for n in names if n not in known]
+    known: dict[str, list[Path]] = {}
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES:
+            known.setdefault(path.name, []).append(path)
+    names = [str(i) for i in primary["clip_id"]]
+    found = [[folder / n] if (folder / n).is_file() else known.get(Path(n).name, []) for n in names]
+    several = [n for n, paths in zip(names, found, strict=True) if len(paths) > 1]
+    if several:
+        raise DataError(
+            f"images={folder}: several pictures could be {several[0]}", got=f"{len(several)} such names",
+            do="name the folder that the ids are relative to",
+        )  # fmt: skip
+    lacking = [n for n, paths in zip(names, found, strict=True) if not paths]
     if lacking:
         raise DataError(
             f"images={folder}: {len(lacking)} of {len(names)} pictures are missing", got=lacking[0],
             do="name the folder that holds the pictures; ids are their names",
         )  # fmt: skip
-    written = [(known[n], t) for n, t in zip(names, primary["text"], strict=True) if isinstance(t, str) and t.strip()]
+    texts = zip(found, primary["text"], strict=True)
+    written = [(paths[0], t) for paths, t in texts if isinstance(t, str) and t.strip()]
     try:
         scores = clip_scores([p for p, _ in written], [t for _, t in written], checkpoint or CHECKPOINT)
     except CheckpointError as error:

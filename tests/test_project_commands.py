@@ -753,7 +753,14 @@ def test_clipscore_of_a_new_models_texts(clip_model, dashvlm, tmp_path):
         max(np.mean(clip_scores(pictures, [t["prediction"] for t in texts], str(clip_model))), 0), abs=1e-3
     )
     assert "CLIPScore" in done.stdout
+    picture(tmp_path / "q" / "1.png", 9)  # the id names p/1.png
+    dashvlm("score", *words, f"clip={clip_model}")
+    assert json.loads((folder / "result.json").read_text())["metrics"]["CLIPScore"]["value"] == value
+    picture(tmp_path / "r" / "1.png", 8)
     (tmp_path / "p" / "1.png").unlink()
+    assert "several pictures could be p/1.png" in dashvlm("score", *words, f"clip={clip_model}", check=False).stderr
+    for name in "qr":
+        (tmp_path / name / "1.png").unlink()
     assert "1 of 3 pictures are missing" in dashvlm("score", *words, f"clip={clip_model}", check=False).stderr
 
 

@@ -56,7 +56,7 @@ def merged(net: Any, adapter: Path, quantization: str | None) -> Any:
             do="leave the quantisation out: peft.quantization=null",
         )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # PEFT only warns where keys are missing
+        warnings.filterwarnings("error", ".*missing adapter keys", UserWarning)  # PEFT only warns of those
         try:
             return peft.PeftModel.from_pretrained(net, str(adapter)).merge_and_unload()
         except (UserWarning, ValueError, KeyError, RuntimeError, OSError) as error:

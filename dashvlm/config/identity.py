@@ -48,7 +48,6 @@ NEUTRAL: Mapping[str, Any] = {
     "objective.max_tokens": None,
     "objective.too_long": "refuse",
     "task.prompt_file": None,
-    "task.cue": False,
     "data.options.navigation_share": 0.0,
     "checkpoint": None,
     "splits": None,

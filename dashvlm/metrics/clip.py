@@ -7,14 +7,10 @@ first, as there; texts are cut to CLIP's 77 tokens. A picture that cannot be rea
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-
-from dashvlm.errors import DataError
 
 CHECKPOINT = "openai/clip-vit-base-patch16"
 
@@ -62,43 +58,6 @@ def clip_scores(
         seen, read = (getattr(x, "pooler_output", x) for x in (seen, read))  # transformers 5 wraps the vector
         scores += (100 * torch.nn.functional.cosine_similarity(seen, read)).tolist()
     return scores
-
-
-def write_similarities(data: Mapping[str, Any], target: Path, checkpoint: str = CHECKPOINT) -> str:
-    """Write ``image,score``, the cosine of each picture and its caption: what ``data.options.clip_scores`` takes.
-
-    Args:
-        data: the ``data`` group, of ``data=bvpi``.
-        target: the CSV.
-        checkpoint: hub id or folder of a CLIP model.
-
-    Returns:
-        What was written, in words.
-
-    Raises:
-        DataError: for other data, or if no picture is there.
-    """
-    from dashvlm.data.formats.bvpi import rows
-
-    options, root = data["options"], Path(data["root"])
-    if data["name"] != "bvpi":
-        raise DataError("clip_scores_to is for pictures with captions", got=f"data={data['name']}", do="data=bvpi")
-    found = rows(root, {**options, "clip_scores": None, "consistent_only": False})
-    pairs = [(str(r["video"]), str(c)) for r in found if (c := (r.get("extra") or {}).get("caption"))]
-    there = [(name, text) for name, text in pairs if (root / name).is_file()]
-    if not there:
-        raise DataError(f"none of {len(pairs)} pictures with captions is in {root}", do="see data.options.images")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scores = clip_scores([root / name for name, _ in there], [text for _, text in there], checkpoint)
-    with target.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("image", "score"))
-        writer.writerows((Path(name).name, f"{s / 100:.6f}") for (name, _), s in zip(there, scores, strict=True))
-    limit = float(options["min_clip_score"])
-    return (
-        f"{len(there)} pictures, {len(pairs) - len(there)} missing; {sum(s / 100 >= limit for s in scores)} reach "
-        f"{limit:g}\nwritten: {target}; data.options.clip_scores takes it, as a path below data.root"
-    )
 
 
 def clip_score(scores: Sequence[float]) -> float:

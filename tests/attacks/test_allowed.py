@@ -94,7 +94,7 @@ REASONS = {
         ("reproductions/study_report.py", "write_bytes"), ("report/wandb_runs.py", "write_text"),
         ("report/wandb_runs.py", "os.replace"), ("score.py", "to_parquet"), ("score.py", "write_text"),
         ("sweep.py", "to_csv"), ("sweep.py", "write_text"), ("sweep.py", "open a"),
-        ("engine/chats.py", "write_text"), ("engine/chats.py", "save"), ("metrics/clip.py", "open w"),
+        ("engine/chats.py", "write_text"), ("engine/chats.py", "save"), ("engine/similarities.py", "open w"),
     ],
     "pictures of a Parquet file, unpacked beside it below data.root": [
         ("data/formats/bdd100k.py", "replace(path)"), ("data/formats/bdd100k.py", "write_bytes"),

@@ -190,15 +190,8 @@ def _from_form(path: Path, encoding: str | None) -> Iterator[Row]:
         caption = item.get("caption") or item.get("target")
         if "sidewalk_pos" not in item:  # {image, caption}
             good = isinstance(caption, str) and caption.strip()
-            yield {
-                **row,
-                **split,
-                **(
-                    {"extra": {"caption": str(caption).strip()}}
-                    if good
-                    else {"problem": "no caption, and missing sidewalk_pos"}
-                ),
-            }
+            told = {"extra": {"caption": good}} if good else {"problem": "no caption, and missing sidewalk_pos"}
+            yield {**row, **split, **told}
             continue
         needed = ("sidewalk_pos", "road_pos", "object_present", "object_present_outside")
         missing = [k for k in needed if k not in item]
