@@ -94,8 +94,10 @@ def _measure(
 ) -> tuple[Path, dict[str, Any]]:
     """Score one split into a folder of its own."""
     from dashvlm.config.identity import run_id
+    from dashvlm.engine.fit import build_trainer
     from dashvlm.engine.prepare import prepare_data
     from dashvlm.engine.scoring import plot_run, score, write_results
+    from dashvlm.engine.streams import score_stream
     from dashvlm.safety import checksums
     from dashvlm.safety.files import write_json, write_yaml
 
@@ -111,10 +113,12 @@ def _measure(
         f"unless the command line says otherwise{weights}"
     )
     data = prepare_data(config, train=False, split=split)
-    rows = score(config, data, module)
-    results = write_results(config, data, rows, folder, module)
+    trainer = build_trainer(config, logger=False, enable_checkpointing=False)
+    rows = score(config, data, module, trainer)
+    stream = score_stream(config, data, module, trainer) if config["task"].get("stream") else None
+    results = write_results(config, data, rows, folder, module, stream)
     results["alarms"] += [*notes, *(_seen_in_training(Path(source), rows) if source else [])]
-    plot_run(module.task.evaluation, rows, results, folder / "plots", data.store)
+    plot_run(module.task.evaluation, rows, results, folder / "plots", data.store, stream)
     write_json(folder / "result.json", results)
     checksums.note(folder, checksums.SMALL)
     return folder, results
@@ -158,7 +162,7 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any], said: list[str]) -> 
     data = dict(trained["data"])
     if "data" in said:
         kept = ["num_frames", "frame_interval_s", "horizon_s", "sampling", "sample_fps", "frame_size", "short_history"]
-        kept += ["support_frames", "support_num_frames", "shots"]
+        kept += ["support_frames", "support_num_frames", "shots", "anchors", "stream"]
         if asked["data"]["name"] == trained["data"]["name"]:  # the same split, or training clips end up in the test
             kept += ["splits", "split_by", "split_seed", "force_row_split", "reference", "negative_reference"]
             kept += ["eval_horizons_s", "sampling_seed", "pixels"]

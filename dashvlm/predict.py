@@ -1,7 +1,7 @@
 """What a finished run says of new videos, pictures and questions, without any answers.
 
 python -m dashvlm.predict run=runs/RUN input=FILE|FOLDER|PATTERN|ROWS     (any task)
-python -m dashvlm.predict run=runs/RUN video=clip.mp4 [stride_s=0.2] [overlay=true]     (one video's risk, with a plot)
+python -m dashvlm.predict run=runs/RUN video=FILE|FOLDER|PATTERN [overlay=true]         (risk over time, with a page)
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from omegaconf import DictConfig
 
 from dashvlm.errors import DataError
@@ -22,20 +21,11 @@ from dashvlm.safety.plaintext import cells, say
 
 
 def predict(cfg: DictConfig) -> None:
-    """Write ``risk.csv`` and ``risk.png``, and on request the video with the curve drawn in."""
-    import pandas as pd
-    import torch
-
+    """Answers for inputs; or for each video ``risk.csv``, a plot, and a page in which the curve follows the video."""
     from dashvlm.config.cli import log_to_terminal
     from dashvlm.config.overrides import plain
-    from dashvlm.data.guard import Limits, guarded
-    from dashvlm.engine.build import at_home, load_run, read_config
-    from dashvlm.engine.load import build_store
-    from dashvlm.engine.over_time import draw_overlay, risk_over_time
     from dashvlm.engine.run import quiet_libraries
     from dashvlm.errors import ConfigError
-    from dashvlm.tasks.base import task_class
-    from dashvlm.tasks.binary.plots import plot_risk
 
     log_to_terminal()
     quiet_libraries()
@@ -47,35 +37,133 @@ def predict(cfg: DictConfig) -> None:
         )  # fmt: skip
     if not cfg.stride_s > 0:
         raise ConfigError("stride_s must be above 0", got=str(cfg.stride_s), do="use 0.2")
+    paths = plain(cfg)["paths"]
     if cfg.input:
-        paths = plain(cfg)["paths"]
         folder = Path(cfg.output or f"{paths['output_dir']}/predict-{Path(cfg.run).name}-{Path(cfg.input).stem}")
         predict_inputs(Path(cfg.run), str(cfg.input), paths, folder, float(cfg.stride_s))
         return
-    video, source = Path(cfg.video), Path(cfg.run)
-    index = guarded(Limits(), video, "data.index", "index_video", video)  # an error before the model is loaded
-    config = at_home(source, read_config(source), plain(cfg)["paths"])
+    predict_videos(
+        Path(cfg.run), str(cfg.video), paths, Path(cfg.output) if cfg.output else None, float(cfg.stride_s),
+        bool(cfg.overlay), cfg.events, cfg.event_s,
+    )  # fmt: skip
+
+
+def predict_videos(
+    source: Path,
+    given: str,
+    paths: Mapping[str, Any],
+    output: Path | None,
+    stride_s: float,
+    overlay: bool = False,
+    events: str | None = None,
+    event_s: float | None = None,
+) -> None:
+    """Score each video over its whole length; see :func:`dashvlm.engine.over_time.risk_over_time`.
+
+    Args:
+        source: folder of a finished run.
+        given: a video, a folder of them, or a pattern.
+        paths: the ``paths`` group.
+        output: where files go; several videos get a folder each below it.
+        stride_s: seconds between anchors.
+        overlay: also write each video with time and risk drawn in.
+        events: a ``.csv`` with a file name, the time of its event and perhaps of the alert a row.
+        event_s: time of the event of a single video.
+
+    Raises:
+        DataError: if there is no video, or none could be read.
+        ConfigError: if the run's task cannot be asked at any moment.
+    """
+    import torch
+
+    from dashvlm.data.formats.inputs import read_events, videos_of
+    from dashvlm.data.guard import Limits, guarded
+    from dashvlm.engine.build import at_home, load_run, read_config
+    from dashvlm.errors import ConfigError
+    from dashvlm.tasks.base import task_class
+
+    videos = videos_of(given)
+    known = read_events(Path(events)) if events else {}
+    if event_s is not None:
+        if len(videos) > 1:
+            raise ConfigError("event_s is of one video", got=f"{len(videos)} videos", do="use events=FILE.csv")
+        known[videos[0].name] = {"event": float(event_s)}
+    if len(videos) == 1:  # an error before the model is loaded
+        guarded(Limits(), videos[0], "data.index", "index_video", videos[0])
+    config = at_home(source, read_config(source), paths)
     if not task_class(config).over_time:
         raise ConfigError(
             "predict draws the risk of a task that can be asked at any moment", got=f"task={config['task']['name']}",
             do="use input= instead of video=, which writes an answer for each file or row",
         )  # fmt: skip
-    config, module = load_run(source, plain(cfg)["paths"])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module.to(device)
-    anchors = np.arange(0.0, float(index.times_s[-1]) + 1e-9, float(cfg.stride_s))
-    rows = risk_over_time(config, module, video, anchors)
-    folder = Path(cfg.output or f"{cfg.paths.output_dir}/predict-{source.name}-{video.stem}")
+    config, module = load_run(source, paths)
+    module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    failed: dict[Path, str] = {}
+    names = _apart(videos)
+    for video in videos:
+        folder = output or Path(paths["output_dir"]) / f"predict-{source.name}-{video.stem}"
+        folder = folder / names[video] if output and len(videos) > 1 else folder
+        marks = {k: v for k, v in known.get(video.name, {}).items() if v is not None}
+        try:
+            _predict_video(config, module, source.name, video, folder, stride_s, overlay, marks)
+        except DataError as error:
+            if len(videos) == 1:
+                raise
+            failed[video] = str(error).splitlines()[0]
+            say(f"{video}: failed: {failed[video]}", error=True)
+    if len(videos) > 1:
+        say(f"{len(videos) - len(failed)} of {len(videos)} videos scored, {len(failed)} failed")
+    if len(failed) == len(videos):
+        raise DataError("no video could be scored", got="; ".join(list(failed.values())[:3]))
+
+
+def _apart(videos: Sequence[Path]) -> dict[Path, str]:
+    """A folder name for each video, by its stem, with a number where two are equal."""
+    seen: Counter[str] = Counter()
+    names = {}
+    for video in videos:
+        seen[video.stem] += 1
+        names[video] = video.stem if seen[video.stem] == 1 else f"{video.stem}-{seen[video.stem]}"
+    return names
+
+
+def _predict_video(
+    config: dict[str, Any], module: Any, run: str, video: Path, folder: Path, stride_s: float, overlay: bool,
+    marks: Mapping[str, float],
+) -> None:  # fmt: skip
+    """Score one video and write what a person looks at."""
+    import pandas as pd
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from dashvlm.engine.load import build_store
+    from dashvlm.engine.over_time import draw_overlay, playable, risk_over_time, warnings_of
+    from dashvlm.report.risk_page import write_risk_page
+    from dashvlm.tasks.binary.plots import plot_risk
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} of {task.total} anchors")
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
+        shown = bar.add_task(video.name, total=None)
+        rows = risk_over_time(
+            config, module, video, stride_s, lambda done, of: bar.update(shown, completed=done, total=of)
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    table = pd.DataFrame(rows)
+    store, table, warnings = build_store(config), pd.DataFrame(rows), warnings_of(config, rows)
+    index = store.index(video)
     cells(table).to_csv(folder / "risk.csv", index=False)
-    plot_risk(table["time_s"], table["risk"], folder / "risk.png", f"{video.name}, {source.name}")
-    say(f"{len(table)} anchors, highest risk {table['risk'].max():.3f} at "
-          f"{table['time_s'][table['risk'].idxmax()]:.2f} s; "
-          f"{int((table['repeated_frames'] > 0).sum())} anchors repeat their oldest frame")  # fmt: skip
-    if cfg.overlay:
-        draw_overlay(video, build_store(config), rows, folder / "risk.mp4")
-    say(f"written: {folder}/")
+    plot_risk(rows, folder / "risk.png", f"{video.name}, {run}", marks)
+    best = table.loc[table["risk"].idxmax()]
+    say(f"{video.name}: {len(table)} anchors, highest risk {best['risk']:.3f} at {best['time_s']:.2f} s")
+    for warning in warnings:
+        say(f"  ! {warning}")
+    write_risk_page(
+        folder / "risk.html", playable(video, store, folder), video.name, run, rows, marks, warnings,
+        float(index.duration_s), index.height,
+    )  # fmt: skip
+    if overlay:
+        draw_overlay(video, store, rows, folder / "risk.mp4", marks)
+    say(f"written: {folder}/risk.html, risk.csv, risk.png" + (", risk.mp4" if overlay else ""))
 
 
 def predict_inputs(
@@ -229,10 +317,10 @@ def _risk(config: dict[str, Any], module: Any, sample: Any, stride_s: float) -> 
     from dashvlm.engine.over_time import risk_over_time
 
     try:
-        anchors = np.arange(0.0, sample.clip.duration_s, stride_s)
-        rows = risk_over_time(config, module, Path(sample.clip.path), anchors)
+        rows = risk_over_time(config, module, Path(sample.clip.path), stride_s)
     except DataError as error:
         return {"status": "failed", "problem": str(error).splitlines()[0]}
+    rows = [row for row in rows if row["risk"] == row["risk"]]
     top = max(rows, key=lambda row: row["risk"])
     return {"status": "scored", "highest_risk": top["risk"], "at_s": top["time_s"],
             "risk": [[row["time_s"], row["risk"]] for row in rows]}  # fmt: skip

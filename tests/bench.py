@@ -213,7 +213,7 @@ def bench_step(folder, steps=40, repeats=5):
     import torch
     from pytorch_lightning.callbacks import Callback
 
-    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.data.items import SampleDataset
     from dashvlm.engine.build import build_module
     from dashvlm.engine.prepare import prepare_data
     from dashvlm.sweep import make_plan
@@ -273,7 +273,7 @@ def bench_letters(folder, questions=24, repeats=5):
     """All letters of a question from one pass against one pass a letter, encoding included."""
     import torch
 
-    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.data.items import SampleDataset
     from dashvlm.engine.build import build_module
     from dashvlm.engine.prepare import prepare_data
     from dashvlm.sweep import make_plan
@@ -316,7 +316,7 @@ def bench_prefix(folder, repeats=5, group=8):
     """Loss and gradients of eight completions a prompt: prompts encoded once against a pass a completion."""
     import torch
 
-    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.data.items import SampleDataset
     from dashvlm.engine.build import build_module
     from dashvlm.engine.prepare import prepare_data
     from dashvlm.sweep import make_plan

@@ -264,7 +264,7 @@ def test_flipping_the_label_changes_no_inference_input(make):
     import dataclasses
 
     from dashvlm.data.clip import Clip, Sample
-    from dashvlm.data.datamodule import Item
+    from dashvlm.data.items import Item
     from dashvlm.training.collate import Collate
 
     clip = Clip("c", "c.mp4", "g", "test", 1, 5.0, 4.0, 9.0, 10.0)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dashvlm.data.clip import Clip, Observation, Sample
-from dashvlm.data.datamodule import SampleDataset
+from dashvlm.data.items import SampleDataset
 from dashvlm.data.formats import bvpi, bvpi_build
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest

@@ -369,7 +369,7 @@ def test_reasoned_answers_come_apart_again():
 
 def test_the_reasoning_losses_are_what_they_say(config):
     cfg = config("experiment=reasoning_demo", *SMALL_WORLD, "peft=lora", "peft.dropout=0.0")
-    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.data.items import SampleDataset
     from dashvlm.engine.prepare import prepare_data
 
     data = prepare_data(cfg)

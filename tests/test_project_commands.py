@@ -220,7 +220,7 @@ def _batch(config, words):
     cfg = config(*SMALL, "data.num_frames=2", "task=caption", "data=synthetic", *words)
     module = build_module(cfg)
     data = prepare_data(cfg)
-    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.data.items import SampleDataset
 
     items = SampleDataset(data.samples["train"], data.store)
     return module, [items[n] for n in range(4)]

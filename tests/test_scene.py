@@ -413,7 +413,7 @@ def test_a_scene_run_ends_with_its_numbers_and_constrained_decoding_is_always_va
 def test_answers_are_masked_exactly(config):
     cfg = config(*WORLD)
     data, module = prepare_data(cfg), build_module(cfg)
-    from dashvlm.data.datamodule import SampleDataset
+    from dashvlm.data.items import SampleDataset
 
     samples = data.samples["train"][:3]
     dataset = SampleDataset(samples, data.store)

@@ -44,6 +44,8 @@ class Encoder(ABC):
     """
 
     end_token: int
+    frames_apart = False
+    """Whether each frame is a picture of its own to the network, so that prompts can share its features."""
 
     @abstractmethod
     def encode(
@@ -190,6 +192,24 @@ class Backbone(nn.Module, ABC):
             options: beams, penalties, sampling: arguments of transformers' ``generate``.
             schema: a JSON schema that the answer must keep to, from its first character.
         """
+
+    def encode_frames(self, parts: Sequence[Batch]) -> Mapping[str, Tensor]:
+        """Features of frames, encoded once each, where ``encoder.frames_apart``.
+
+        Args:
+            parts: encoded pictures, with ``num_frames``.
+        """
+        raise NotImplementedError
+
+    def with_features(self, prompt: Batch, features: Mapping[str, Tensor], picks: Tensor) -> Batch:
+        """Inputs of samples with one prompt, from the features of the frames that each looks at.
+
+        Args:
+            prompt: one encoded sample.
+            features: see :meth:`encode_frames`.
+            picks: numbers of frames, [B, T].
+        """
+        raise NotImplementedError
 
     @property
     @abstractmethod

@@ -47,6 +47,7 @@ class HFEncoder(Encoder):
         if frames == "video":
             self._check_video()
         self.image_kwargs = _resized_once(dict(image_kwargs), self.processor)
+        self.frames_apart = frames == "images" and not type(self.processor).__name__.startswith("Mllama")
         self._suffixes: dict[str, tuple[list[int], int]] = {}
 
     def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any], str, str | None]]:

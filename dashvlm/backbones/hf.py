@@ -22,6 +22,7 @@ from dashvlm.backbones.base import IGNORED, Answers, Backbone, Batch
 from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
+from dashvlm.backbones.frame_features import encode_frames, with_features
 from dashvlm.backbones.published_adapter import base_and_adapter, merged
 from dashvlm.config.imports import configurable
 from dashvlm.errors import CheckpointError
@@ -150,6 +151,14 @@ class HFBackbone(Backbone):
             chosen = token_logprobs(base.get_output_embeddings(), hidden[kept], mine[kept], temperature)
             parts.append(chosen.new_zeros(mine.shape).masked_scatter(kept, chosen))
         return torch.stack(parts, 1).flatten(0, 1)
+
+    def encode_frames(self, parts: Sequence[Batch]) -> Mapping[str, Tensor]:
+        """See :meth:`Backbone.encode_frames`."""
+        return encode_frames(self.base(), parts)
+
+    def with_features(self, prompt: Batch, features: Mapping[str, Tensor], picks: Tensor) -> Batch:
+        """See :meth:`Backbone.with_features`."""
+        return with_features(self.base(), prompt, features, picks)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Hidden states [B, L, H] of a whole batch."""

@@ -44,6 +44,15 @@ EXCLUDED = (
     "csv",
 )
 NEUTRAL: Mapping[str, Any] = {
+    "data.anchors": "event",
+    "data.stream.window_s": 2.0,
+    "data.stream.per_clip": 4,
+    "data.stream.positive_share": 0.5,
+    "data.stream.stride_s": 0.5,
+    "data.stream.refractory_s": 5.0,
+    "task.stream": False,
+    "task.anchors": "event",
+    "task.window_s": 2.0,
     "data.support_window_s": 0.5,
     "objective.max_tokens": None,
     "objective.too_long": "refuse",

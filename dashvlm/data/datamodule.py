@@ -8,86 +8,32 @@ what one would have seen.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from dashvlm.data.augment import augment
-from dashvlm.data.clip import Clip, FrameArray, Sample, Split
+from dashvlm.data.clip import Clip, Sample, Split
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.items import Item, SampleDataset
 from dashvlm.data.manifest import Quarantined
 from dashvlm.data.processes import ForkServerContext
 from dashvlm.data.sampling import Times
+from dashvlm.data.stretches import StretchDataset
 from dashvlm.errors import ConfigError, DataError
 from dashvlm.safety import signals
 
 log = logging.getLogger(__name__)
-Collate = Callable[[list["Item"]], dict[str, Any]]
-Stage = Literal["train", "val", "predict", "pixels_off", "pairs"]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One sample with its frames; ``frames`` is None when the video cannot be read."""
-
-    index: int
-    sample: Sample
-    frames: FrameArray | None
-    frame_times_s: Times | None
-    problem: str | None = None
-    epoch: int = 0  # number of the pass over the data, for what varies between passes
-    demos: tuple[tuple[FrameArray, Times], ...] = ()  # of ``sample.demos``
-
-
-class SampleDataset(Dataset[Item]):
-    """Samples with their frames, from the store.
-
-    Args:
-        samples: what to serve.
-        store: where frames come from.
-        blank: replace all pixels by mid-grey (the pixels-off control).
-        augmentation: options of :func:`augment`, for training only.
-    """
-
-    def __init__(
-        self,
-        samples: Sequence[Sample],
-        store: FrameStore,
-        blank: bool = False,
-        augmentation: Mapping[str, Any] | None = None,
-    ) -> None:
-        self.samples, self.store, self.blank = list(samples), store, blank
-        self.augmentation = augmentation
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> Item:
-        index, epoch = key if isinstance(key, tuple) else (key, 0)
-        sample = self.samples[index]
-        if "failed" in sample.clip.extra:
-            return Item(index, sample, None, None, str(sample.clip.extra["failed"]))
-        try:
-            frames, times = self.store.frames(Path(sample.clip.path), sample.times_s)
-            demos = [self.store.frames(Path(d.clip.path), d.times_s) for d in sample.demos]
-        except DataError as error:
-            return Item(index, sample, None, None, str(error).splitlines()[0])
-        if self.blank:
-            frames = np.full_like(frames, 127)
-            demos = [(np.full_like(f, 127), t) for f, t in demos]
-        elif self.augmentation:
-            frames = augment(frames, self.augmentation, (epoch, index))
-        return Item(index, sample, frames, times, epoch=epoch, demos=tuple(demos))
+Collate = Callable[[list[Any]], dict[str, Any]]
+Stage = Literal["train", "val", "predict", "pixels_off", "pairs", "stream"]
 
 
 class StreamSampler(Sampler[list[tuple[int, int]]]):
@@ -215,6 +161,7 @@ class ClipDataModule(pl.LightningDataModule):
         self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
         self.collate = collate
         self.num_batches, self.steps_per_batch, self.accumulate = num_batches, steps_per_batch, accumulate
+        self.kept = True  # whether the store keeps the frames of a stream
         self.start = 0  # first batch of the training loader; a resumed run sets it
 
     def train_dataloader(self) -> DataLoader[Item] | WholeSteps:
@@ -237,11 +184,14 @@ class ClipDataModule(pl.LightningDataModule):
         return self.eval_dataloader(self.samples["val"], stage="val")
 
     def eval_dataloader(self, samples: Sequence[Sample], stage: Stage = "predict") -> DataLoader[Item]:
-        """Samples in order, none dropped; the stage ``pixels_off`` makes every frame grey."""
-        dataset = SampleDataset(samples, self.store, stage == "pixels_off" or self._blank())
+        """Samples in order, none dropped; ``pixels_off`` makes every frame grey, ``stream`` shares frames of a clip."""
+        size = int(self.options["eval_batch_size"])
+        dataset: Any = SampleDataset(samples, self.store, stage == "pixels_off" or self._blank())
+        if stage == "stream":
+            dataset = StretchDataset(samples, self.store, size, self.kept, self._blank())
         return DataLoader(
             dataset,
-            batch_size=int(self.options["eval_batch_size"]),
+            batch_size=1 if stage == "stream" else size,
             sampler=ShardSampler(len(dataset), *self._place()),
             collate_fn=self.collate(stage),
             **self._workers(),
@@ -266,6 +216,16 @@ class ClipDataModule(pl.LightningDataModule):
             forkserver.ensure_running()
         return {"num_workers": workers, "multiprocessing_context": context, "persistent_workers": True,
                 "worker_init_fn": signals.start_worker}  # fmt: skip
+
+
+def _size_of(clips: Sequence[Clip], store: FrameStore) -> tuple[int, int]:
+    """Height and width of the first clip that can be read."""
+    for clip in clips:
+        if "failed" not in clip.extra:
+            with contextlib.suppress(DataError):
+                index = store.index(Path(clip.path))
+                return index.height, index.width
+    return 720, 1280
 
 
 def decode_once(
@@ -298,7 +258,7 @@ def decode_once(
             log.warning("frame store: %s; frames of %s are decoded anew each time", error, clip.clip_id)
         return None
 
-    height, width = store.size or (720, 1280)
+    height, width = store.size or _size_of(clips, store)
     needed = sum(len(t) for t in times.values()) * height * width * 3 / 1e9
     if needed > store.max_gb:
         log.warning(

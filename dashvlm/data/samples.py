@@ -90,10 +90,10 @@ def references_of(clips: Sequence[Clip], options: Options) -> dict[str, float]:
     A negative's draw uses the positives of the same split only.
     """
     if options["reference"] == "clip_end":
-        return {c.clip_id: _last_time(c) for c in clips}
+        return {c.clip_id: last_time(c) for c in clips}
     # A clip that was cut before its event, if there is one, ends at the anchor.
-    cut = {c.clip_id: _last_time(c) + float(options["horizon_s"]) for c in clips if c.extra.get("anchor") == "clip_end"}
-    events = {c.clip_id: (c.event_time_s, _last_time(c)) for c in clips if c.clip_id not in cut}
+    cut = {c.clip_id: last_time(c) + float(options["horizon_s"]) for c in clips if c.extra.get("anchor") == "clip_end"}
+    events = {c.clip_id: (c.event_time_s, last_time(c)) for c in clips if c.clip_id not in cut}
     return reference_times(events, int(options["sampling_seed"]), options["negative_reference"]) | cut
 
 
@@ -214,7 +214,7 @@ def _times(clip: Clip, anchor_s: float, options: Options) -> tuple[Times, int] |
     elif kind == "uniform":
         times = uniform_times(clip.duration_s, num_frames)
     elif kind == "endpoints":
-        times = endpoint_times(_last_time(clip), num_frames)
+        times = endpoint_times(last_time(clip), num_frames)
     elif kind == "dense":
         times = dense_times(clip.duration_s, float(options["sample_fps"]), num_frames)
     elif kind == "fps":
@@ -227,9 +227,9 @@ def _times(clip: Clip, anchor_s: float, options: Options) -> tuple[Times, int] |
     if fitted is None:
         return None
     # The last frame is shown until one period after its time: a time in there means that frame.
-    return np.minimum(fitted[0], _last_time(clip)), fitted[1]
+    return np.minimum(fitted[0], last_time(clip)), fitted[1]
 
 
-def _last_time(clip: Clip) -> float:
+def last_time(clip: Clip) -> float:
     """Presentation time of the clip's last frame, in seconds."""
     return max(clip.duration_s - 1.0 / clip.fps, 0.0)

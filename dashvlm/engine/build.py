@@ -16,6 +16,7 @@ from dashvlm.backbones.hf import check_family
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.backbones.twin_files import twin_of
 from dashvlm.config.imports import construct, resolve
+from dashvlm.data.anchors import STREAM
 from dashvlm.data.clip import Sample
 from dashvlm.errors import CheckpointError, ConfigError
 from dashvlm.safety.checksums import changed as changed_files
@@ -134,8 +135,15 @@ def at_home(folder: Path, cfg: Config, paths: Config) -> dict[str, Any]:
             f"{folder}/config.yaml cannot be used", got="\n       ".join(errors),
             do="copy the run's folder again from where it was made",
         )  # fmt: skip
-    data = {**cfg["data"], "store_gb": float("inf"), "decode_timeout_s": 60.0, "decode_memory_gb": 8.0}
-    if data.get("name") == "synthetic":  # it is rendered where it is missing
+    data = {
+        "anchors": "event",
+        "stream": dict(STREAM),
+        **cfg["data"],
+        "store_gb": float("inf"),
+        "decode_timeout_s": 60.0,
+        "decode_memory_gb": 8.0,
+    }
+    if str(data.get("importer")) == "dashvlm.data.formats.synthetic.rows":  # it is rendered where it is missing
         name = Path(str(data["root"])).name
         data["root"] = str(Path(paths["cache_dir"]) / "synthetic" / (name if is_name(name) else "unnamed"))
     return {**cfg, "paths": dict(paths), "data": data}

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from dashvlm.data.clip import SPLITS, Messages
-from dashvlm.data.datamodule import SampleDataset
+from dashvlm.data.items import SampleDataset
 from dashvlm.data.pictures import FRAME_TIMES
 from dashvlm.engine.prepare import prepare_data
 from dashvlm.errors import DataError

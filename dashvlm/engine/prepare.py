@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from dashvlm.data.anchors import drawn_samples, stream_times
 from dashvlm.data.clip import SPLITS, Clip, Sample, Split
-from dashvlm.data.datamodule import SampleDataset, decode_once
+from dashvlm.data.datamodule import decode_once
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.items import SampleDataset
 from dashvlm.data.manifest import Manifest, Quarantined, limited
 from dashvlm.data.samples import build_samples, union_of_times, with_demos
 from dashvlm.data.sampling import Times
@@ -72,6 +76,8 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
         scored = part == (split or ("test" if manifest.split("test") else "val"))
         horizons = eval_horizons if scored else [float(options["horizon_s"])]
         times |= union_of_times(clips, grid, horizons)
+        for clip_id, more in stream_times(clips, grid, scored and bool(cfg["task"].get("stream"))).items():
+            times[clip_id] = np.union1d(times[clip_id], more)
     failed, bad = decode_once(wanted, times, store, float(options["max_bad_fraction"]))
     gone = {q.clip_id for q in bad}
     manifest = Manifest(
@@ -83,7 +89,8 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
     skipped: list[Clip] = []
     for part in SPLITS:
         if train or part in (split, "val", "test"):
-            found, left = build_samples(manifest.split(part), options)
+            draw = drawn_samples if options.get("anchors") == "stream" else build_samples
+            found, left = draw(manifest.split(part), options)
             # Training learns from labelled clips only; the others are scored, not taught.
             samples[part] = [s for s in found if part != "train" or task.target(s) is not None]
             missing = len(found) - len(samples[part])

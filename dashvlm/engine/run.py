@@ -29,6 +29,7 @@ from dashvlm.engine.fit import best_validation, build_trainer, fit, validation_a
 from dashvlm.engine.gallery import gallery
 from dashvlm.engine.prepare import Data, prepare_data
 from dashvlm.engine.scoring import plot_run, score, score_start, write_results
+from dashvlm.engine.streams import score_stream
 from dashvlm.safety import checksums
 from dashvlm.safety.files import read_table, write_json
 from dashvlm.shortcuts.audit import audit
@@ -69,6 +70,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             before = _start_measured(cfg, data, module, folder)
             trainer, fit_s = fit(cfg, data, module, loggers, folder)
             rows = score(cfg, data, module, trainer)
+            stream = score_stream(cfg, data, module, trainer) if cfg["task"].get("stream") else None
             if before is not None:
                 rows = rows.merge(before, how="left", on="sample_id")
         except (RuntimeError, MemoryError) as error:
@@ -80,7 +82,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if trainer.is_global_zero:
             _export(module, folder)
             checksums.note(folder, checksums.WEIGHTS)
-            results = write_results(cfg, data, rows, folder, module)
+            results = write_results(cfg, data, rows, folder, module, stream)
             results["alarms"] += validation_alarms(trainer, cfg)
             if module.truncated:
                 cut, limit = len(module.truncated), cfg["objective"]["max_tokens"]
@@ -104,7 +106,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             write_json(folder / "result.json", results)
             notes: list[str] = []
             with _noted("the plots", notes):
-                images = plot_run(module.task.evaluation, rows, results, folder / "plots", data.store)
+                images = plot_run(module.task.evaluation, rows, results, folder / "plots", data.store, stream)
             with _noted("the curves", notes):
                 images |= plot_curves(folder / "metrics" / "metrics.csv", folder / "plots")
             if notes:

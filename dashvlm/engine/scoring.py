@@ -123,16 +123,29 @@ def _add_pairs(table: pd.DataFrame, module: VLMModule, loaders: ClipDataModule, 
 
 
 def write_results(
-    cfg: Mapping[str, Any], data: Data, rows: pd.DataFrame, folder: Path, module: VLMModule
+    cfg: Mapping[str, Any],
+    data: Data,
+    rows: pd.DataFrame,
+    folder: Path,
+    module: VLMModule,
+    stream: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Write ``predictions.parquet`` and compute every number from it."""
+    """Write ``predictions.parquet``, with a stream ``stream.parquet``, and compute every number from them."""
     rows.to_parquet(folder / "predictions.parquet", index=False)
     if cfg.get("csv"):
         write_csv(rows, module.task, folder / "predictions.csv")
     if cfg.get("verbose"):
         for line in lines_of(rows, module.task):
             log.info("%s", line)
-    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), module.task.evaluation, int(cfg["seed"]))
+    kind, seed = module.task.evaluation, int(cfg["seed"])
+    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), kind, seed)
+    if stream is not None and kind.stream is not None:
+        stream.to_parquet(folder / "stream.parquet", index=False)
+        whole = kind.stream(pd.read_parquet(folder / "stream.parquet"), seed, numbers["metrics"])
+        for part in ("metrics", "baselines"):
+            numbers[part] |= whole[part]
+        numbers["alarms"] += whole["alarms"]
+        numbers["stream"] = whole["stream"]
     if data.asked not in (None, "test"):
         numbers["alarms"].append(f"these are numbers of the {data.asked} split, not of the test split")
     elif data.test_split != "test":
@@ -236,14 +249,20 @@ def _shown(target: Any, task: Task) -> str:
 
 
 def plot_run(
-    kind: Evaluation, rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore
+    kind: Evaluation,
+    rows: pd.DataFrame,
+    results: Mapping[str, Any],
+    folder: Path,
+    store: FrameStore,
+    stream: pd.DataFrame | None = None,
 ) -> dict[str, Path]:
     """Draw the plots of one run: name -> PNG file."""
     folder.mkdir(parents=True, exist_ok=True)
-    if kind.plots is None:
-        return {}
     with mpl.rc_context(STYLE):
-        return kind.plots(rows, results, folder, store)
+        drawn = {} if kind.plots is None else kind.plots(rows, results, folder, store)
+        if stream is not None and kind.stream_plots is not None:
+            drawn |= kind.stream_plots(stream, results, folder)
+        return drawn
 
 
 def predict_rows(

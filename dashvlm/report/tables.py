@@ -19,7 +19,7 @@ COSTS = {"seconds": "seconds", "gpu_hours": "GPU-hours", "peak_memory_gb": "peak
 BASELINES = {
     "majority": "majority", "always_a": "always A", "random": "random", "prior_random": "prior random",
     "text_only": "text only", "usual": "usual text", "pixels_off": "pixels off", "before": "before training",
-    "longer": "longer text",
+    "longer": "longer text", "constant": "constant", "time_prior": "time alone", "position_prior": "place in clip",
 }  # fmt: skip
 """Prefix of a baseline's name -> header of its column."""
 
@@ -175,13 +175,19 @@ def notes_of(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def result_table(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and cells of one run's numbers with the baselines beside them."""
-    base = result["baselines"]
-    beside = [p for p in BASELINES if any(f"{p}_{m}" in base for m in result["metrics"])]
+def result_table(result: dict[str, Any], stream: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Return header and cells of one run's numbers with the baselines beside them.
+
+    Args:
+        result: ``result.json``.
+        stream: those over whole clips, which have a table of their own.
+    """
+    base, over_time = result["baselines"], set((result.get("stream") or {}).get("metrics", ()))
+    wanted = {name: value for name, value in result["metrics"].items() if (name in over_time) == stream}
+    beside = [p for p in BASELINES if any(f"{p}_{m}" in base for m in wanted)]
     body = [
         [name, with_interval(value), *[with_interval(base.get(f"{p}_{name}")) for p in beside]]
-        for name, value in result["metrics"].items()
+        for name, value in wanted.items()
         if value["value"] is not None and not pd.isna(value["value"])
     ]
     return ["metric", "value [95 %]", *(BASELINES[p] for p in beside)], body
@@ -198,4 +204,10 @@ def result_title(name: str, result: dict[str, Any]) -> str:
 
 def detail_tables(result: dict[str, Any]) -> Sequence[DetailTable]:
     """Return what a kind of task adds: a confusion of letters, one row per parameter."""
-    return evaluation_of(result).details(result)
+    found = list(evaluation_of(result).details(result))
+    if result.get("stream"):
+        whole = result["stream"]
+        seen = f"{whole['events']} events, {whole['hours']:.2f} h without one"
+        title = f"over whole clips: {seen} (@2: at 2 false alarms an hour)"
+        found.append((title, *result_table(result, stream=True)))
+    return found

@@ -66,6 +66,9 @@ class Evaluation:
         details: ``result.json`` -> further tables.
         plots: predictions, results, folder and frame store -> name -> PNG file.
         overlay: predictions by the run's label -> a figure of all runs, where there is one.
+        stream: table of the anchors over whole clips, seed and the metrics at the anchors near events -> as
+            ``numbers``, where a kind can be asked at any moment.
+        stream_plots: that table, results and folder -> name -> PNG file.
         unscored: the evaluation of predictions that are answers without a score, where that is another one.
         chance: value of the primary metric that guessing reaches, where it is fixed.
     """
@@ -84,6 +87,8 @@ class Evaluation:
     details: Callable[[Mapping[str, Any]], Sequence[DetailTable]] = no_details
     plots: Callable[[pd.DataFrame, Mapping[str, Any], Path, FrameStore], dict[str, Path]] | None = None
     overlay: Callable[[Mapping[str, pd.DataFrame]], Any] | None = None
+    stream: Callable[[pd.DataFrame, int, Mapping[str, Any]], dict[str, Any]] | None = None
+    stream_plots: Callable[[pd.DataFrame, Mapping[str, Any], Path], dict[str, Path]] | None = None
     unscored: Evaluation | None = None
     chance: float | None = None
 

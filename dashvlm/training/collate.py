@@ -11,7 +11,8 @@ import torch
 
 from dashvlm.backbones.base import IGNORED, Encoder
 from dashvlm.data.clip import FrameArray, Messages, Observation
-from dashvlm.data.datamodule import Item, Stage
+from dashvlm.data.datamodule import Stage
+from dashvlm.data.items import Item
 from dashvlm.data.video import resize
 from dashvlm.errors import ConfigError, TrainingError
 from dashvlm.tasks.base import Task, observe

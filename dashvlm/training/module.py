@@ -25,6 +25,7 @@ from dashvlm.errors import TrainingError
 from dashvlm.tasks.base import Task
 from dashvlm.training.collate import Collate, Supervision
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
+from dashvlm.training.stretches import CollateStretch, batches
 
 Row = dict[str, Any]
 
@@ -96,11 +97,13 @@ class VLMModule(pl.LightningModule, ABC):
 
     # -- batches -------------------------------------------------------------------------------
 
-    def collate(self, stage: Stage) -> Collate:
+    def collate(self, stage: Stage) -> Collate | CollateStretch:
         """The collate function of a stage's loader.
 
         Answers are encoded where they are taught, and for the validation loss of tasks that write text.
         """
+        if stage == "stream":
+            return CollateStretch(self.task, self.backbone.encoder)
         wanted = stage == "train" or (stage == "val" and not self.task.choices)
         prefix = str(self.options.get("prefix") or "")
         taught = self.supervision if wanted else "prompt"
@@ -109,6 +112,10 @@ class VLMModule(pl.LightningModule, ABC):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; observations stay as they are (Lightning would take them apart)."""
+        if "parts" in batch:
+            moved = [self.transfer_batch_to_device(p, device, dataloader_idx) for p in batch["parts"]]
+            rest = {k: v for k, v in batch.items() if k != "parts"}
+            return {"parts": moved, **super().transfer_batch_to_device(rest, device, dataloader_idx)}
         kept = {k: batch[k] for k in ("observation", "targets") if k in batch}
         rest = {k: v for k, v in batch.items() if k not in kept}
         return {**super().transfer_batch_to_device(rest, device, dataloader_idx), **kept}
@@ -215,12 +222,17 @@ class VLMModule(pl.LightningModule, ABC):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Make a row a sample; a sample that cannot be read becomes a failed row."""
+        if "parts" in batch:  # anchors that share frames
+            for part in batches(self.backbone, batch):
+                self.predict_step(part, batch_idx)
+            return
         self.rows += [{"index": i, "status": "failed"} for i in batch["failed"]]
         if not len(batch["index"]):
             return
         start = time.perf_counter()
         prefix = "" if self.task.choices else str(self.options.get("prefix") or "")
-        texts = {name: [f"{prefix} {t}".strip() for t in written] for name, written in self.generate(batch).items()}
+        written_now = {} if "picks" in batch else self.generate(batch)  # over a whole clip only risks are wanted
+        texts = {name: [f"{prefix} {t}".strip() for t in written] for name, written in written_now.items()}
         found: dict[str, Tensor] = {}
         if self.task.choices:
             found = {"scores": self.compute_scores(batch), **self.further_scores(batch, texts)}

@@ -61,6 +61,7 @@ REASONS = {
     "a template of this package, or of the user, in a sandbox": [
         ("labels/ask.py", "from_string"), ("report/html.py", "from_string"),
         ("report/html.py", "jinja2.Environment"), ("tasks/base.py", "from_string"),
+        ("report/risk_page.py", "from_string"), ("report/risk_page.py", "jinja2.Environment"),
     ],
     "permissions of what is made": [("config/overrides.py", "os.umask")],
     "renames columns of a table, no file": [("safety/plaintext.py", "rename"), ("engine/scoring.py", "rename")],
@@ -87,7 +88,7 @@ REASONS = {
         ("export.py", "rename"), ("export.py", "write_text"), ("export.py", "save_pretrained"),
         ("export.py", "shutil.copyfile"), ("export.py", "save_file"), ("inspect.py", "write_text"),
         ("label.py", "write_text"), ("label.py", "open w"), ("labels/ask.py", "open a"), ("predict.py", "to_csv"),
-        ("predict.py", "open w"),
+        ("predict.py", "open w"), ("engine/over_time.py", "shutil.copyfile"), ("report/risk_page.py", "write_text"),
         ("labels/ask.py", "write_bytes"), ("engine/own_mistakes.py", "write_text"), ("report/__main__.py", "to_csv"),
         ("report/__main__.py", "write_text"), ("report/html.py", "write_text"), ("report/html.py", "savefig"),
         ("figures.py", "savefig"), ("reproductions/study_report.py", "write_text"),

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    BaseModelOutputWithPooling,
+    CausalLMOutputWithPast,
+)
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
 from dashvlm.backbones.openflamingo.configuration import OpenFlamingoConfig
@@ -59,14 +63,15 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         """Replace the token table."""
         self.wte = value
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """[B, T, 3, H, W] -> [B, T, latents, Dv]."""
+    def get_image_features(self, pixel_values: Tensor, return_dict: bool = False) -> Any:
+        """[B, T, 3, H, W] -> [B, T, latents, Dv]; with ``return_dict`` as ``pooler_output``, as other families do."""
         frozen = not any(p.requires_grad for p in self.vision_encoder.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             tokens = self.vision_encoder(pixel_values=pixel_values.flatten(0, 1)).last_hidden_state
             if self.config.vision_post_layernorm:
                 tokens = self.vision_encoder.post_layernorm(tokens)
-        return self.perceiver(tokens[:, 1:]).unflatten(0, pixel_values.shape[:2])
+        found = self.perceiver(tokens[:, 1:]).unflatten(0, pixel_values.shape[:2])
+        return BaseModelOutputWithPooling(pooler_output=found) if return_dict else found
 
     def forward(
         self,
@@ -77,6 +82,7 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         text_time: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
+        mm_encoder_outputs: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the network.
@@ -89,9 +95,10 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
             text_time: [B, L], number of images up to each token; from ``input_ids`` if None.
             past_key_values: a cache.
             use_cache: make a cache.
+            mm_encoder_outputs: ``image`` -> the encoded pictures, as ``image_hidden_states``.
             kwargs: ignored.
         """
-        media = image_hidden_states
+        media = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else image_hidden_states
         if media is None:
             assert pixel_values is not None, "give pixel_values or image_hidden_states"
             media = self.get_image_features(pixel_values)

@@ -10,7 +10,7 @@ from typing import Any
 
 from dashvlm.data.formats.roadbuddy import options_of
 from dashvlm.data.pictures import SUFFIXES as PICTURES
-from dashvlm.data.rows import Row
+from dashvlm.data.rows import Row, parse_seconds
 from dashvlm.data.textfiles import csv_rows, json_file, json_lines
 from dashvlm.errors import DataError
 
@@ -54,6 +54,56 @@ def read_inputs(given: str) -> tuple[Path, list[Row]]:
             "quotes, or a .csv, .json or .jsonl with a file a row",
         )  # fmt: skip
     return root, rows
+
+
+def videos_of(given: str) -> list[Path]:
+    """The videos that ``video=`` means: a file, those of a folder, or those of a pattern.
+
+    Raises:
+        DataError: if there is none.
+    """
+    path = Path(given).expanduser()
+    found = [f for f in _files(path, given) if path.is_file() or f.suffix.lower() in VIDEOS]
+    if not found and not path.is_dir() and not glob.has_magic(given):
+        return [path]  # opening it says what is wrong
+    if not found:
+        raise DataError(
+            f"video={given}: no video", got="a folder without one" if path.is_dir() else "no file of that name",
+            do=f"name a video ({', '.join(VIDEOS)}), a folder of them, or a pattern in quotes",
+        )  # fmt: skip
+    return found
+
+
+def read_events(path: Path) -> dict[str, dict[str, float | None]]:
+    """Known events of videos: file name -> ``alert`` and ``event`` in seconds.
+
+    Args:
+        path: a ``.csv`` whose rows name a file (``file_name``, ``video``, ``id``) and ``event_time_s`` or
+            ``time_of_event``, and perhaps ``alert_time_s`` or ``time_of_alert``.
+
+    Raises:
+        DataError: if a column or a number is missing.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for line, row in csv_rows(path, (), lambda c: True):
+        if isinstance(row, str):
+            raise DataError(f"{path.name}:{line}: {row}")
+        name = next((row[k] for k in ("file_name", "video", "file", "id") if row.get(k)), None)
+        event = next((k for k in ("event_time_s", "time_of_event", "event_s") if k in row), None)
+        alert = next((k for k in ("alert_time_s", "time_of_alert", "alert_s") if k in row), None)
+        if name is None or event is None:
+            raise DataError(
+                f"{path.name}: no file name or no time of an event", got=", ".join(row),
+                do="give columns file_name, event_time_s and perhaps alert_time_s",
+            )  # fmt: skip
+        times = {}
+        for kind, key in (("alert", alert), ("event", event)):
+            times[kind], wrong = parse_seconds(row[key]) if key else (None, None)
+            if wrong:
+                raise DataError(f"{path.name}:{line}: {key}: {wrong}", do="times are seconds from the first frame")
+        stem = name.strip()
+        found[stem if Path(stem).suffix else f"{stem.zfill(5)}.mp4"] = times
+    return found
 
 
 def _files(path: Path, given: str) -> list[Path]:

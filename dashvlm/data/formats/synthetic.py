@@ -7,13 +7,14 @@ import fcntl
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dashvlm.config.imports import configurable
 from dashvlm.data.processes import SpawnContext
 from dashvlm.data.rows import Row
+from dashvlm.data.synthetic.drives import LongScene, draw_long_scenes
 from dashvlm.data.synthetic.encode import write_scene
 from dashvlm.data.synthetic.language import annotation, questions, rationale
 from dashvlm.data.synthetic.scene import Scene, draw_scenes
@@ -31,30 +32,38 @@ def rows(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
     Args:
         root: folder for the videos and ``scenes.jsonl``; several processes may share it.
         options: ``num_drives, seed, horizon_s, duration_s, fps, width, height``, and ``rows``: ``clips`` (with
-            annotation and rationale), ``questions`` (several a clip) or ``streets`` (pictures).
+            annotation and rationale), ``questions`` (several a clip), ``streets`` (pictures) or ``drives``, which
+            last ``shortest_s`` to ``longest_s``.
     """
     root.mkdir(parents=True, exist_ok=True)
     kind = str(options.get("rows") or "clips")
-    if kind not in ("clips", "questions", "streets"):
-        raise ConfigError("data.options.rows is unknown", got=kind, do="use clips, questions or streets")
+    if kind not in ("clips", "questions", "streets", "drives"):
+        raise ConfigError("data.options.rows is unknown", got=kind, do="use clips, questions, streets or drives")
     if kind == "streets":
         yield from _streets(root, options)
         return
-    scenes = list(
-        draw_scenes(
-            int(options["num_drives"]),
-            int(options["seed"]),
-            float(options["horizon_s"]),
-            float(options["duration_s"]),
-        )
-    )
+    number, seed = int(options["num_drives"]), int(options["seed"])
+    scenes: list[Scene] | list[LongScene]
+    if kind == "drives":
+        scenes = list(draw_long_scenes(number, seed, float(options["shortest_s"]), float(options["longest_s"])))
+    else:
+        scenes = list(draw_scenes(number, seed, float(options["horizon_s"]), float(options["duration_s"])))
     if not (root / "scenes.jsonl").exists():  # a finished world may lie on a read-only disk
         with (root / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (root / "scenes.jsonl").exists():
                 _render(root, scenes, options)
     for scene in scenes:
-        yield from _rows_of(scene, kind, int(options["seed"]))
+        yield from [_drive(scene)] if isinstance(scene, LongScene) else _rows_of(scene, kind, seed)
+
+
+def _drive(scene: LongScene) -> Row:
+    """The row of a long drive."""
+    return {
+        "clip_id": scene.scene_id, "video": f"videos/{scene.scene_id}.mp4", "group": scene.drive.group,
+        "label": scene.label, "event_time_s": scene.event_time_s, "alert_time_s": scene.alert_time_s,
+        "extra": {"near_misses_s": list(scene.near_misses_s)},
+    }  # fmt: skip
 
 
 def _rows_of(scene: Scene, kind: str, seed: int) -> Iterator[Row]:
@@ -100,7 +109,7 @@ def _streets(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
         }
 
 
-def _render(root: Path, scenes: list[Scene], options: Mapping[str, Any]) -> None:
+def _render(root: Path, scenes: Sequence[Scene | LongScene], options: Mapping[str, Any]) -> None:
     log.info("rendering %d synthetic clips to %s (once)", len(scenes), root)
     size = int(options["width"]), int(options["height"]), float(options["fps"])
     # A spawned process imports nothing of the caller's torch or Lightning state.

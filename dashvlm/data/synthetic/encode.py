@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from dashvlm.data.clip import FrameArray
+from dashvlm.data.synthetic.drives import LongScene
 from dashvlm.data.synthetic.render import Renderer
 from dashvlm.data.synthetic.scene import Scene
 
@@ -70,7 +71,7 @@ def write_video(
     temporary.replace(path)
 
 
-def write_scene(path: Path, scene: Scene, width: int, height: int, fps: float) -> None:
+def write_scene(path: Path, scene: Scene | LongScene, width: int, height: int, fps: float) -> None:
     """Render a scene to a file at a constant frame rate."""
     times = [i / fps for i in range(round(scene.duration_s * fps))]
     renderer = Renderer(scene, width, height)

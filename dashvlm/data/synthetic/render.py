@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from dashvlm.data.clip import FrameArray
+from dashvlm.data.synthetic.drives import LongScene
 from dashvlm.data.synthetic.scene import Drive, Scene
 
 CAMERA_HEIGHT_M = 1.3
@@ -32,7 +33,7 @@ class Renderer:
         height: pixels.
     """
 
-    def __init__(self, scene: Scene, width: int, height: int) -> None:
+    def __init__(self, scene: Scene | LongScene, width: int, height: int) -> None:
         self.scene, self.width, self.height = scene, width, height
         self.focal = 0.9 * width
         self.horizon = 0.42 * height
@@ -58,7 +59,9 @@ class Renderer:
         self._lane_marks(draw, drive, left, time_s)
         self._buildings(draw, drive, left, right, time_s)
         self._roadside(draw, drive, left, right, time_s)
+        self._beside(draw, time_s, behind=True)
         self._lead(draw, time_s)
+        self._beside(draw, time_s, behind=False)
         return self._weather(np.asarray(image), drive)
 
     def _project(self, x: float, z: float, up: float = 0.0) -> tuple[float, float]:
@@ -129,6 +132,15 @@ class Renderer:
         draw.rectangle(_ordered(x0, y0, x1, y1), fill=(30, 36, 48))
         for side in (-1, 1):
             self._board(draw, side * 0.75, z, 0.8, 0.28, (240, 60, 50))
+
+    def _beside(self, draw: ImageDraw.ImageDraw, time_s: float, behind: bool) -> None:
+        """Vehicles in the lanes beside: those behind the lead vehicle, or those before it."""
+        for other in sorted(getattr(self.scene, "others", ()), key=lambda o: -o.ahead_m(time_s)):
+            ahead = other.ahead_m(time_s)
+            if 0.5 < ahead < 45.0 and (ahead > self.scene.gap_m(time_s)) == behind:
+                night = self.scene.drive.light == "night"
+                colour = _blend(PAINT[other.colour], (0, 0, 0), 0.45) if night else PAINT[other.colour]
+                self._box(draw, other.side_m, ahead + 1.0, 1.8, 1.45, colour)
 
     def _box(self, draw: ImageDraw.ImageDraw, x: float, z: float, width: float, tall: float, fill: RGB) -> None:
         x0, y0 = self._project(x - width / 2, z, tall)

@@ -104,12 +104,13 @@ def draw_scenes(num_drives: int, seed: int, horizon_s: float, duration_s: float)
     """
     for number in range(num_drives):
         rng = np.random.default_rng([seed, number])
-        drive = _draw_drive(f"drive{number:04d}", rng)
+        drive = draw_drive(f"drive{number:04d}", rng)
         scenes = [_draw_scene(drive, label, rng, horizon_s, duration_s) for label in (1, 0)]
         yield from sorted(scenes, key=lambda scene: scene.scene_id)
 
 
-def _draw_drive(group: str, rng: np.random.Generator) -> Drive:
+def draw_drive(group: str, rng: np.random.Generator) -> Drive:
+    """Draw the constants of a recording."""
     road = str(rng.choice(ROADS))
     lanes = int(rng.integers(3, 5) if road == "highway" else rng.integers(2, 4))
     return Drive(

@@ -14,6 +14,7 @@ from dashvlm.metrics import functional as F
 from dashvlm.metrics.intervals import with_interval
 from dashvlm.tasks.binary.answers import evaluate_answers
 from dashvlm.tasks.binary.metrics import evaluate_binary, monitor_binary
+from dashvlm.tasks.binary.stream import evaluate_stream
 from dashvlm.tasks.evaluation import DetailTable, Evaluation
 
 
@@ -49,12 +50,21 @@ def verdict(row: Any, right: float) -> str:
 
 
 def slices(result: Mapping[str, Any]) -> list[DetailTable]:
-    """The primary metric by slice of the data."""
+    """The primary metric by slice of the data, and over whole clips by the time to the event."""
     rows = [
         [r["slice"], r["value"], str(r["rows"]), str(r["positives"]), with_interval(r["roc_auc"])]
         for r in result.get("slices") or ()
     ]
-    return [("by slice", ["slice", "value", "clips", "positives", "ROC AUC"], rows)] if rows else []
+    found: list[DetailTable] = []
+    if rows:
+        found.append(("by slice", ["slice", "value", "clips", "positives", "ROC AUC"], rows))
+    ahead = [
+        [f"{r['time_to_event_s']:g} s", str(r["events"]), with_interval(r["roc_auc"]), with_interval(r["ap"])]
+        for r in (result.get("stream") or {}).get("by_time_to_event") or ()
+    ]
+    if ahead:
+        found.append(("by time to the event", ["before the event", "events", "ROC AUC", "AP"], ahead))
+    return found
 
 
 def draw_run(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: FrameStore) -> dict[str, Path]:
@@ -69,6 +79,13 @@ def draw_overlay(runs: Mapping[str, pd.DataFrame]) -> Any:
     from dashvlm.tasks.binary.plots import overlay as drawn
 
     return drawn(runs)
+
+
+def draw_stream(stream: pd.DataFrame, results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """See :func:`dashvlm.tasks.binary.plots.draw_stream`."""
+    from dashvlm.tasks.binary.plots import draw_stream as drawn
+
+    return drawn(stream, results, folder)
 
 
 ANSWERS = Evaluation(
@@ -87,7 +104,8 @@ SCORES = Evaluation(
     primary="roc_auc",
     columns={
         "roc_auc": "ROC AUC", "ap": "AP", "map_horizons": "mAP", "accuracy": "accuracy",
-        "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "parse_rate": "parsed",
+        "majority_accuracy": "majority", "pixels_off_roc_auc": "AUC no pixels", "stream_recall@2": "recall at 2 FA/h",
+        "stream_ap": "stream AP", "parse_rate": "parsed",
         "reward": "reward", "before_reward": "reward before", "format": "format",
     },
     right=right,
@@ -100,6 +118,8 @@ SCORES = Evaluation(
     details=slices,
     plots=draw_run,
     overlay=draw_overlay,
+    stream=evaluate_stream,
+    stream_plots=draw_stream,
     unscored=ANSWERS,
     chance=0.5,
 )  # fmt: skip

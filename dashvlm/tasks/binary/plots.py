@@ -16,6 +16,7 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.figures import BLUE, GREY, ORANGE, STYLE, filmstrips, save
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.intervals import with_interval
+from dashvlm.tasks.binary.stream import RATES
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,40 @@ def draw(rows: pd.DataFrame, results: Mapping[str, Any], folder: Path, store: Fr
     if strips is not None:
         made["worst_errors"] = save(strips, folder / "worst_errors.png")
     return made
+
+
+def draw_stream(stream: pd.DataFrame, results: Mapping[str, Any], folder: Path) -> dict[str, Path]:
+    """Recall against false alarms an hour, and the risk by the time to the event."""
+    found = results["stream"]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.2))
+    rate, recall, low, high = (np.array([p[k] for p in found["curve"]]) for k in ("per_hour", "recall", "low", "high"))
+    left.fill_between(rate, low, high, color=BLUE, alpha=0.2, lw=0, label="95 % interval")
+    left.plot(rate, recall, color=BLUE, marker="o", ms=3, label="this run")
+    for name, kind, style in (("time_prior", "time alone", "--"), ("pixels_off", "no pixels", ":")):
+        theirs = [(r, results["baselines"].get(f"{name}_stream_recall@{r:g}")) for r in RATES]
+        if all(v is not None for _, v in theirs):
+            left.plot([r for r, _ in theirs], [v["value"] for _, v in theirs], style, color=GREY, label=kind)
+    left.set(xscale="log", xlabel="false alarms an hour", ylabel="recall of events", ylim=(-0.02, 1.02))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.set_title(f"{found['events']} events, {found['hours']:.1f} h without one", loc="left")
+    left.legend(frameon=False, fontsize=7)
+    known = stream[stream["score"].notna()]
+    ahead = known["time_s"] - known["event_time_s"]
+    calm = known[known["event_time_s"].isna()]["score"].quantile([0.25, 0.5, 0.75]).to_numpy()
+    if len(calm) and np.isfinite(calm).all():
+        right.axhspan(calm[0], calm[2], color=GREY, alpha=0.25, lw=0)
+        right.axhline(calm[1], color=GREY, lw=1, label="clips without an event")
+    near = known[ahead.between(-10, 2)].assign(bin=(ahead[ahead.between(-10, 2)] * 2).round() / 2)
+    by_time = near.groupby("bin")["score"].quantile([0.25, 0.5, 0.75]).unstack()
+    if len(by_time):
+        right.fill_between(by_time.index, by_time[0.25], by_time[0.75], color=ORANGE, alpha=0.25, lw=0)
+        right.plot(by_time.index, by_time[0.5], color=ORANGE, marker="o", ms=3, label="clips with an event")
+    right.axvline(0, color="black", lw=1, ls=":")
+    right.set(xlabel="time to the event (s)", ylabel="risk: median, quartiles", ylim=(-0.02, 1.02))
+    if right.get_legend_handles_labels()[0]:
+        right.legend(frameon=False, fontsize=7, loc="upper left")
+    figure.tight_layout()
+    return {"stream": save(figure, folder / "stream.png")}
 
 
 def overlay(runs: Mapping[str, pd.DataFrame]) -> Any:
@@ -72,16 +107,29 @@ def overlay(runs: Mapping[str, pd.DataFrame]) -> Any:
     return figure
 
 
-def plot_risk(times_s: Sequence[float], risk: Sequence[float], path: Path, title: str) -> Path:
-    """Draw risk over time."""
+def plot_risk(
+    rows: Sequence[Mapping[str, Any]], path: Path, title: str, marks: Mapping[str, float] | None = None
+) -> Path:
+    """Draw risk over time; anchors with a note are shaded, known moments are lines."""
+    times, risk = np.array([r["time_s"] for r in rows]), np.array([r["risk"] for r in rows], np.float64)
+    step = times[1] - times[0] if len(times) > 1 else 1.0
     with mpl.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.0, 2.6))
-        axes.plot(times_s, risk, color=BLUE, marker="o", ms=3)
-        axes.axhline(F.THRESHOLD, color=ORANGE, lw=1, ls=":")
-        axes.set_ylim(0, 1)
-        axes.set_xlabel("time in the video (s)")
-        axes.set_ylabel("risk, P(Yes)")
+        figure, axes = plt.subplots(figsize=(7.2, 2.8))
+        for number, note in enumerate(dict.fromkeys(r["note"] for r in rows if r["note"])):
+            for place in [i for i, r in enumerate(rows) if r["note"] == note]:
+                axes.axvspan(
+                    times[place] - step / 2, times[place] + step / 2, color=GREY, alpha=0.15 + 0.1 * number, lw=0
+                )
+            axes.fill_between([], [], color=GREY, alpha=0.15 + 0.1 * number, label=note)
+        axes.plot(times, risk, color=BLUE, marker="o", ms=2.5, lw=1.2, label="risk")
+        axes.axhline(F.THRESHOLD, color=ORANGE, lw=1, ls="--", label=f"threshold {F.THRESHOLD:g}")
+        for name, moment in (marks or {}).items():
+            axes.axvline(
+                moment, color="#b3261e", lw=1.5, ls="-" if name == "event" else ":", label=f"{name}, {moment:.1f} s"
+            )
+        axes.set(ylim=(-0.02, 1.02), xlim=(0, None), xlabel="time in the video (s)", ylabel="risk, P(Yes)")
         axes.set_title(title, loc="left")
+        axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return save(figure, path)
 
 

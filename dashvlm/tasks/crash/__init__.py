@@ -24,6 +24,7 @@ from dashvlm.text.reasoning import ANSWER_PREFIX, prefix_after_reasoning, wrap
 FALLBACK = 0.5
 """Score in a submission of a clip that could not be scored."""
 QUESTION = "Is a vehicle collision likely to happen within 1 to 2 seconds?"
+STREAM_QUESTION = "Is a vehicle collision likely to happen within the next {:g} seconds?"
 
 
 @final
@@ -36,6 +37,9 @@ class CrashTask(Task):
         print_times: print the frames' ages.
         question: replaces the published wording.
         reasoning: ask for, and teach, a rationale before the answer; ``data.labels`` brings the rationales.
+        stream: whether test clips are scored over their whole length too.
+        anchors: ``event`` asks with the published wording, ``stream`` with the window that is taught.
+        window_s: length of that window, in seconds.
     """
 
     name = "crash"
@@ -48,9 +52,16 @@ class CrashTask(Task):
     over_time = True
 
     def __init__(
-        self, prompt: str, print_times: bool = True, question: str | None = None, reasoning: bool = False
+        self,
+        prompt: str,
+        print_times: bool = True,
+        question: str | None = None,
+        reasoning: bool = False,
+        stream: bool = False,
+        anchors: str = "event",
+        window_s: float = 2.0,
     ) -> None:
-        self.reasoning = reasoning
+        self.reasoning, self.stream, self.anchors, self.window_s = reasoning, stream, anchors, window_s
         self.answer_prefix = ANSWER_PREFIX if reasoning else ""
         self.default_max_new_tokens = 256 if reasoning else 8
         super().__init__("crash_reasoning" if reasoning and prompt == "crash_yes_no" else prompt, print_times, question)
@@ -70,8 +81,8 @@ class CrashTask(Task):
         return []
 
     def default_question(self) -> str:
-        """The question of the SmolVLM2 crash-risk classifier, without its answer key."""
-        return QUESTION
+        """The question of the SmolVLM2 crash-risk classifier, without its answer key; of a stream, its window."""
+        return QUESTION if self.anchors == "event" else STREAM_QUESTION.format(self.window_s)
 
     def target(self, sample: Sample) -> int | None:
         """The clip's label."""

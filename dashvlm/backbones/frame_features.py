@@ -1,0 +1,71 @@
+"""What the vision half makes of frames, once a frame, for prompts that share them.
+
+Anchors half a second apart look at nearly the same frames. Where a family encodes each picture by itself, the
+language half gets the features of the frames it asks for and the vision half runs once a frame
+(``tests/test_stream.py`` compares scores with those of whole passes, for every family).
+
+Shapes: U distinct frames, B prompts, T frames a prompt, P tokens a frame, H width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from dashvlm.backbones.base import Batch
+
+PIXELS = ("pixel_values", "pixel_attention_mask")
+A_FRAME = ("image_grid_thw",)
+"""Inputs with a row a frame that the language half needs too."""
+
+
+def encode_frames(base: Any, parts: Sequence[Batch]) -> dict[str, Tensor]:
+    """Run the vision half and the connector.
+
+    Args:
+        base: the network without the PEFT wrapper.
+        parts: inputs with the pixels of some frames each and ``num_frames``.
+
+    Returns:
+        ``image`` [U, P, H], and where the family feeds deeper layers too, ``deep0`` and so on.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for part in parts:
+        count = int(part["num_frames"])
+        inputs = {k: part[k] for k in (*PIXELS, *A_FRAME) if k in part}
+        out = base.model.get_image_features(**inputs, return_dict=True)
+        made = {"image": out.pooler_output}
+        made |= {f"deep{i}": layer for i, layer in enumerate(getattr(out, "deepstack_features", None) or ())}
+        for name, value in made.items():
+            whole = value if torch.is_tensor(value) else torch.cat(list(value))
+            found.setdefault(name, []).append(whole.reshape(count, -1, whole.shape[-1]))
+    return {name: torch.cat(values) for name, values in found.items()}
+
+
+def with_features(base: Any, prompt: Batch, features: Mapping[str, Tensor], picks: Tensor) -> Batch:
+    """Inputs of B samples with one prompt that look at different frames.
+
+    Args:
+        base: the network without the PEFT wrapper.
+        prompt: one encoded sample; its own pixels are not used.
+        features: of the distinct frames, see :func:`encode_frames`.
+        picks: numbers of the frames that each sample looks at, oldest first, [B, T].
+    """
+    count, inputs = len(picks), {}
+    for name, value in prompt.items():
+        if name not in PIXELS:  # rows of frames follow each other, sample by sample
+            inputs[name] = value.repeat(count, *[1] * (value.dim() - 1))
+    own, shown = base.config.model_type == "open_flamingo", {n: v[picks] for n, v in features.items()}
+    image = shown["image"] if own else shown["image"].flatten(0, 2)  # [B * T * P, H]
+    as_list = base.config.model_type != "internvl"
+    output: Any = BaseModelOutputWithPooling(pooler_output=[image] if as_list and not own else image)
+    deep = [shown[f"deep{i}"].flatten(0, 2) for i in range(len(shown) - 1)]
+    if deep:
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+        output = BaseModelOutputWithDeepstackFeatures(pooler_output=[image], deepstack_features=[[d] for d in deep])
+    return {**inputs, "mm_encoder_outputs": {"image": output}}  # type: ignore[dict-item]

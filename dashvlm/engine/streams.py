@@ -1,0 +1,92 @@
+"""Test clips scored over their whole length: a table of anchors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+
+from dashvlm.data.anchors import labelled_moments, positive_window, stream_samples
+from dashvlm.data.clip import Sample
+from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.data.samples import last_time
+from dashvlm.data.sampling import staleness_s
+from dashvlm.engine.prepare import Data
+from dashvlm.engine.scoring import predict_rows
+from dashvlm.shortcuts.moment import prior_over
+from dashvlm.tasks.base import observe
+from dashvlm.training.module import VLMModule, as_text
+
+
+def score_stream(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Trainer) -> pd.DataFrame:
+    """Score the test split over the whole length of its clips, and what tells a moment without its pixels.
+
+    Returns:
+        A row an anchor, clip by clip, oldest first; see :func:`dashvlm.tasks.binary.stream.evaluate_stream`.
+    """
+    options = cfg["data"]
+    clips = data.manifest.split(data.test_split)
+    samples = stream_samples(clips, options)
+    loaders = ClipDataModule({}, data.store, module.collate, options, int(cfg["seed"]))
+    loaders.trainer = trainer
+    rows = predict_rows(module, loaders, samples, "stream")
+    window_s = float(options["stream"]["window_s"])
+    table = pd.DataFrame([{**_about(s, window_s), **said(s, r)} for s, r in zip(samples, rows, strict=True)])
+    table["target"] = pd.array([s.clip.label for s in samples], dtype="Int64")
+    table["stride_s"] = float(options["stream"]["stride_s"])
+    table["refractory_s"] = float(options["stream"]["refractory_s"])
+    if cfg["model"].get("pixels_off", True):
+        table["pixels_off_score"] = _pixels_off(module, loaders, samples)
+    train = labelled_moments(data.manifest.split("train"), options)
+    if len(train):
+        end = np.array([max(last_time(s.clip), 1e-9) for s in samples])
+        now = table["time_s"].to_numpy(float)
+        table["time_prior"] = prior_over(train[:, 0], train[:, 2], now, 1.0)
+        table["position_prior"] = prior_over(train[:, 1], train[:, 2], now / end, 0.05)
+    return table
+
+
+def _about(sample: Sample, window_s: float) -> dict[str, Any]:
+    clip = sample.clip
+    start, event = positive_window(clip, window_s) or (None, None)
+    about: dict[str, Any] = {
+        "sample_id": sample.sample_id, "clip_id": clip.clip_id, "group": clip.group, "split": clip.split,
+        "path": clip.path, "duration_s": clip.duration_s, "time_s": sample.reference_s,
+        "window_start_s": start, "event_time_s": event, "num_padded": sample.num_padded,
+    }  # fmt: skip
+    about |= {f"slice_{k}": str(v) for k, v in (clip.extra.get("slices") or {}).items()}
+    return about | ({"near_misses_s": list(clip.extra["near_misses_s"])} if "near_misses_s" in clip.extra else {})
+
+
+def said(sample: Sample, row: Mapping[str, Any]) -> dict[str, Any]:
+    """Score, status and age of the frames of an anchor, from its row."""
+    shown, scores = row.get("frame_times_s"), row.get("scores")
+    return {
+        "score": float("nan") if scores is None else float(scores[-1]),
+        "status": row.get("status"),
+        "stale_s": 0.0 if shown is None else staleness_s(shown, sample.times_s, 1.0 / sample.clip.fps),
+    }
+
+
+def _size(loaders: ClipDataModule, sample: Sample) -> tuple[int, int]:
+    index = loaders.store.index(Path(sample.clip.path))
+    return index.width, index.height
+
+
+def _pixels_off(module: VLMModule, loaders: ClipDataModule, samples: Sequence[Sample]) -> list[float]:
+    """Scores with grey frames: of equal prompts for pictures of one size one is asked."""
+    fixed = loaders.store.size is not None
+    keys = [
+        (as_text(module.task.messages(observe(s, s.times_s))), None if fixed else _size(loaders, s))
+        if "failed" not in s.clip.extra
+        else None
+        for s in samples
+    ]
+    first = {key: sample for key, sample in zip(reversed(keys), reversed(samples), strict=True) if key is not None}
+    rows = predict_rows(module, loaders, list(first.values()), "pixels_off")
+    found = {key: said(s, r)["score"] for (key, s), r in zip(first.items(), rows, strict=True)}
+    return [found.get(key, float("nan")) if key is not None else float("nan") for key in keys]

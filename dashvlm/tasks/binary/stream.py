@@ -1,0 +1,224 @@
+"""Numbers of a yes/no task over whole drives, from the table of anchors alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dashvlm.metrics import functional as F
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
+from dashvlm.metrics.stream import Drive, Points, in_blocks, operating_points
+
+RATES = (0.5, 1.0, 2.0, 6.0)
+"""False alarms an hour at which recall is reported."""
+MAIN_RATE = 2.0
+CURVE = tuple(float(f"{r:.3g}") for r in np.geomspace(0.2, 200, 25))
+TIMES_TO_EVENT = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
+RIVALS = {"pixels_off": "pixels_off_score", "time_prior": "time_prior", "position_prior": "position_prior"}
+"""Baseline -> its column: readers that see no pixels, or only when in the clip a moment is."""
+
+
+def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Compute the stream's metrics, baselines and alarms.
+
+    Args:
+        table: a row an anchor, clip by clip, oldest first, with ``clip_id, group, time_s, target`` (1 in the positive
+            window, 0 before it and without an event, missing for what counts neither way), ``score, event_time_s,
+            window_start_s, stride_s, refractory_s`` and the columns of :data:`RIVALS` that are there.
+        seed: of the bootstrap.
+        anchors: metrics of the same model at the anchors near events.
+
+    Returns:
+        ``metrics`` and ``baselines``: name -> {value, low, high}; ``stream``: hours, events, the curve, and AP and ROC
+        AUC by the time to the event; ``alarms``.
+    """
+    stride, refractory = float(table["stride_s"].iloc[0]), float(table["refractory_s"].iloc[0])
+    clips = list(table.groupby("clip_id", sort=False))
+    lost = [str(i) for i, t in clips if t["event_time_s"].notna().any() and not (t["target"] == 1).any()]
+    clips = [(i, t) for i, t in clips if i not in set(lost)]
+    table = table[~table["clip_id"].isin(lost)]
+    weights = group_weights([str(t["group"].iloc[0]) for _, t in clips], RESAMPLES, seed)
+    rows = np.repeat(np.arange(len(clips)), [len(t) for _, t in clips])
+    points = _points(clips, "score", stride, refractory)
+    metrics: dict[str, Estimate] = {}
+    recalls, leads = _at(points, RATES, weights)
+    metrics |= {f"stream_recall@{rate:g}": recalls[i] for i, rate in enumerate(RATES)}
+    metrics |= {f"stream_mtta_s@{rate:g}": leads[i] for i, rate in enumerate(RATES)}
+    metrics |= _of_moments(table, "score", weights, rows)
+    early = _early(table, refractory, weights, rows)
+    metrics |= {"early_roc_auc": early} if early is not None else {}
+    near = _near_misses(clips, weights)
+    metrics |= {"near_miss_roc_auc": near} if near is not None else {}
+    baselines: dict[str, Estimate] = {}
+    known = table["target"].notna()
+    share = (table["target"] == 1).to_numpy(float)
+    baselines["constant_stream_ap"] = mean_estimate(share[known], weights[:, rows[known]])
+    baselines[f"constant_stream_recall@{MAIN_RATE:g}"] = Estimate(0.0, 0.0, 0.0)  # on or off, all through
+    for name, column in RIVALS.items():
+        if column in table and table[column].notna().any():
+            theirs = _at(_points(clips, column, stride, refractory), RATES, weights)[0]
+            baselines |= {f"{name}_stream_recall@{rate:g}": theirs[i] for i, rate in enumerate(RATES)}
+            baselines |= {f"{name}_{k}": v for k, v in _of_moments(table, column, weights, rows).items()}
+    hours, events = float(points.hours.sum()), int(points.events.sum())
+    return {
+        "metrics": {k: vars(v) for k, v in metrics.items()},
+        "baselines": {k: vars(v) for k, v in baselines.items()},
+        "stream": {
+            "metrics": list(metrics),
+            "hours": hours,
+            "events": events,
+            "stride_s": stride,
+            "refractory_s": refractory,
+            "curve": _curve(points, weights),
+            "by_time_to_event": _by_time_to_event(clips, stride, weights),
+            "unseen_events": lost,
+        },
+        "alarms": [*_useless(anchors or {}, metrics, baselines), *_alarms(hours, events, lost, early)],
+    }
+
+
+def _useless(
+    anchors: Mapping[str, Any], metrics: Mapping[str, Estimate], baselines: Mapping[str, Estimate]
+) -> list[str]:
+    """Say where a model that tells anchors near events apart is of no use over a whole drive."""
+    auc, recall = anchors.get("roc_auc"), metrics[f"stream_recall@{MAIN_RATE:g}"]
+    if auc is None or not auc["low"] > 0.5 or not np.isfinite(recall.value):
+        return []
+    names = {f"{n}_stream_recall@{MAIN_RATE:g}": n.replace("_", " ") for n in ("constant", *RIVALS)}
+    best, what = max((baselines[k].value, what) for k, what in names.items() if k in baselines)
+    if recall.low > best:
+        return []
+    return [
+        f"good at anchors, useless on the stream: ROC AUC {Estimate(**auc)} near events, but recall {recall} at "
+        f"{MAIN_RATE:g} false alarms an hour is not above {best:.3f} ({what})"
+    ]
+
+
+def _points(clips: list[tuple[Any, pd.DataFrame]], column: str, stride: float, refractory: float) -> Points:
+    drives = []
+    for _, clip in clips:
+        event = clip["event_time_s"].iloc[0]
+        drives.append(
+            Drive(
+                clip["time_s"].to_numpy(float),
+                clip[column].to_numpy(float),
+                clip["target"].fillna(-1).to_numpy(int),
+                None if pd.isna(event) else float(event),
+            )
+        )
+    return operating_points(drives, stride, refractory)
+
+
+def _at(points: Points, rates: Sequence[float], weights: F.Array) -> tuple[list[Estimate], list[Estimate]]:
+    """Recall and time to accident at each rate, with intervals."""
+    values, drawn = points.at(rates), points.at(rates, weights)
+    found = [[estimate(float(v[i]), d[..., i]) for i in range(len(rates))] for v, d in zip(values, drawn, strict=True)]
+    return found[0], found[1]
+
+
+def _of_moments(table: pd.DataFrame, column: str, weights: F.Array, rows: Any) -> dict[str, Estimate]:
+    """AP and ROC AUC of all moments; a moment that failed counts as wrong."""
+    known = table["target"].notna().to_numpy()
+    target = table["target"][known].to_numpy(np.float64)
+    score = table[column][known].fillna(pd.Series(1.0 - table["target"][known].astype(float))).to_numpy(np.float64)
+    drawn = weights[:, rows[known]]
+    found = {}
+    for name, metric in {"stream_ap": F.average_precision, "stream_roc_auc": F.roc_auc}.items():
+        value = float(metric(target, score, np.ones(len(target))))
+        found[name] = estimate(value, in_blocks(metric, target, score, drawn))
+    return found
+
+
+def _early(table: pd.DataFrame, margin_s: float, weights: F.Array, rows: Any) -> Estimate | None:
+    """ROC AUC of moments long before an event against those of clips without one; above chance something else is seen.
+
+    Moments, not means of clips: a stretch before an event is shorter than a clip, and rare peaks would tell it.
+    """
+    before = table["time_s"] < table["window_start_s"] - margin_s
+    kept = ((table["event_time_s"].isna() & table["target"].notna()) | before) & table["score"].notna()
+    target = table["event_time_s"].notna()[kept].to_numpy(np.float64)
+    if len(set(target)) < 2:
+        return None
+    score, drawn = table["score"][kept].to_numpy(np.float64), weights[:, rows[kept.to_numpy()]]
+    value = float(F.roc_auc(target, score, np.ones(len(target))))
+    return estimate(value, in_blocks(F.roc_auc, target, score, drawn))
+
+
+def _near_misses(clips: list[tuple[Any, pd.DataFrame]], weights: F.Array) -> Estimate | None:
+    """ROC AUC of events against near misses, by the highest risk of the seconds before each; None without any."""
+    target, score, kept = [], [], []
+    for place, (_, clip) in enumerate(clips):
+        moments = clip["near_misses_s"].iloc[0] if "near_misses_s" in clip else ()
+        spans = [(m - 3.0, m + 0.5, 0.0, clip["target"] == 0) for m in (() if moments is None else moments)]
+        if clip["event_time_s"].notna().iloc[0]:
+            spans.append((clip["window_start_s"].iloc[0], clip["event_time_s"].iloc[0], 1.0, clip["target"] == 1))
+        for low, high, label, of_kind in spans:
+            risk = clip["score"][clip["time_s"].between(low, high) & of_kind].max()
+            if np.isfinite(risk):
+                target.append(label)
+                score.append(float(risk))
+                kept.append(place)
+    if len(set(target)) < 2:
+        return None
+    y, s = np.array(target), np.array(score)
+    return estimate(float(F.roc_auc(y, s)), F.roc_auc(y, s, weights[:, kept]))
+
+
+def _curve(points: Points, weights: F.Array) -> list[dict[str, float]]:
+    """Recall at rates of false alarms from few to many, with its interval."""
+    found = _at(points, CURVE, weights)[0]
+    return [
+        {"per_hour": rate, "recall": here.value, "low": here.low, "high": here.high}
+        for rate, here in zip(CURVE, found, strict=True)
+    ]
+
+
+def _by_time_to_event(clips: list[tuple[Any, pd.DataFrame]], stride: float, weights: F.Array) -> list[dict[str, Any]]:
+    """AP and ROC AUC of the anchor so long before each event against the anchors of the clips without one.
+
+    A clip without an event counts as one, spread over its anchors, so that AP is at the clips' share of events.
+    """
+    safe = [(place, clip) for place, (_, clip) in enumerate(clips) if clip["event_time_s"].isna().iloc[0]]
+    calm = [(p, float(s), 1 / len(c)) for p, c in safe for s in c["score"] if np.isfinite(s)]
+    out = []
+    for ahead in TIMES_TO_EVENT:
+        near = []
+        for place, (_, clip) in enumerate(clips):
+            wanted = clip["event_time_s"].iloc[0] - ahead
+            if pd.isna(wanted) or wanted < clip["time_s"].iloc[0]:
+                continue
+            row = (clip["time_s"] - wanted).abs().idxmin()
+            if abs(clip["time_s"][row] - wanted) <= stride / 2 + 1e-6:
+                near.append((place, float(np.nan_to_num(clip["score"][row])), 1.0))
+        if not near or not calm:
+            continue
+        drives, score, mass = (np.array(column) for column in zip(*near, *calm, strict=True))
+        target = np.r_[np.ones(len(near)), np.zeros(len(calm))]
+        row_weights = weights[:, drives.astype(int)] * mass
+        made: dict[str, Any] = {"time_to_event_s": ahead, "events": len(near), "safe_clips": len(safe)}
+        for name, metric in {"ap": F.average_precision, "roc_auc": F.roc_auc}.items():
+            made[name] = vars(
+                estimate(float(metric(target, score, mass)), in_blocks(metric, target, score, row_weights))
+            )
+        out.append(made)
+    return out
+
+
+def _alarms(hours: float, events: int, lost: list[str], early: Estimate | None) -> list[str]:
+    out = []
+    if events and 0 < hours < 1 / RATES[0]:
+        out.append(
+            f"{hours:.2f} h of driving without an event: one false alarm is {1 / hours:.1f} an hour, "
+            "recall at a lower rate means none at all"
+        )
+    if lost:
+        out.append(f"{len(lost)} events have no anchor in their window and are left out of the stream: {lost[0]}")
+    if early is not None and early.low > 0.5:
+        out.append(
+            f"risk long before the event already tells the clips apart, ROC AUC {early}: something else than the "
+            "event is seen"
+        )
+    return out

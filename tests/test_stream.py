@@ -1,0 +1,243 @@
+"""Risk over whole drives: what is counted, what is drawn, and that sharing frames changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dashvlm.data.anchors import drawn_samples, label_at, labelled_moments, positive_window, stream_samples
+from dashvlm.data.clip import Clip
+from dashvlm.metrics.stream import Drive, count_alarms, operating_points
+from dashvlm.shortcuts.moment import prior_over
+from dashvlm.tasks.binary.stream import evaluate_stream
+
+OPTIONS: dict[str, Any] = {
+    "sampling": "anchored", "num_frames": 4, "frame_interval_s": 0.5, "short_history": "skip", "sampling_seed": 0,
+    "negative_reference": "matched", "horizon_s": 0.5, "anchors": "stream",
+    "stream": {"window_s": 2.0, "per_clip": 8, "positive_share": 0.5, "stride_s": 0.5, "refractory_s": 5.0},
+}  # fmt: skip
+
+
+def _clip(
+    name: str, label: int | None, event: float | None = None, alert: float | None = None, long: float = 30.0
+) -> Clip:
+    return Clip(name, f"{name}.mp4", name, "train", label, event, alert, long, 10.0)
+
+
+# -- counting ------------------------------------------------------------------------------------
+
+
+def _plainly(drives: list[Drive], stride: float, refractory: float, rate: float) -> tuple[float, float | None]:
+    """The same in a few lines: try every risk as a threshold, walk through every drive."""
+    hours = sum(stride for d in drives for y, r in zip(d.label, d.risk, strict=True) if y == 0 and r == r) / 3600
+    events = [d for d in drives if d.event_s is not None]
+    best: tuple[float, float | None] = (0.0, None)
+    for level in sorted({float(r) for d in drives for r in d.risk if r == r}, reverse=True):
+        false, leads = 0, []
+        for d in drives:
+            last = -np.inf
+            for t, r, y in zip(d.time_s, d.risk, d.label, strict=True):
+                if y == 0 and r >= level and t - last >= refractory - 1e-9:
+                    false, last = false + 1, t
+            hits = [t for t, r, y in zip(d.time_s, d.risk, d.label, strict=True) if y == 1 and r >= level]
+            if hits and d.event_s is not None:
+                leads.append(d.event_s - hits[0])
+        if false / hours <= rate and leads:
+            best = len(leads) / len(events), float(np.mean(leads))
+    return best
+
+
+@st.composite
+def _drives(draw: Any) -> list[Drive]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    levels = draw(st.integers(2, 12))  # few levels: ties are the hard case
+    found = []
+    for number in range(draw(st.integers(2, 7))):
+        times = np.arange(0.0, float(rng.uniform(6, 25)), 0.5)
+        risk = np.round(rng.random(len(times)) * levels) / levels
+        risk[rng.random(len(times)) < 0.05] = np.nan
+        event = float(rng.uniform(3, times[-1])) if number % 2 else None
+        label = np.zeros(len(times), np.int64)
+        if event is not None:
+            label[times >= event - 2] = 1
+            label[times > event] = -1
+        found.append(Drive(times, risk, label, event))
+    return found
+
+
+@given(_drives(), st.sampled_from([0.5, 2.0, 6.0, 60.0, 300.0]), st.sampled_from([0.5, 2.0, 5.0]))
+@settings(max_examples=150, deadline=None)
+def test_recall_at_a_rate_is_what_a_plain_walk_finds(drives: list[Drive], rate: float, refractory: float) -> None:
+    (recall,), (lead,) = operating_points(drives, 0.5, refractory).at([rate])
+    wanted, seconds = _plainly(drives, 0.5, refractory, rate)
+    assert float(recall) == pytest.approx(wanted)
+    assert (np.isnan(float(lead)) and seconds is None) or float(lead) == pytest.approx(seconds)
+
+
+@given(_drives())
+@settings(max_examples=50, deadline=None)
+def test_weights_are_repetitions(drives: list[Drive]) -> None:
+    times = np.random.default_rng(len(drives)).integers(0, 3, len(drives))
+    times[:2] = 1
+    repeated = [d for d, n in zip(drives, times, strict=True) for _ in range(n)]
+    mine = operating_points(drives, 0.5, 5.0).at([6.0, 60.0], times.astype(float))
+    theirs = operating_points(repeated, 0.5, 5.0).at([6.0, 60.0])
+    assert mine[0] == pytest.approx(theirs[0]) and mine[1] == pytest.approx(theirs[1], nan_ok=True)
+
+
+def test_an_alarm_counts_once_in_the_refractory_time() -> None:
+    times = np.arange(0.0, 20.0, 0.5)
+    assert count_alarms(times, np.ones(40), [0.5], 5.0).tolist() == [4]
+    assert count_alarms(times, np.ones(40), [0.5], 0.5).tolist() == [40]
+    assert count_alarms([0.0, 4.9, 5.0, 9.9, 10.0], [1, 1, 1, 1, 1], [0.5], 5.0).tolist() == [3]
+    assert count_alarms(times, np.zeros(40), [0.5], 5.0).tolist() == [0]
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([2, 4, 10]))
+@settings(max_examples=60, deadline=None)
+def test_a_finer_stride_changes_nothing_where_the_risk_holds_as_long(seed: int, finer: int) -> None:
+    """Risk that holds for half a second: the same alarms and recalls; risk that does not: never fewer."""
+    rng = np.random.default_rng(seed)
+    coarse = np.arange(0.0, 30.0, 0.5)
+    fine = np.arange(0.0, 30.0 - 1e-9, 0.5 / finer)
+    risk, levels = rng.random(len(coarse)).round(1), np.linspace(0, 1, 11)
+    held = np.repeat(risk, finer)
+    assert (count_alarms(coarse, risk, levels, 5.0) == count_alarms(fine, held, levels, 5.0)).all()
+    rough = np.where(np.arange(len(fine)) % finer == 0, held, rng.random(len(fine)))
+    assert (count_alarms(coarse, risk, levels, 5.0) <= count_alarms(fine, rough, levels, 5.0)).all()
+
+
+def test_a_lower_threshold_never_raises_fewer_alarms() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        counts = count_alarms(np.sort(rng.uniform(0, 60, 80)), rng.random(80), np.linspace(1, 0, 40), 5.0)
+        assert (np.diff(counts) >= 0).all()
+
+
+# -- from the table --------------------------------------------------------------------------------
+
+
+def _table(risk: Any, clips: int = 60, stride: float = 0.5) -> pd.DataFrame:
+    """Drives of 40 s, half of them with an event at 30 s that can be seen from 28 s on."""
+    rows = []
+    for number in range(clips):
+        event = 30.0 if number % 2 else None
+        for time in np.arange(0.0, 40.0, stride):
+            label = 0 if event is None or time < 28 else 1 if time <= 30 else None
+            rows.append({"clip_id": f"c{number}", "group": f"g{number}", "time_s": time, "target": label,
+                         "score": risk(number, time, event), "event_time_s": event,
+                         "window_start_s": None if event is None else 28.0, "stride_s": stride,
+                         "refractory_s": 5.0, "pixels_off_score": 0.5, "time_prior": time / 40,
+                         "near_misses_s": [10.0]})  # fmt: skip
+    return pd.DataFrame(rows).astype({"target": "Int64", "event_time_s": float, "window_start_s": float})
+
+
+def test_a_model_that_sees_the_event_is_told_from_one_that_is_always_alarmed() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0, 0.1, (60, 80))
+
+    def sees(number: int, time: float, event: float | None) -> float:
+        seen = event is not None and 28.5 <= time <= 30
+        return float(noise[number, int(time * 2)]) + (0.8 if seen else 0.1)
+
+    seen = evaluate_stream(_table(sees))
+    assert seen["metrics"]["stream_recall@0.5"]["value"] == 1.0
+    assert seen["metrics"]["stream_mtta_s@2"]["value"] == pytest.approx(1.5)
+    assert seen["metrics"]["near_miss_roc_auc"]["value"] == 1.0
+    assert seen["metrics"]["early_roc_auc"]["low"] < 0.5 < seen["metrics"]["early_roc_auc"]["high"]
+    assert seen["baselines"]["constant_stream_recall@2"]["value"] == 0.0
+    # 5 negative anchors in 80, of each clip: the share of positive moments
+    positive, all_counted = 30 * 5, 30 * 80 + 30 * 61
+    assert seen["baselines"]["constant_stream_ap"]["value"] == pytest.approx(positive / all_counted)
+    assert seen["stream"]["hours"] == pytest.approx((30 * 80 + 30 * 56) * 0.5 / 3600)
+    by_time = {r["time_to_event_s"]: r for r in seen["stream"]["by_time_to_event"]}
+    assert by_time[1.0]["roc_auc"]["value"] == pytest.approx(1.0) and by_time[4.0]["roc_auc"]["value"] < 0.75
+    assert not [a for a in seen["alarms"] if "useless" in a]
+
+    always = evaluate_stream(
+        _table(lambda n, t, e: 0.87), anchors={"roc_auc": {"value": 0.97, "low": 0.95, "high": 0.99}}
+    )
+    assert always["metrics"]["stream_recall@6"]["value"] == 0.0
+    assert any("good at anchors, useless on the stream" in a for a in always["alarms"])
+    assert always["metrics"]["stream_roc_auc"]["value"] == 0.5
+
+
+def test_a_model_that_knows_the_clip_long_before_is_called_out() -> None:
+    found = evaluate_stream(_table(lambda n, t, e: 0.6 + n / 1000 if e else 0.3 + n / 1000))
+    assert found["metrics"]["early_roc_auc"]["value"] == 1.0
+    assert any("long before the event" in a for a in found["alarms"])
+
+
+def test_an_event_without_an_anchor_is_left_out_and_said() -> None:
+    table = _table(lambda n, t, e: 0.5)
+    table = table[~((table["clip_id"] == "c1") & (table["target"] == 1).fillna(False))]
+    found = evaluate_stream(table)
+    assert found["stream"]["events"] == 29 and found["stream"]["unseen_events"] == ["c1"]
+    assert any("no anchor in their window" in a for a in found["alarms"])
+
+
+def test_a_failed_event_is_missed_and_failed_time_is_no_time() -> None:
+    good = _table(lambda n, t, e: 0.9 if e and t >= 28 else 0.1)
+    failed = good.assign(score=good["score"].where(good["clip_id"] != "c1"))
+    assert evaluate_stream(failed)["metrics"]["stream_recall@2"]["value"] == pytest.approx(29 / 30)
+    failed = good.assign(score=good["score"].where(good["clip_id"] != "c0"))
+    assert evaluate_stream(good)["stream"]["hours"] - evaluate_stream(failed)["stream"]["hours"] == pytest.approx(
+        40 / 3600
+    )
+
+
+# -- anchors -----------------------------------------------------------------------------------------
+
+
+def test_a_moment_has_the_label_of_its_time() -> None:
+    clip = _clip("a", 1, 20.0, alert=17.5)
+    assert positive_window(clip, 2.0) == (17.5, 20.0)
+    assert [label_at(clip, t, 2.0) for t in (0.0, 17.49, 17.5, 20.0, 20.01)] == [0, 0, 1, 1, None]
+    assert positive_window(_clip("b", 1, 1.0), 2.0) == (0.0, 1.0)
+    assert label_at(_clip("c", 0), 25.0, 2.0) == 0
+    assert label_at(_clip("d", 1), 25.0, 2.0) is None and label_at(_clip("e", None), 3.0, 2.0) is None
+
+
+def test_drawn_anchors_are_in_their_window_matched_and_the_same_each_time() -> None:
+    clips = [_clip(f"p{i}", 1, 10.0 + i % 15) for i in range(40)] + [_clip(f"n{i}", 0) for i in range(40)]
+    samples, left = drawn_samples(clips, OPTIONS)
+    assert not left and samples == drawn_samples(clips, OPTIONS)[0]
+    mine = [s for s in samples if s.clip.clip_id == "p3"]
+    assert sum(s.clip.label == 1 for s in mine) == 4 and len(mine) == 8
+    assert all(11.0 <= s.anchor_s <= 13.0 for s in mine if s.clip.label == 1)
+    assert all(1.5 <= s.anchor_s < 11.0 for s in mine if s.clip.label == 0)
+    positive = {s.anchor_s for s in samples if s.clip.label == 1}
+    assert {s.anchor_s for s in samples if s.clip.clip_id.startswith("n")} <= positive
+    assert len({s.sample_id for s in samples}) == len(samples)
+    other, _ = drawn_samples(clips, {**OPTIONS, "sampling_seed": 1})
+    assert [s.anchor_s for s in other] != [s.anchor_s for s in samples]
+    free, _ = drawn_samples(clips, {**OPTIONS, "negative_reference": "clip_end"})
+    assert max(s.anchor_s for s in free if s.clip.label == 0) > 26
+
+
+def test_clips_without_a_known_event_or_history_are_left_out_and_named() -> None:
+    clips = [_clip("unknown", 1), _clip("short", 1, 1.0), _clip("good", 1, 9.0), _clip("safe", 0)]
+    samples, left = drawn_samples(clips, OPTIONS)
+    assert [c.clip_id for c in left] == ["unknown", "short"]
+    assert {s.clip.clip_id for s in samples} == {"good", "safe"}
+    padded, _ = drawn_samples(clips, {**OPTIONS, "short_history": "pad_oldest"})
+    assert {s.clip.clip_id for s in padded} == {"short", "good", "safe"}
+
+
+def test_the_grid_covers_the_clip() -> None:
+    samples = stream_samples([_clip("a", 1, 20.0)], OPTIONS)
+    assert samples[0].anchor_s == 1.5 and samples[-1].anchor_s == pytest.approx(29.5)
+    assert len(stream_samples([_clip("a", 1, 20.0)], {**OPTIONS, "short_history": "pad_oldest"})) == 60
+    moments = labelled_moments([_clip("a", 1, 20.0), _clip("b", 0)], OPTIONS)
+    assert len(moments) == 41 + 60 and moments[:, 2].sum() == 5
+
+
+def test_the_prior_over_time_is_the_share_of_the_training_moments() -> None:
+    train, label = np.array([0.5, 0.6, 1.5, 1.6]), np.array([0.0, 0.0, 1.0, 1.0])
+    assert prior_over(train, label, np.array([0.1, 1.9, 7.0]), 1.0).tolist() == pytest.approx([0.5 / 3, 2.5 / 3, 0.5])
