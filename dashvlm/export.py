@@ -5,6 +5,7 @@ python -m dashvlm.export run=runs/RUN
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from dashvlm.safety.plaintext import say
 
 
 def export(cfg: DictConfig) -> None:
-    """Write ``adapter/``, ``merged/`` and ``README.md`` and print how far the logits moved.
+    """Write ``adapter/``, ``merged/`` and ``README.md`` and print how far its outputs moved.
 
     Raises:
         ConfigError: if there is no run.
@@ -50,14 +51,14 @@ def export(cfg: DictConfig) -> None:
     unchecked = folder / "merged.unchecked"
     shutil.rmtree(unchecked, ignore_errors=True)
     difference = merge(config, module, source, unchecked, str(cfg.merge_into))
-    say(f"parity: largest difference of logits, the scored run against merged/ as it is loaded: {difference:.2e}")
+    say(f"parity: largest difference of outputs, the scored run against merged/ as it is loaded: {difference:.2e}")
     quantised = bool(config["peft"].get("quantization"))
     if not difference <= float(cfg.max_difference):
         shutil.rmtree(unchecked)
         again = "merge_into=dequantised merges into the 4-bit weights that were scored, unpacked; " if quantised else ""
         raise CheckpointError(
             "merged weights are not the run that was scored; they were not kept",
-            got=f"logits differ by {difference:.3g}, max_difference={cfg.max_difference:g}"
+            got=f"outputs differ by {difference:.3g}, max_difference={cfg.max_difference:g}"
             + ("; the adapter was trained and scored on a 4-bit base and merged into the original one" * quantised),
             do=f"{again}adapter/ holds the run exactly; or accept it with max_difference={difference * 1.1:.2g}",
         )
@@ -84,7 +85,8 @@ def merge(config: dict[str, Any], module: Any, source: Path, target: Path, into:
             ``dequantised`` (the 4-bit weights that were scored, unpacked).
 
     Returns:
-        The largest difference of logits between the scored run and the written folder, loaded again.
+        The largest difference of outputs (logits, or an encoder's tokens) between the scored run and the written
+        folder, loaded again.
     """
     import copy
 
@@ -98,7 +100,7 @@ def merge(config: dict[str, Any], module: Any, source: Path, target: Path, into:
 
     batch = _example(config, module)
     with torch.no_grad():
-        before = module.backbone.net(**batch).logits.float()
+        before = module.backbone.raw(_plain(module.backbone.net), batch).float()
     if config["peft"].get("quantization"):
         plain = copy.deepcopy(config)
         plain["peft"]["quantization"], plain["model"]["dtype"] = None, "bfloat16"
@@ -111,16 +113,24 @@ def merge(config: dict[str, Any], module: Any, source: Path, target: Path, into:
     _untie(net)
     merged = net.merge_and_unload() if hasattr(net, "merge_and_unload") else net
     merged.save_pretrained(str(target))
-    save_processor(module.backbone.encoder.processor, target)
+    encoder = module.backbone.encoder
+    if hasattr(encoder, "processor"):
+        save_processor(encoder.processor, target)
+    else:
+        (target / "preprocessor_config.json").write_text(json.dumps(encoder.settings), encoding="utf-8")
     own = {n: p.detach().cpu().contiguous() for n, p in module.named_parameters() if not n.startswith("backbone.")}
     if own:
         save_file(own, target / "head.safetensors")
-    again = transformers.AutoModelForImageTextToText.from_pretrained(
-        target, trust_remote_code=False, dtype="auto"
-    ).eval()
+    auto = getattr(transformers, module.backbone.auto_class)
+    again = auto.from_pretrained(target, trust_remote_code=False, dtype="auto").eval()
     with torch.no_grad():
-        after = again(**_example(config, module, again.dtype)).logits.float()
+        after = module.backbone.raw(again, _example(config, module, again.dtype)).float()
     return float((before - after).abs().max())
+
+
+def _plain(net: Any) -> Any:
+    """The network without PEFT's wrapper; adapters stay where they are."""
+    return net.get_base_model() if hasattr(net, "get_base_model") else net
 
 
 def _unpack(packed: Any, plain: Any) -> None:
@@ -138,7 +148,9 @@ def _untie(net: Any) -> None:
     """Give the output layer weights of its own where an adapter sits on it: merged, they are no embeddings."""
     import torch
 
-    base = net.get_base_model() if hasattr(net, "get_base_model") else net
+    base = _plain(net)
+    if not hasattr(base, "get_output_embeddings") or base.get_output_embeddings() is None:
+        return
     head, words = base.get_output_embeddings(), base.get_input_embeddings()
     layer = getattr(head, "base_layer", None)
     if layer is None or layer.weight is not words.weight:
@@ -166,7 +178,7 @@ def model_card(config: dict[str, Any], source: Path, difference: float, processo
         f"{data['horizon_s']} s before the event.\n\n"
         f"Numbers on {counts['test_clips']} {result['split']} clips in {counts['groups']} groups, with 95 % intervals "
         f"clustered by group:\n\n{to_markdown(header, body, alarms)}\n"
-        f"The merged weights give the logits of the scored run to within {difference:.1e}.\n\n"
+        f"The merged weights give the outputs of the scored run to within {difference:.1e}.\n\n"
         "```python\n"
         "from transformers import AutoModelForImageTextToText\n"
         "from peft import PeftModel\n"

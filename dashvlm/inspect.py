@@ -233,6 +233,9 @@ def inspect_model(config: dict[str, Any]) -> None:
     last = ("total", total, round(2 * total / 1e9, 3), round(4 * total / 1e9, 3))
     rows.append(dict(zip(rows[0], last, strict=True)))
     print_rows(title, rows)
+    if not size.tokens_a_frame:
+        say("  convolutions: FLOPs and memory of a frame are not predicted here")
+        return
     flops = fp.flops_a_frame(size)
     shown = f"{frame_size[1]}x{frame_size[0]}" if frame_size else "the video's own size"
     say(

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dashvlm.data.clip import Clip, Observation, Sample
-from dashvlm.data.items import SampleDataset
 from dashvlm.data.formats import bvpi, bvpi_build
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.items import SampleDataset
 from dashvlm.data.manifest import build_manifest
 from dashvlm.data.synthetic.street import caption, draw_streets, render
 from dashvlm.engine.build import build_module

@@ -16,9 +16,9 @@ from dashvlm.backbones.tiny import twin_folder
 from dashvlm.backbones.twin_files import twin_of
 from dashvlm.config.imports import resolve
 from dashvlm.data.clip import Clip, Observation, Sample
-from dashvlm.data.items import SampleDataset
 from dashvlm.data.formats import roadbuddy
 from dashvlm.data.frames import FrameStore
+from dashvlm.data.items import SampleDataset
 from dashvlm.data.manifest import build_manifest, leakage_report
 from dashvlm.data.samples import build_samples
 from dashvlm.data.synthetic.language import questions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -88,7 +87,8 @@ def test_weights_are_repetitions(drives: list[Drive]) -> None:
     repeated = [d for d, n in zip(drives, times, strict=True) for _ in range(n)]
     mine = operating_points(drives, 0.5, 5.0).at([6.0, 60.0], times.astype(float))
     theirs = operating_points(repeated, 0.5, 5.0).at([6.0, 60.0])
-    assert mine[0] == pytest.approx(theirs[0]) and mine[1] == pytest.approx(theirs[1], nan_ok=True)
+    assert mine[0] == pytest.approx(theirs[0])
+    assert mine[1] == pytest.approx(theirs[1], nan_ok=True)
 
 
 def test_an_alarm_counts_once_in_the_refractory_time() -> None:
@@ -157,7 +157,8 @@ def test_a_model_that_sees_the_event_is_told_from_one_that_is_always_alarmed() -
     assert seen["baselines"]["constant_stream_ap"]["value"] == pytest.approx(positive / all_counted)
     assert seen["stream"]["hours"] == pytest.approx((30 * 80 + 30 * 56) * 0.5 / 3600)
     by_time = {r["time_to_event_s"]: r for r in seen["stream"]["by_time_to_event"]}
-    assert by_time[1.0]["roc_auc"]["value"] == pytest.approx(1.0) and by_time[4.0]["roc_auc"]["value"] < 0.75
+    assert by_time[1.0]["roc_auc"]["value"] == pytest.approx(1.0)
+    assert by_time[4.0]["roc_auc"]["value"] < 0.75
     assert not [a for a in seen["alarms"] if "useless" in a]
 
     always = evaluate_stream(
@@ -178,7 +179,8 @@ def test_an_event_without_an_anchor_is_left_out_and_said() -> None:
     table = _table(lambda n, t, e: 0.5)
     table = table[~((table["clip_id"] == "c1") & (table["target"] == 1).fillna(False))]
     found = evaluate_stream(table)
-    assert found["stream"]["events"] == 29 and found["stream"]["unseen_events"] == ["c1"]
+    assert found["stream"]["events"] == 29
+    assert found["stream"]["unseen_events"] == ["c1"]
     assert any("no anchor in their window" in a for a in found["alarms"])
 
 
@@ -201,15 +203,18 @@ def test_a_moment_has_the_label_of_its_time() -> None:
     assert [label_at(clip, t, 2.0) for t in (0.0, 17.49, 17.5, 20.0, 20.01)] == [0, 0, 1, 1, None]
     assert positive_window(_clip("b", 1, 1.0), 2.0) == (0.0, 1.0)
     assert label_at(_clip("c", 0), 25.0, 2.0) == 0
-    assert label_at(_clip("d", 1), 25.0, 2.0) is None and label_at(_clip("e", None), 3.0, 2.0) is None
+    assert label_at(_clip("d", 1), 25.0, 2.0) is None
+    assert label_at(_clip("e", None), 3.0, 2.0) is None
 
 
 def test_drawn_anchors_are_in_their_window_matched_and_the_same_each_time() -> None:
     clips = [_clip(f"p{i}", 1, 10.0 + i % 15) for i in range(40)] + [_clip(f"n{i}", 0) for i in range(40)]
     samples, left = drawn_samples(clips, OPTIONS)
-    assert not left and samples == drawn_samples(clips, OPTIONS)[0]
+    assert not left
+    assert samples == drawn_samples(clips, OPTIONS)[0]
     mine = [s for s in samples if s.clip.clip_id == "p3"]
-    assert sum(s.clip.label == 1 for s in mine) == 4 and len(mine) == 8
+    assert sum(s.clip.label == 1 for s in mine) == 4
+    assert len(mine) == 8
     assert all(11.0 <= s.anchor_s <= 13.0 for s in mine if s.clip.label == 1)
     assert all(1.5 <= s.anchor_s < 11.0 for s in mine if s.clip.label == 0)
     positive = {s.anchor_s for s in samples if s.clip.label == 1}
@@ -232,10 +237,12 @@ def test_clips_without_a_known_event_or_history_are_left_out_and_named() -> None
 
 def test_the_grid_covers_the_clip() -> None:
     samples = stream_samples([_clip("a", 1, 20.0)], OPTIONS)
-    assert samples[0].anchor_s == 1.5 and samples[-1].anchor_s == pytest.approx(29.5)
+    assert samples[0].anchor_s == 1.5
+    assert samples[-1].anchor_s == pytest.approx(29.5)
     assert len(stream_samples([_clip("a", 1, 20.0)], {**OPTIONS, "short_history": "pad_oldest"})) == 60
     moments = labelled_moments([_clip("a", 1, 20.0), _clip("b", 0)], OPTIONS)
-    assert len(moments) == 41 + 60 and moments[:, 2].sum() == 5
+    assert len(moments) == 41 + 60
+    assert moments[:, 2].sum() == 5
 
 
 def test_the_prior_over_time_is_the_share_of_the_training_moments() -> None:

@@ -108,6 +108,13 @@ class Backbone(nn.Module, ABC):
     encoder: Encoder
     net: nn.Module
     hidden_size: int
+    auto_class = "AutoModelForImageTextToText"
+    """Class of transformers that loads what ``export`` writes."""
+
+    def raw(self, net: Any, batch: Batch) -> Tensor:
+        """What a network of this kind makes of a batch before any head of ours; exports are compared by it."""
+        logits: Tensor = net(**batch).logits
+        return logits
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

@@ -23,6 +23,7 @@ from torch import nn
 from dashvlm.backbones.published_adapter import base_and_adapter
 from dashvlm.backbones.tiny import config_of_twin, model_class, twin_folder
 from dashvlm.backbones.twin_files import published_of, twin_of
+from dashvlm.backbones.vision import side_of
 from dashvlm.errors import CheckpointError, ConfigError
 
 TEXT_TOKENS_A_FRAME, TEXT_TOKENS = 12, 60  # what the prompts print around a frame, and once
@@ -74,7 +75,8 @@ def meta_network(model: Mapping[str, Any], cache: Path) -> tuple[nn.Module, Any,
     known = {str(hub_id): size for size, hub_id in (model.get("sizes") or {}).items()}
     checkpoint = known.get(checkpoint, checkpoint)  # an adapter names its base by the hub's id
     if checkpoint == "tiny":
-        config = config_of_twin(twin_of(model), twin_folder(twin_of(model), cache))
+        reads = "tokenizer" in twin_of(model)
+        config = config_of_twin(twin_of(model), twin_folder(twin_of(model), cache) if reads else None)
         source = "the tiny twin"
     elif checkpoint in published:
         config = config_of_twin({**twin_of(model), "config": published[checkpoint]["config"]}, None)
@@ -122,6 +124,8 @@ def footprint(model: Mapping[str, Any], cache: Path, frame_size: tuple[int, int]
         if isinstance(module, nn.Linear):
             shape = (name.rsplit(".", 1)[-1], module.in_features, module.out_features)
             matrices.setdefault(role_of(name), []).append(shape)
+    if "tokenizer" not in twin_of(model):
+        return _of_encoder(model, config, source, parameters, matrices)
     text = config.get_text_config()
     vision = config.vision_config
     layers["language"] = (int(text.num_hidden_layers), int(text.hidden_size))
@@ -137,6 +141,20 @@ def footprint(model: Mapping[str, Any], cache: Path, frame_size: tuple[int, int]
         dtype = "float32" if str(model["checkpoint"]) == "tiny" else stored and str(stored).removeprefix("torch.")
         context = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     return Footprint(parameters, matrices, layers, tokens, patches, source, dtype, context and int(context))
+
+
+def _of_encoder(
+    model: Mapping[str, Any], config: Any, source: str, parameters: dict[str, int], matrices: dict[str, Any]
+) -> Footprint:
+    """The footprint of a vision encoder: no language half; two frames may share a token, convolutions have none."""
+    width = int(getattr(config, "hidden_size", 0) or config.hidden_sizes[-1])
+    depth = int(getattr(config, "num_hidden_layers", 0) or sum(config.depths))
+    tokens, patch = 0, getattr(config, "patch_size", None)
+    if patch:
+        tokens = (side_of(config, {}) // int(patch)) ** 2 // int(getattr(config, "tubelet_size", 1))
+    known = published_of(model).get(str(model["checkpoint"])) or {}
+    layers = {"language": (0, 0), "vision": (depth, width)}
+    return Footprint(parameters, matrices, layers, tokens, tokens, source, known.get("dtype", "float32"), None)
 
 
 def visual_tokens(config: Any, image_kwargs: Mapping[str, Any], frame_size: tuple[int, int]) -> tuple[int, int]:

@@ -102,8 +102,9 @@ class _Placeholder:
 
 
 def _build(spec: Mapping[str, Any], folder: Path) -> None:
-    tokenizer = _tokenizer(spec)
-    processor = _processor(spec, tokenizer)
+    reads = "tokenizer" in spec  # a vision encoder has settings of its pixels only
+    tokenizer: Any = _tokenizer(spec) if reads else _Placeholder()
+    processor = _processor(spec, tokenizer) if reads else None
     config = _config(spec, tokenizer)
     devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
     with torch.random.fork_rng(devices=devices):
@@ -114,6 +115,10 @@ def _build(spec: Mapping[str, Any], folder: Path) -> None:
             for name, parameter in net.named_parameters():
                 if re.search(pattern, name):
                     parameter.data.fill_(float(value))
+    if not reads:
+        net.save_pretrained(folder)
+        (folder / "preprocessor_config.json").write_text(json.dumps(spec["settings"]), encoding="utf-8")
+        return
     settings = dict(spec.get("generation") or {})
     ends = settings.pop("ends", None) or [tokenizer.eos_token]
     ids = [tokenizer.convert_tokens_to_ids(t) for t in ends]

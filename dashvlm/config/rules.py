@@ -273,10 +273,25 @@ def _objective_rules(flat: Mapping[str, Any]) -> list[str]:
         errors.append(f"objective.reference=base: needs adapters to switch off, got peft.method={flat['peft.method']}")
     if flat.get("model.name") == "openai" and flat.get("peft.method") not in (None, "frozen"):
         errors.append("model=openai: a model behind an endpoint cannot be trained; use `python -m dashvlm.evaluate`")
+    if flat.get("model._target_") == "dashvlm.backbones.vision.load":
+        errors += _encoder_rules(flat)
     loss = flat.get("objective.loss")
     allowed = {"grpo": ("grpo", "bnpo", "dr_grpo"), "pooled": ("bce", "focal")}.get(str(objective))
     if allowed and loss not in allowed:
         errors.append(f"objective.loss={loss}: must be one of {', '.join(allowed)}{near(str(loss), allowed)}")
+    return errors
+
+
+def _encoder_rules(flat: Mapping[str, Any]) -> list[str]:
+    """What a vision encoder, which reads and writes no text, needs of the objective."""
+    name, errors = flat.get("model.name"), []
+    if flat.get("objective.name") != "pooled":
+        errors.append(
+            f"model={name}: reads and writes no text, got objective={flat.get('objective.name')}; "
+            "add objective=pooled objective.pooling=mean"
+        )
+    elif flat.get("objective.pooling") == "last" and "model.loader_options.num_frames" in flat:  # sees frames together
+        errors.append(f"objective.pooling=last: the last token of model={name} is a corner of the picture; use mean")
     return errors
 
 

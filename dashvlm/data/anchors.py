@@ -17,7 +17,6 @@ from dashvlm.data.clip import Clip, Sample
 from dashvlm.data.samples import Options, last_time
 from dashvlm.data.sampling import Times, anchored_times, fit_history, required_history_s, stable_uniform
 
-
 STREAM: Mapping[str, Any] = {
     "window_s": 2.0, "per_clip": 4, "positive_share": 0.5, "stride_s": 0.5, "refractory_s": 5.0,
 }  # fmt: skip
