@@ -283,13 +283,19 @@ def _clip(row: Row, root: Path, store: FrameStore) -> Clip | Quarantined:
 
 
 def _assign_splits(clips: list[Clip], fractions: Mapping[str, float], seed: int, by_group: bool) -> list[Clip]:
-    """Split by group, balancing the classes, in an order that depends on seed and names only."""
+    """Split by group, balancing the classes, in an order that depends on seed and names only.
+
+    Where rows say that they are the test, no other row joins them: a published test stays what was published.
+    """
     units: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         if clip.extra.get("_unsplit"):
             units[clip.group if by_group else clip.clip_id].append(clip)
     total = sum(len(members) for members in units.values())
-    wanted = {s: fractions.get(s, 0.0) * total for s in SPLITS}
+    own_test = any(c.split == "test" and not c.extra.get("_unsplit") for c in clips)
+    wanted = {s: fractions.get(s, 0.0) * total * (s != "test" or not own_test) for s in SPLITS}
+    if not sum(wanted.values()):
+        wanted["train"] = float(total)
     count = dict.fromkeys(SPLITS, 0.0)
     positives = dict.fromkeys(SPLITS, 0.0)
     rate = sum(c.label == 1 for m in units.values() for c in m) / max(total, 1)

@@ -22,7 +22,7 @@ REASONS = {
         ("backbones/footprint.py", "trust_remote_code=False"), ("backbones/hf.py", "trust_remote_code=False"),
         ("backbones/openflamingo/processing.py", "trust_remote_code=False"), ("export.py", "trust_remote_code=False"),
         ("backbones/processors.py", "trust_remote_code=False"), ("backbones/tiny.py", "trust_remote_code=False"),
-        ("metrics/clip.py", "trust_remote_code=False"),
+        ("metrics/clip.py", "trust_remote_code=False"), ("backbones/vision.py", "trust_remote_code=False"),
     ],
     "weights_only=True, after the seal was compared": [("training/checkpoints.py", "torch.load")],
     "weights_only=True: the released OpenFlamingo weights are a .pt file": [
@@ -41,6 +41,7 @@ REASONS = {
         ("backbones/tiny.py", "getattr(transformers)"),
     ],
     "reads model_type of a class that model.twin names": [("engine/build.py", "getattr(transformers)")],
+    "one of the two Auto classes that our backbones name": [("export.py", "getattr(transformers)")],
     "looks a processor's class up by the names that transformers gives": [
         ("backbones/processors.py", "getattr(transformers)")
     ],
@@ -70,6 +71,7 @@ REASONS = {
         ("backbones/openflamingo/processing.py", "write_text"), ("backbones/processors.py", "save_pretrained"),
         ("backbones/processors.py", "write_text"), ("backbones/tiny.py", "save_pretrained"),
         ("backbones/tiny.py", "open w"), ("backbones/tiny.py", "shutil.rmtree"), ("backbones/tiny.py", "rename"),
+        ("backbones/tiny.py", "write_text"),
     ],
     "the frame store, the teacher's answers and the synthetic world below paths.cache_dir": [
         ("data/frames.py", "open"), ("data/frames.py", "unlink"), ("data/frames.py", "os.replace"),

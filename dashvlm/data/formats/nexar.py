@@ -3,8 +3,10 @@
 Kaggle ("Nexar Dashcam Crash Prediction Challenge", Moura et al., arXiv 2503.03848): ``train.csv`` with
 ``id,time_of_event,time_of_alert,target`` beside ``train/00000.mp4`` and so on, ``test.csv`` with ids only beside
 ``test/``. An optional ``group`` column names the recording. The hub: ``train/positive`` and ``train/negative``
-(and test folders of the same form), each with ``metadata.csv``:
-``file_name,time_of_event,time_of_alert,light_conditions,weather,scene``.
+(and ``test-public``, ``test-private`` of the same form), each with ``metadata.csv``:
+``file_name,time_of_event,time_of_alert,light_conditions,weather,scene``, in the tests ``time_to_accident``: those clips
+end so long before the event. ``solution.csv`` (``id,target,group,Usage``) beside them names the groups whose mean
+average precision is the challenge's number.
 """
 
 from __future__ import annotations
@@ -99,6 +101,7 @@ def _hub(root: Path, table: Path, encoding: str | None) -> Iterator[Row]:
     folder = table.parent.relative_to(root).as_posix()
     part, kind = folder.split("/")
     split = {} if part == "train" else {"split": "test"}
+    groups = _groups(root) if part != "train" else {}
     for line, cells in csv_rows(
         table, HUB_COLUMNS, lambda c: c["file_name"].strip().lower().endswith(".mp4"), encoding
     ):
@@ -111,11 +114,27 @@ def _hub(root: Path, table: Path, encoding: str | None) -> Iterator[Row]:
             "video": f"{folder}/{name}", "label": CLASSES[kind], **split,
             "event_time_s": cells["time_of_event"], "alert_time_s": cells["time_of_alert"], "extra": _slices(cells),
         }  # fmt: skip
+        ahead = (cells.get("time_to_accident") or "").strip()
+        if part != "train" and ahead.lower() not in ("", "nan"):
+            # Cut so long before the event, whose time is that of the uncut video: the last frame is the anchor.
+            slices = {**(row["extra"].get("slices") or {}), "time_to_accident": groups.get(name.split(".")[0], ahead)}
+            extra = {"slices": slices, "anchor": "clip_end", "submission_id": name.rsplit(".", 1)[0]}
+            row |= {"event_time_s": None, "alert_time_s": None, "extra": extra}
+            yield row
+            continue
         if not name:
             row |= {"clip_id": f"{folder}/{table.name}:{line}", "problem": "no file_name"}
         elif kind == "positive" and cells["time_of_event"].strip().lower() in ("", "nan"):
             row["problem"] = "a positive clip without time_of_event"
         yield row
+
+
+def _groups(root: Path) -> dict[str, str]:
+    """Id of a test clip -> its group of the official evaluation, from ``solution.csv`` where that is there."""
+    if not (root / "solution.csv").is_file():
+        return {}
+    rows = csv_rows(root / "solution.csv", ("id", "group"), lambda c: c["id"].strip().isdigit())
+    return {c["id"].strip().zfill(5): c["group"].strip() for _, c in rows if not isinstance(c, str)}
 
 
 def _kaggle_test(root: Path, encoding: str | None) -> Iterator[Row]:

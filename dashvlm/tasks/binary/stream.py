@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dashvlm.metrics import functional as F
+from dashvlm.metrics.anticipation import curve, summary
 from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
 from dashvlm.metrics.stream import Drive, Points, in_blocks, operating_points
 
@@ -48,6 +49,7 @@ def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: Mapping[str, An
     metrics |= {f"stream_recall@{rate:g}": recalls[i] for i, rate in enumerate(RATES)}
     metrics |= {f"stream_mtta_s@{rate:g}": leads[i] for i, rate in enumerate(RATES)}
     metrics |= _of_moments(table, "score", weights, rows)
+    metrics |= _theirs(clips, weights)
     early = _early(table, refractory, weights, rows)
     metrics |= {"early_roc_auc": early} if early is not None else {}
     near = _near_misses(clips, weights)
@@ -110,6 +112,26 @@ def _points(clips: list[tuple[Any, pd.DataFrame]], column: str, stride: float, r
             )
         )
     return operating_points(drives, stride, refractory)
+
+
+def _theirs(clips: list[tuple[Any, pd.DataFrame]], weights: F.Array) -> dict[str, Estimate]:
+    """What the scripts of DAD and CCD make of the risks; see :mod:`dashvlm.metrics.anticipation`."""
+    risks, flags, accidents, kept = [], [], [], []
+    for place, (_, clip) in enumerate(clips):
+        event = clip["event_time_s"].iloc[0]
+        mine = clip if pd.isna(event) else clip[clip["time_s"] < event]
+        if len(mine) and mine["score"].notna().all() and clip["target"].notna().any():
+            risks.append(mine["score"].to_numpy(float))
+            flags.append(not pd.isna(event))
+            accidents.append(float(len(mine)))
+            kept.append(place)
+    if not any(flags):
+        return {}
+    seconds = float(np.median([c["time_s"].iloc[-1] - c["time_s"].iloc[0] for _, c in clips]))
+    _, reached, left = curve(risks, flags, accidents)
+    values = summary(reached, left, flags, seconds)
+    drawn = summary(reached, left, flags, seconds, weights[:, kept])
+    return {f"dad_{name}": estimate(float(value), drawn[name]) for name, value in values.items()}
 
 
 def _at(points: Points, rates: Sequence[float], weights: F.Array) -> tuple[list[Estimate], list[Estimate]]:
