@@ -161,12 +161,21 @@ def test_a_model_that_sees_the_event_is_told_from_one_that_is_always_alarmed() -
     assert by_time[4.0]["roc_auc"]["value"] < 0.75
     assert not [a for a in seen["alarms"] if "useless" in a]
 
-    always = evaluate_stream(
-        _table(lambda n, t, e: 0.87), anchors={"roc_auc": {"value": 0.97, "low": 0.95, "high": 0.99}}
-    )
+    near = pd.DataFrame({"primary": True, "group": [f"g{i}" for i in range(60)], "target": [i % 2 for i in range(60)],
+                         "score": [0.9 if i % 2 else 0.2 for i in range(60)]})  # fmt: skip
+    always = evaluate_stream(_table(lambda n, t, e: 0.87), anchors=near)
     assert always["metrics"]["stream_recall@6"]["value"] == 0.0
     assert any("good at anchors, useless on the stream" in a for a in always["alarms"])
     assert always["metrics"]["stream_roc_auc"]["value"] == 0.5
+    assert not evaluate_stream(_table(sees), anchors=near)["alarms"][1:]
+
+    def halfway(number: int, time: float, event: float | None) -> float:
+        return sees(number, time, event) if number % 4 else float(noise[number, int(time * 2)])
+
+    some = evaluate_stream(_table(halfway), anchors=near)
+    assert some["metrics"]["stream_recall@2"]["value"] == pytest.approx(1.0)
+    misses = evaluate_stream(_table(lambda n, t, e: sees(n, t, e if n % 3 else None)), anchors=near)
+    assert any("much less on the stream" in a for a in misses["alarms"])
 
 
 def test_a_model_that_knows_the_clip_long_before_is_called_out() -> None:

@@ -35,6 +35,8 @@ EXCLUDED = (
     "data.decode_timeout_s",
     "data.decode_memory_gb",
     "task.prompt_file.file",
+    "task.anchors",  # data.anchors and data.stream.window_s again, for the question
+    "task.window_s",
     "trainer.progress",
     "trainer.data_only",
     "trainer.log_every_n_steps",
@@ -51,8 +53,6 @@ NEUTRAL: Mapping[str, Any] = {
     "data.stream.stride_s": 0.5,
     "data.stream.refractory_s": 5.0,
     "task.stream": False,
-    "task.anchors": "event",
-    "task.window_s": 2.0,
     "data.support_window_s": 0.5,
     "objective.max_tokens": None,
     "objective.too_long": "refuse",
@@ -64,7 +64,7 @@ NEUTRAL: Mapping[str, Any] = {
 """Keys that came later -> the value that means what runs without them did; at it they are no part of the identity."""
 
 
-RUN_FILES = ("config.yaml", "result.json", "predictions.parquet", "metrics/metrics.csv")
+RUN_FILES = ("config.yaml", "result.json", "predictions.parquet", "stream.parquet", "metrics/metrics.csv")
 """Files of a run's folder that every table can be made from."""
 WANDB_FOLDER = "dashvlm"
 """Where a W&B run keeps them among its files."""

@@ -30,7 +30,7 @@ from dashvlm.metrics.functional import THRESHOLD
 from dashvlm.safety.plaintext import cells
 from dashvlm.shortcuts.leaks import label_alarms
 from dashvlm.tasks.base import Task, observe
-from dashvlm.tasks.evaluation import Evaluation, evaluate
+from dashvlm.tasks.evaluation import Evaluation, evaluate_files
 from dashvlm.training.module import VLMModule, sample_row
 
 log = logging.getLogger(__name__)
@@ -137,15 +137,9 @@ def write_results(
     if cfg.get("verbose"):
         for line in lines_of(rows, module.task):
             log.info("%s", line)
-    kind, seed = module.task.evaluation, int(cfg["seed"])
-    numbers = evaluate(pd.read_parquet(folder / "predictions.parquet"), kind, seed)
-    if stream is not None and kind.stream is not None:
+    if stream is not None:
         stream.to_parquet(folder / "stream.parquet", index=False)
-        whole = kind.stream(pd.read_parquet(folder / "stream.parquet"), seed, numbers["metrics"])
-        for part in ("metrics", "baselines"):
-            numbers[part] |= whole[part]
-        numbers["alarms"] += whole["alarms"]
-        numbers["stream"] = whole["stream"]
+    numbers = evaluate_files(folder, module.task.evaluation, int(cfg["seed"]))
     if data.asked not in (None, "test"):
         numbers["alarms"].append(f"these are numbers of the {data.asked} split, not of the test split")
     elif data.test_split != "test":

@@ -83,6 +83,21 @@ def roc_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Arr
     return _divide((pos * (below + neg / 2)).sum(-1), total)
 
 
+def recall_at(target: ArrayLike, score: ArrayLike, most_false: float, weight: ArrayLike = 1.0) -> Array:
+    """The highest recall at which at most so large a share of the negatives is called positive.
+
+    Example:
+        >>> float(recall_at([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8], 0.0)), float(recall_at([0, 1], [0.9, 0.1], 1.0))
+        (0.5, 1.0)
+    """
+    pos, neg, _ = _by_score(target, score, weight)
+    total, rest = pos.sum(-1), neg.sum(-1)
+    hits, false = np.cumsum(pos[..., ::-1], -1), np.cumsum(neg[..., ::-1], -1)
+    allowed = np.where(false <= most_false * rest[..., None] + 1e-9, hits, 0.0)
+    best = allowed.max(-1) if allowed.shape[-1] else np.zeros(total.shape)
+    return np.where(rest > 0, _divide(best, total), np.nan)
+
+
 def average_precision(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
     """Area under the precision-recall steps, without interpolation.
 

@@ -75,11 +75,12 @@ def _fetch(options: dict[str, Any], study: str | None) -> None:
 def report_runs(options: dict[str, Any]) -> None:
     """Print and write the table of all runs below ``paths.output_dir``."""
     from dashvlm.errors import DataError
+    from dashvlm.figures import save
     from dashvlm.report.collect import axes_of, collect, ordered
     from dashvlm.report.comparisons import comparison_notes
-    from dashvlm.report.html import sweep_picture, write_html
+    from dashvlm.report.html import run_labels, stream_figure, sweep_picture, write_html
     from dashvlm.report.sweep_plot import plot_sweep
-    from dashvlm.report.tables import notes_of, print_table, sweep_rows, to_latex, to_markdown
+    from dashvlm.report.tables import kinds_of, notes_of, print_table, sweep_rows, to_latex, to_markdown
 
     output = Path(options["paths"]["output_dir"])
     folders = sorted(p.parent for p in output.glob("*/config.yaml"))
@@ -109,6 +110,11 @@ def report_runs(options: dict[str, Any]) -> None:
         latex.append(to_latex(title, header, body))
         made = plot_sweep(shown, axes, own(output / sweep_picture(task)))
         pictures += [made.name] if made else []
+        labels = run_labels(ordered(shown, axes), axes)
+        figure = stream_figure([f for f in folders if f.name in labels], next(iter(kinds_of(shown)), None), labels)
+        if figure is not None:
+            path = own(output / sweep_picture(f"stream-{task}"))
+            pictures.append(save(figure, path).name)
     own(output / "report.md").write_text("\n".join(parts), encoding="utf-8")
     own(output / "report.tex").write_text("\n".join(latex), encoding="utf-8")
     names = ["report.csv", "report.md", "report.tex", *pictures]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from dashvlm.config.identity import identity_of
+from dashvlm.config.identity import NEUTRAL, identity_of
 from dashvlm.errors import DataError
 from dashvlm.safety.checksums import changed
 from dashvlm.safety.files import read_json, read_yaml
@@ -82,7 +82,11 @@ def collect(folders: Iterable[Path]) -> pd.DataFrame:
         except (DataError, *ODD) as error:  # it must not hide the others
             said = f"result.json is not as written: {type(error).__name__}: {error}".splitlines()[0]
             rows.append({"run_id": folder.name, "status": "damaged", "message": said, "alarms": ""})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    for key, meant in NEUTRAL.items():  # no part of a run's name at the value that means what was before the key
+        if key in table and meant is not None:
+            table[key] = table[key].where(table[key].notna() | (table["status"] == "damaged"), meant)
+    return table
 
 
 def _row(folder: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import matplotlib.pyplot as plt
 from dashvlm.engine.gallery import gallery
 from dashvlm.errors import DataError
 from dashvlm.figures import STYLE
-from dashvlm.report.collect import axes_of, label_of, ordered
+from dashvlm.report.collect import axes_of, label_of, ordered, read_result
 from dashvlm.report.tables import COSTS, cell, cost, kinds_of, paid
 from dashvlm.safety.files import read_table
 from dashvlm.tasks.evaluation import Evaluation
@@ -54,7 +54,7 @@ def write_html(
         axes = axes_of(shown)[:4]
         shown = ordered(shown, axes)
         by_name = {f.name: f for f in done}
-        labels = _labels(shown, axes)
+        labels = run_labels(shown, axes)
         runs = [by_name[name] for name in labels if name in by_name]
         shown_of, damaged = _galleries(runs, cache)
         kind = next(iter(kinds_of(shown)), None)
@@ -92,7 +92,7 @@ def _rows(shown: pd.DataFrame, axes: Sequence[str], kind: Evaluation | None) -> 
     return rows
 
 
-def _labels(shown: pd.DataFrame, axes: Sequence[str]) -> dict[str, str]:
+def run_labels(shown: pd.DataFrame, axes: Sequence[str]) -> dict[str, str]:
     """Run -> what distinguishes it; where that does not, with the end of its name."""
     labels = {str(row["run_id"]): label_of(row, axes) for _, row in shown.iterrows()}
     often = Counter(labels.values())
@@ -112,12 +112,25 @@ def _pictures(
         made.append({"title": "the sweep", "data": base64.b64encode(sweep.read_bytes()).decode(), "folded": False})
     if kind is not None and kind.overlay is not None and runs:
         made.append({"title": "all runs", "data": _overlay(kind.overlay, runs, labels), "folded": False})
+    streams = stream_figure(runs, kind, labels)
+    if streams is not None:
+        made.append({"title": "over whole clips", "data": _as_png(streams), "folded": False})
     for run in runs:
         curves = run / "plots" / "curves.png"
         if len(runs) <= 6 and _is_picture(curves):
             data = base64.b64encode(curves.read_bytes()).decode()
             made.append({"title": labels[run.name], "data": data, "folded": True})
     return made
+
+
+def stream_figure(runs: Sequence[Path], kind: Evaluation | None, labels: Mapping[str, str]) -> Any:
+    """A figure of the runs that were scored over whole clips; None without any."""
+    results = {labels[run.name]: read_result(run) for run in runs if run.name in labels}
+    scored = {label: result for label, result in results.items() if (result.get("stream") or {}).get("curve")}
+    if kind is None or kind.stream_overlay is None or not scored:
+        return None
+    with mpl.rc_context(STYLE):
+        return kind.stream_overlay(scored)
 
 
 def _is_picture(path: Path) -> bool:
@@ -134,11 +147,16 @@ def _overlay(draw: Callable[[Mapping[str, pd.DataFrame]], Any], runs: Sequence[P
     for run in runs:
         with contextlib.suppress(DataError):
             tables[labels[run.name]] = read_table(run / "predictions.parquet", NEEDED)
+    with mpl.rc_context(STYLE):
+        return _as_png(draw(tables))
+
+
+def _as_png(figure: Any) -> str:
+    """A figure as a PNG in base 64."""
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure = draw(tables)
         figure.savefig(buffer, format="png")
-        plt.close(figure)
+    plt.close(figure)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

@@ -16,8 +16,8 @@ from dashvlm.report.collect import collect
 from dashvlm.report.compare import over_seeds
 from dashvlm.report.tables import COSTS
 from dashvlm.reproductions.studies import Result, Study, result_line
-from dashvlm.safety.files import is_name, read_json, read_lines, read_table, read_yaml
-from dashvlm.tasks.evaluation import evaluate, evaluation_of
+from dashvlm.safety.files import is_name, read_json, read_lines, read_yaml
+from dashvlm.tasks.evaluation import evaluate_files, evaluation_of
 
 AUDIT = "failed_readers"
 """Metric of a result: readers without pixels that are better than chance; ``n`` is how many there are."""
@@ -44,8 +44,7 @@ def run_results(study: Study, output: Path) -> list[Result]:
         if lacking or "test_clips" not in result["counts"]:
             raise DataError(f"{folder}/result.json is damaged", got=f"no {(lacking or ['counts.test_clips'])[0]}",
                             do="remove the folder and run the study again")  # fmt: skip
-        rows = read_table(folder / "predictions.parquet")
-        again = evaluate(rows, evaluation_of(result), int(config["seed"]))
+        again = evaluate_files(folder, evaluation_of(result), int(config["seed"]))
         for metric, value in {**again["metrics"], **again["baselines"]}.items():
             known = (result["metrics"] | result["baselines"]).get(metric, {}).get("value")
             if not _same(value["value"], known):

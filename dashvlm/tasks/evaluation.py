@@ -22,6 +22,7 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.errors import DataError
 from dashvlm.metrics.functional import Array
 from dashvlm.metrics.intervals import RESAMPLES, group_weights, mean_estimate
+from dashvlm.safety.files import read_table
 
 DetailTable = tuple[str, list[str], list[list[str]]]
 """Title, header and cells."""
@@ -66,9 +67,10 @@ class Evaluation:
         details: ``result.json`` -> further tables.
         plots: predictions, results, folder and frame store -> name -> PNG file.
         overlay: predictions by the run's label -> a figure of all runs, where there is one.
-        stream: table of the anchors over whole clips, seed and the metrics at the anchors near events -> as
-            ``numbers``, where a kind can be asked at any moment.
+        stream: table of the anchors over whole clips, seed and predictions near events -> as ``numbers``, where a
+            kind can be asked at any moment.
         stream_plots: that table, results and folder -> name -> PNG file.
+        stream_overlay: ``result.json`` by the run's label -> a figure of all runs over whole clips.
         unscored: the evaluation of predictions that are answers without a score, where that is another one.
         chance: value of the primary metric that guessing reaches, where it is fixed.
     """
@@ -87,8 +89,9 @@ class Evaluation:
     details: Callable[[Mapping[str, Any]], Sequence[DetailTable]] = no_details
     plots: Callable[[pd.DataFrame, Mapping[str, Any], Path, FrameStore], dict[str, Path]] | None = None
     overlay: Callable[[Mapping[str, pd.DataFrame]], Any] | None = None
-    stream: Callable[[pd.DataFrame, int, Mapping[str, Any]], dict[str, Any]] | None = None
+    stream: Callable[[pd.DataFrame, int, pd.DataFrame], dict[str, Any]] | None = None
     stream_plots: Callable[[pd.DataFrame, Mapping[str, Any], Path], dict[str, Path]] | None = None
+    stream_overlay: Callable[[Mapping[str, Mapping[str, Any]]], Any] | None = None
     unscored: Evaluation | None = None
     chance: float | None = None
 
@@ -140,6 +143,23 @@ def evaluate(table: pd.DataFrame, evaluation: Evaluation, seed: int = 0) -> dict
     found["metrics"] |= metrics
     found["baselines"] |= baselines
     found["alarms"] += alarms
+    return found
+
+
+def evaluate_files(folder: Path, evaluation: Evaluation, seed: int = 0) -> dict[str, Any]:
+    """What a run's own tables give: ``predictions.parquet``, and ``stream.parquet`` where whole clips were scored.
+
+    Returns:
+        See :func:`evaluate`; with ``stream`` for whole clips.
+    """
+    rows = read_table(folder / "predictions.parquet")
+    found = evaluate(rows, evaluation, seed)
+    if evaluation.stream is not None and (folder / "stream.parquet").is_file():
+        whole = evaluation.stream(read_table(folder / "stream.parquet"), seed, rows)
+        for part in ("metrics", "baselines"):
+            found[part] |= whole[part]
+        found["alarms"] += whole["alarms"]
+        found["stream"] = whole["stream"]
     return found
 
 

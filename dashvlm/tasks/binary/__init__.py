@@ -88,6 +88,13 @@ def draw_stream(stream: pd.DataFrame, results: Mapping[str, Any], folder: Path) 
     return drawn(stream, results, folder)
 
 
+def draw_streams(results: Mapping[str, Mapping[str, Any]]) -> Any:
+    """See :func:`dashvlm.tasks.binary.plots.overlay_streams`."""
+    from dashvlm.tasks.binary.plots import overlay_streams
+
+    return overlay_streams(results)
+
+
 ANSWERS = Evaluation(
     name="answers",
     numbers=evaluate_answers,
@@ -120,6 +127,7 @@ SCORES = Evaluation(
     overlay=draw_overlay,
     stream=evaluate_stream,
     stream_plots=draw_stream,
+    stream_overlay=draw_streams,
     unscored=ANSWERS,
     chance=0.5,
 )  # fmt: skip

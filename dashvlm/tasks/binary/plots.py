@@ -16,7 +16,7 @@ from dashvlm.data.frames import FrameStore
 from dashvlm.figures import BLUE, GREY, ORANGE, STYLE, filmstrips, save
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.intervals import with_interval
-from dashvlm.tasks.binary.stream import RATES
+from dashvlm.tasks.binary.stream import MAIN_RATE, RATES
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,32 @@ def draw_stream(stream: pd.DataFrame, results: Mapping[str, Any], folder: Path) 
         right.fill_between(by_time.index, by_time[0.25], by_time[0.75], color=ORANGE, alpha=0.25, lw=0)
         right.plot(by_time.index, by_time[0.5], color=ORANGE, marker="o", ms=3, label="clips with an event")
     right.axvline(0, color="black", lw=1, ls=":")
-    right.set(xlabel="time to the event (s)", ylabel="risk: median, quartiles", ylim=(-0.02, 1.02))
+    right.set(xlabel="time from the event (s)", ylabel="risk: median, quartiles", ylim=(-0.02, 1.02))
     if right.get_legend_handles_labels()[0]:
         right.legend(frameon=False, fontsize=7, loc="upper left")
     figure.tight_layout()
     return {"stream": save(figure, folder / "stream.png")}
+
+
+def overlay_streams(results: Mapping[str, Mapping[str, Any]]) -> Any:
+    """Recall against false alarms an hour of several runs.
+
+    Args:
+        results: label -> ``result.json`` with a stream.
+    """
+    figure, axes = plt.subplots(figsize=(5.4, 3.4))
+    for label, result in results.items():
+        curve = result["stream"]["curve"]
+        rate, recall, low, high = (np.array([p[k] for p in curve]) for k in ("per_hour", "recall", "low", "high"))
+        (line,) = axes.plot(rate, recall, marker="o", ms=3, label=label)
+        axes.fill_between(rate, low, high, color=line.get_color(), alpha=0.15, lw=0)
+    axes.axvline(MAIN_RATE, color=GREY, lw=1, ls=":")
+    axes.set(xscale="log", xlabel="false alarms an hour", ylabel="recall of events", ylim=(-0.02, 1.02))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_title("over whole clips, with 95 % intervals", loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
 
 
 def overlay(runs: Mapping[str, pd.DataFrame]) -> Any:

@@ -16,13 +16,15 @@ from dashvlm.metrics.stream import Drive, Points, in_blocks, operating_points
 RATES = (0.5, 1.0, 2.0, 6.0)
 """False alarms an hour at which recall is reported."""
 MAIN_RATE = 2.0
+MOST_FALSE = 0.01
+"""Share of false positives at anchors whose recall is held against that of the stream."""
 CURVE = tuple(float(f"{r:.3g}") for r in np.geomspace(0.2, 200, 25))
 TIMES_TO_EVENT = (0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 RIVALS = {"pixels_off": "pixels_off_score", "time_prior": "time_prior", "position_prior": "position_prior"}
 """Baseline -> its column: readers that see no pixels, or only when in the clip a moment is."""
 
 
-def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: pd.DataFrame | None = None) -> dict[str, Any]:
     """Compute the stream's metrics, baselines and alarms.
 
     Args:
@@ -30,7 +32,7 @@ def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: Mapping[str, An
             window, 0 before it and without an event, missing for what counts neither way), ``score, event_time_s,
             window_start_s, stride_s, refractory_s`` and the columns of :data:`RIVALS` that are there.
         seed: of the bootstrap.
-        anchors: metrics of the same model at the anchors near events.
+        anchors: predictions of the same model at the anchors near events.
 
     Returns:
         ``metrics`` and ``baselines``: name -> {value, low, high}; ``stream``: hours, events, the curve, and AP and ROC
@@ -78,25 +80,35 @@ def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: Mapping[str, An
             "by_time_to_event": _by_time_to_event(clips, stride, weights),
             "unseen_events": lost,
         },
-        "alarms": [*_useless(anchors or {}, metrics, baselines), *_alarms(hours, events, lost, early)],
+        "alarms": [*_useless(anchors, metrics, baselines, seed), *_alarms(hours, events, lost, early)],
     }
 
 
 def _useless(
-    anchors: Mapping[str, Any], metrics: Mapping[str, Estimate], baselines: Mapping[str, Estimate]
+    anchors: pd.DataFrame | None, metrics: Mapping[str, Estimate], baselines: Mapping[str, Estimate], seed: int
 ) -> list[str]:
-    """Say where a model that tells anchors near events apart is of no use over a whole drive."""
-    auc, recall = anchors.get("roc_auc"), metrics[f"stream_recall@{MAIN_RATE:g}"]
-    if auc is None or not auc["low"] > 0.5 or not np.isfinite(recall.value):
+    """Say where anchors near events promise more than a whole drive holds."""
+    recall = metrics[f"stream_recall@{MAIN_RATE:g}"]
+    if anchors is None or not np.isfinite(recall.value):
         return []
+    main = anchors[anchors["primary"] & anchors["target"].notna() & anchors["score"].notna()]
+    target, score = main["target"].to_numpy(np.float64), main["score"].to_numpy(np.float64)
+    weights = group_weights(main["group"].astype(str).tolist(), RESAMPLES, seed) if len(main) else np.ones((1, 0))
+    auc = estimate(float(F.roc_auc(target, score)), F.roc_auc(target, score, weights))
+    if not auc.low > 0.5:
+        return []
+    whole = f"recall {recall} at {MAIN_RATE:g} false alarms an hour over whole clips"
     names = {f"{n}_stream_recall@{MAIN_RATE:g}": n.replace("_", " ") for n in ("constant", *RIVALS)}
     best, what = max((baselines[k].value, what) for k, what in names.items() if k in baselines)
-    if recall.low > best:
-        return []
-    return [
-        f"good at anchors, useless on the stream: ROC AUC {Estimate(**auc)} near events, but recall {recall} at "
-        f"{MAIN_RATE:g} false alarms an hour is not above {best:.3f} ({what})"
-    ]
+    if recall.low <= best:
+        return [f"good at anchors, useless on the stream: ROC AUC {auc} near events, but {whole}, not above {what}"]
+    near = estimate(float(F.recall_at(target, score, MOST_FALSE)), F.recall_at(target, score, MOST_FALSE, weights))
+    if recall.high < near.low:
+        return [
+            f"good at anchors, much less on the stream: near events recall {near} at {MOST_FALSE:.0%} false positives, "
+            f"but {whole}"
+        ]
+    return []
 
 
 def _points(clips: list[tuple[Any, pd.DataFrame]], column: str, stride: float, refractory: float) -> Points:
