@@ -60,6 +60,9 @@ def measure(
 
     quiet_libraries()
     source, checkpoint, splits = config.pop("run"), config.pop("checkpoint"), config.pop("splits")
+    stream = config.pop("stream", None)
+    if stream is not None:
+        config["task"]["stream"], said = stream, [*said, "task.stream"]
     if checkpoint and not source:
         raise ConfigError(f"checkpoint={checkpoint}: of which run?", do="name it: run=runs/RUN")
     refuse(check({"splits": splits, "checkpoint": checkpoint}))
@@ -186,8 +189,8 @@ def _merged(trained: dict[str, Any], asked: dict[str, Any], said: list[str]) -> 
 
 
 FREE = (
-    "run", "checkpoint", "splits", "verbose", "csv", "data", "paths", "trainer", "logger", "hydra", "seed", "task",
-    "sweep", "local", "debug",
+    "run", "checkpoint", "splits", "stream", "verbose", "csv", "data", "paths", "trainer", "logger", "hydra", "seed",
+    "task", "sweep", "local", "debug",
 )  # fmt: skip
 """Top-level words of a command line that act on an evaluation of a run."""
 GENERATION = ("objective.generate", "objective.constrained", "objective.max_new_tokens", "objective.generation")

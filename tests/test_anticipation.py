@@ -58,11 +58,12 @@ def _walk(risks: Any, positive: Any, accident: Any, seconds: float) -> dict[str,
         area += (before[1] + point[1]) * (point[0] - before[0]) / 2
         before = point
     near = min(merged, key=lambda p: abs(p[0] - 0.8))
+    first = next((p for p in merged if p[0] >= 0.8), (np.nan, np.nan))
     return {
         "ap": area,
         "mtta_s": float(np.mean([p[2] for p in merged])) * seconds,
         "tta_s@r80": near[2] * seconds,
-        "p@r80": near[1],
+        "p@r80": first[1],
     }
 
 
@@ -246,6 +247,11 @@ def test_the_official_test_of_nexar_is_read_from_the_hubs_layout_and_scored_by_i
         average_precision_score(p["target"].astype(int), p["score"]) for _, p in table.groupby("slice_time_to_accident")
     ]
     assert read_json(run / "result.json")["metrics"]["nexar_map"]["value"] == pytest.approx(np.mean(parts))
+    private = table[table["slice_part"] == "private"].groupby("slice_time_to_accident")
+    parts = [average_precision_score(p["target"].astype(int), p["score"]) for _, p in private]
+    found = read_json(run / "result.json")["metrics"]
+    assert found["nexar_map_private"]["value"] == pytest.approx(np.mean(parts))
+    assert "nexar_map_public" in found
     sent = pd.read_csv(run / "submission.csv", dtype={"id": str})
     assert sorted(sent["id"]) == sorted(f"{s + 50 * k + i:05d}" for s in (100, 200) for k in (0, 1) for i in range(6))
     assert list(sent.columns) == ["id", "score"]

@@ -10,11 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dashvlm.api import compose
+from dashvlm.config.identity import run_id
 from dashvlm.data.anchors import drawn_samples, label_at, labelled_moments, positive_window, stream_samples
-from dashvlm.data.clip import Clip
+from dashvlm.data.clip import Clip, Observation
 from dashvlm.metrics.stream import Drive, count_alarms, operating_points
+from dashvlm.safety.files import read_json, read_yaml, write_yaml
 from dashvlm.shortcuts.moment import prior_over
+from dashvlm.tasks.base import make_task
+from dashvlm.tasks.binary import SCORES
 from dashvlm.tasks.binary.stream import evaluate_stream
+from dashvlm.tasks.evaluation import evaluate_files
+from tests.conftest import SMALL
 
 OPTIONS: dict[str, Any] = {
     "sampling": "anchored", "num_frames": 4, "frame_interval_s": 0.5, "short_history": "skip", "sampling_seed": 0,
@@ -257,3 +264,49 @@ def test_the_grid_covers_the_clip() -> None:
 def test_the_prior_over_time_is_the_share_of_the_training_moments() -> None:
     train, label = np.array([0.5, 0.6, 1.5, 1.6]), np.array([0.0, 0.0, 1.0, 1.0])
     assert prior_over(train, label, np.array([0.1, 1.9, 7.0]), 1.0).tolist() == pytest.approx([0.5 / 3, 2.5 / 3, 0.5])
+
+
+# -- the question, and evaluation on request ----------------------------------------------------------
+
+
+def test_the_question_says_the_window_that_is_taught_and_the_published_one_stays_by_name():
+    def asked(*words: str) -> str:
+        return make_task(compose("task=crash", "data=drives", *words)).messages(Observation((0.0,)))[0]["content"][-1][
+            "text"
+        ]
+
+    assert "within the next 2 seconds" in asked()
+    assert "within the next 3 seconds" in asked("data.stream.window_s=3")
+    assert "within 1 to 2 seconds" in asked("task.question=published")
+    assert "within 1 to 2 seconds" in asked("data.anchors=event")
+    assert "within the next 2 seconds" in asked("data.anchors=event", "task.question=window")
+    assert "Is it wet?" in asked("task.question='Is it wet?'")
+
+
+def test_settings_of_the_stream_name_another_run_only_where_they_act():
+    name = run_id(compose("task=crash", "data=synthetic"))
+    assert name == run_id(compose("task=crash", "data=synthetic", "data.anchors=event"))
+    others = ["data.anchors=stream", "task.stream=true", "data.stream.window_s=3", "data.stream.per_clip=5"]
+    assert len({name, *(run_id(compose("task=crash", "data=synthetic", w)) for w in others)}) == 5
+
+
+def test_a_run_of_single_anchors_is_scored_over_whole_clips_on_request(dashvlm, tmp_path):
+    dashvlm("train", *SMALL, "trainer.max_steps=2", "objective.generate=false")
+    (run,) = (tmp_path / "runs").glob("crash-*")
+    assert "stream" not in read_json(run / "result.json")
+    config = read_yaml(run / "config.yaml")  # as one of before there was a stream
+    for key in ("anchors", "stream"):
+        del config["data"][key]
+    for key in ("anchors", "stream", "window_s"):
+        del config["task"][key]
+    write_yaml(run / "config.yaml", config)
+    done = dashvlm("evaluate", f"run={run}", "stream=true", "data.stream.stride_s=1")
+    assert "over whole clips" in done.stdout
+    (folder,) = (tmp_path / "runs").glob("eval-*")
+    found = read_json(folder / "result.json")
+    assert found["stream"]["stride_s"] == 1.0
+    stream = pd.read_parquet(folder / "stream.parquet")
+    assert set(stream.groupby("clip_id")["time_s"].diff().dropna().round(6)) == {1.0}
+    assert {"stream_recall@2", "stream_ap", "dad_mtta_s"} <= set(found["metrics"])
+    assert evaluate_files(folder, SCORES, int(config["seed"]))["stream"]["events"] == found["stream"]["events"]
+    assert (folder / "plots" / "stream.png").stat().st_size > 5000

@@ -167,6 +167,7 @@ RULES: dict[str, Rule] = {
         )
     ),
     "verbose": flag(),
+    "stream": optional(flag()),
     "csv": flag(),
     "checkpoint": optional((lambda v: isinstance(v, str) and bool(v), "the name of a checkpoint")),
     "teacher.concurrency": whole(1, 64),

@@ -1,6 +1,7 @@
 """AP and time to accident as the scripts of DAD, CCD and their followers define them, beside our own by name.
 
-Source: ``evaluation`` in Cogito2012/UString (src/eval_tools.py, commit 1730733), after Chan et al., ACCV 2016. Their
+Source: ``evaluation`` in Cogito2012/UString (src/eval_tools.py, commit 1730733), after Chan et al., ACCV 2016; the
+precision is DSTA's, which follows them. BADAS publishes a time of this kind without the script that made it. Their
 numbers differ from ours: a clip is positive from its first frame on, any frame over the threshold detects it, and a
 clip is a false positive once. Time is a share of the time before the accident, multiplied by the whole clip's length.
 At a threshold of exactly 0 their script also counts negatives as caught; this one does not.
@@ -49,7 +50,7 @@ def curve(
 def summary(
     reached: Array, left: Array, positive: ArrayLike, seconds: float, weight: ArrayLike = 1.0
 ) -> dict[str, Array]:
-    """AP, mean time to accident, and precision and time at the recall nearest to 80 %.
+    """AP, mean time to accident, the time at the recall nearest to 80 %, the precision at the first from 80 % on.
 
     Of thresholds of equal recall the best precision and the longest time count, but for the highest recall, of which
     the lowest threshold counts (their order of equal recalls is left open by the sort that they use).
@@ -86,7 +87,7 @@ def summary(
         best_p[0], best_t[0] = precision[0], time[0]
         r, p, t = recall[starts][::-1], best_p[::-1], best_t[::-1]
         ap = p[0] * r[0] + float(((p[:-1] + p[1:]) / 2 * np.diff(r)).sum())
-        near = int(np.abs(r - 0.8).argmin())
-        found[row] = ap, t.mean() * seconds, t[near] * seconds, p[near]
+        near, enough = int(np.abs(r - 0.8).argmin()), np.flatnonzero(r >= 0.8)
+        found[row] = ap, t.mean() * seconds, t[near] * seconds, p[enough[0]] if len(enough) else np.nan
     names = ("ap", "mtta_s", "tta_s@r80", "p@r80")
     return {name: found[:, i].reshape(weights.shape[:-1]) for i, name in enumerate(names)}

@@ -109,6 +109,10 @@ def audit(
         "encoding": ("keyframes a second", lambda s: [facts[s.clip.path][3] / s.clip.duration_s]),
         "row_order": ("place in the list", lambda s: [order[s.sample_id]]),
     }
+    if any(len({s.clip.clip_id for s in found}) < len(found) for found in known.values()):  # several anchors a clip
+        numbers["position"] = (
+            "the anchor's place in the clip, from 0 to 1", lambda s: [s.times_s[-1] / max(s.clip.duration_s, 1e-9)],
+        )  # fmt: skip
     texts: dict[str, tuple[str, Callable[[Sample], str], dict[str, Any]]] = {
         "file_name": ("letters and digits of the name", lambda s: Path(s.clip.path).stem, _LETTERS),
         "folder": ("the folders above it", lambda s: "/".join(Path(s.clip.path).parts[-4:-1]), _LETTERS),

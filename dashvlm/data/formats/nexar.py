@@ -117,7 +117,8 @@ def _hub(root: Path, table: Path, encoding: str | None) -> Iterator[Row]:
         ahead = (cells.get("time_to_accident") or "").strip()
         if part != "train" and ahead.lower() not in ("", "nan"):
             # Cut so long before the event, whose time is that of the uncut video: the last frame is the anchor.
-            slices = {**(row["extra"].get("slices") or {}), "time_to_accident": groups.get(name.split(".")[0], ahead)}
+            slices = {**(row["extra"].get("slices") or {}), "part": part.removeprefix("test-"),
+                      "time_to_accident": groups.get(name.split(".")[0], ahead)}  # fmt: skip
             extra = {"slices": slices, "anchor": "clip_end", "submission_id": name.rsplit(".", 1)[0]}
             row |= {"event_time_s": None, "alert_time_s": None, "extra": extra}
             yield row

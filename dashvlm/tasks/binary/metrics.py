@@ -38,10 +38,7 @@ def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     wanted = {n: m for n, m in F.METRICS.items() if not ranks or n in ORDER}
     metrics = {name: _estimate(metric, target, score, weights) for name, metric in wanted.items()}
     metrics |= {n: v for n, v in _horizons(known, seed).items() if not ranks or n != "mtta_s"}
-    if "slice_time_to_accident" in main:  # Nexar's own number: the mean over the groups of its test
-        groups = sorted(main["slice_time_to_accident"].dropna().unique())
-        parts = [(main["slice_time_to_accident"] == group).to_numpy() for group in groups]
-        metrics |= {"nexar_map": _mean_of_parts(parts, target, score, weights)} if parts else {}
+    metrics |= _of_challenge(main, target, score, weights)
     if (main["status"].notna() & (main["status"] != "failed")).any():
         parsed = (main["status"] == "parsed").to_numpy(float)
         metrics["parse_rate"] = mean_estimate(parsed, weights)
@@ -73,11 +70,18 @@ def evaluate_binary(table: pd.DataFrame, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _mean_of_parts(parts: list[Any], target: F.Array, score: F.Array, weights: F.Array) -> Estimate:
-    """AP of each part of the rows, averaged over the parts."""
-    ap = F.average_precision
-    value = float(np.mean([ap(target[p], score[p], np.ones(int(p.sum()))) for p in parts]))
-    return estimate(value, np.mean([ap(target[p], score[p], weights[:, p]) for p in parts], axis=0))
+def _of_challenge(main: pd.DataFrame, target: F.Array, score: F.Array, weights: F.Array) -> dict[str, Estimate]:
+    """Nexar's own number, the mean of AP over the groups of its test: of all, of the public and of the private part."""
+    if "slice_time_to_accident" not in main or not main["slice_time_to_accident"].notna().any():
+        return {}
+    group, found = main["slice_time_to_accident"], {}
+    part = main["slice_part"] if "slice_part" in main else pd.Series(None, index=main.index)
+    for name, of_part in {"": group.notna(), **{f"_{p}": part == p for p in sorted(part.dropna().unique())}}.items():
+        rows = [((group == g) & of_part).to_numpy() for g in sorted(group[of_part].dropna().unique())]
+        drawn = np.mean([F.average_precision(target[r], score[r], weights[:, r]) for r in rows], axis=0)
+        value = float(np.mean([F.average_precision(target[r], score[r], np.ones(int(r.sum()))) for r in rows]))
+        found[f"nexar_map{name}"] = estimate(value, drawn)
+    return found
 
 
 def slices(main: pd.DataFrame, seed: int) -> list[dict[str, Any]]:

@@ -35,7 +35,8 @@ class CrashTask(Task):
     Args:
         prompt: template; with ``reasoning``, ``crash_yes_no`` becomes ``crash_reasoning``.
         print_times: print the frames' ages.
-        question: replaces the published wording.
+        question: ``published``, ``window`` (says the window that is taught and scored) or a text; None is the published
+            wording for single anchors and the window for streams.
         reasoning: ask for, and teach, a rationale before the answer; ``data.labels`` brings the rationales.
         stream: whether test clips are scored over their whole length too.
         anchors: ``event`` asks with the published wording, ``stream`` with the window that is taught.
@@ -64,7 +65,8 @@ class CrashTask(Task):
         self.reasoning, self.stream, self.anchors, self.window_s = reasoning, stream, anchors, window_s
         self.answer_prefix = ANSWER_PREFIX if reasoning else ""
         self.default_max_new_tokens = 256 if reasoning else 8
-        super().__init__("crash_reasoning" if reasoning and prompt == "crash_yes_no" else prompt, print_times, question)
+        asked = self._wording(question) if question in ("published", "window") else question
+        super().__init__("crash_reasoning" if reasoning and prompt == "crash_yes_no" else prompt, print_times, asked)
 
     @classmethod
     def errors(cls, flat: Mapping[str, Any]) -> list[str]:
@@ -82,7 +84,10 @@ class CrashTask(Task):
 
     def default_question(self) -> str:
         """The question of the SmolVLM2 crash-risk classifier, without its answer key; of a stream, its window."""
-        return QUESTION if self.anchors == "event" else STREAM_QUESTION.format(self.window_s)
+        return self._wording("published" if self.anchors == "event" else "window")
+
+    def _wording(self, name: str) -> str:
+        return QUESTION if name == "published" else STREAM_QUESTION.format(self.window_s)
 
     def target(self, sample: Sample) -> int | None:
         """The clip's label."""
