@@ -14,6 +14,7 @@ from dashvlm.api import compose
 from dashvlm.config.identity import run_id
 from dashvlm.data.anchors import drawn_samples, label_at, labelled_moments, positive_window, stream_samples
 from dashvlm.data.clip import Clip, Observation
+from dashvlm.errors import ConfigError
 from dashvlm.metrics.stream import Drive, count_alarms, operating_points
 from dashvlm.safety.files import read_json, read_yaml, write_yaml
 from dashvlm.shortcuts.moment import prior_over
@@ -281,6 +282,16 @@ def test_the_question_says_the_window_that_is_taught_and_the_published_one_stays
     assert "within 1 to 2 seconds" in asked("data.anchors=event")
     assert "within the next 2 seconds" in asked("data.anchors=event", "task.question=window")
     assert "Is it wet?" in asked("task.question='Is it wet?'")
+
+
+def test_what_cannot_be_asked_at_any_moment_says_so():
+    for words, message in (
+        (["task=mcq", "data=synthetic", "data.anchors=stream"], "asked of a clip, not of a moment"),
+        (["task=crash", "data=synthetic", "data.sampling=uniform", "task.stream=true"], "looks at whole clips"),
+        (["task=crash", "data=synthetic", "data.anchors=stream", "task.reasoning=true"], "one moment of a clip"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            compose(*words)
 
 
 def test_settings_of_the_stream_name_another_run_only_where_they_act():

@@ -23,7 +23,26 @@ def check(cfg: Mapping[str, Any]) -> list[str]:
         return errors or [str(error)]
     flat = flatten(cfg)
     errors += _parts(cfg, task) + _own_prompt(cfg, task)
+    errors += _whole_clips(flat, task)
     return errors + broken(flat, task.rules) + _monitors(flat, task) + _objective(flat, task) + task.errors(flat)
+
+
+def _whole_clips(flat: Mapping[str, Any], task: type[Task]) -> list[str]:
+    """What anchors over the whole of a clip need."""
+    errors = []
+    for key, asked in (("data.anchors", "stream"), ("task.stream", True)):
+        if flat.get(key) != asked:
+            continue
+        said = f"{key}={str(asked).lower()}"
+        if not task.over_time:
+            errors.append(f"{said}: task={task.name} is asked of a clip, not of a moment")
+        elif flat.get("data.sampling") not in ("anchored", "fps"):
+            errors.append(
+                f"{said}: data.sampling={flat.get('data.sampling')} looks at whole clips; use anchored or fps"
+            )
+        elif flat.get("task.reasoning") is True and key == "data.anchors":
+            errors.append(f"{said}: rationales are of one moment of a clip; use task.reasoning=false")
+    return errors
 
 
 def _parts(cfg: Mapping[str, Any], task: type[Task]) -> list[str]:
