@@ -9,6 +9,7 @@ import subprocess
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dashvlm.api import compose
 from dashvlm.data.anchors import stream_samples
@@ -40,7 +41,7 @@ def drive(tmp_path_factory):
 
 def _loaded(cache, model, *words):
     words = [f"model={model}", "model.checkpoint=tiny", "task=crash", "data=drives", *QUIET, *words]
-    words += ["objective.generate=false"] if model in FAMILIES else []
+    words += ["objective.generate=false"] if model in FAMILIES and "objective=pooled" not in words else []
     cfg = compose(*words, f"paths.cache_dir={cache}", "data.num_frames=3", "data.eval_batch_size=5")
     module = build_module(cfg, for_training=False).eval()
     loaders = ClipDataModule({}, build_store(cfg), module.collate, {**cfg["data"], "num_workers": 0}, 0)
@@ -65,6 +66,28 @@ def test_scores_over_a_drive_are_those_of_whole_passes(cache, drive, model):
     one, two = (np.array([r["scores"] for r in rows]) for rows in (shared, alone))
     assert np.allclose(one, two, atol=1e-5)
     assert one[:, -1].std() > 1e-7  # the frames are not all the same to it
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["task.reasoning=true", "trainer.skip_fit=true"], ["data.num_workers=2"], ["data.pixels=off"], ["objective=pooled"],
+     ["objective=pooled", "objective.pooling=mean"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_sharing_changes_nothing_for_reasons_workers_grey_frames_and_classifiers(cache, drive, words):
+    words = [*words, "data.anchors=event", "peft.roles=[vision,language]"]
+    cfg, module, loaders = _loaded(cache, "qwen3_vl", *words)
+    for name, parameter in module.named_parameters():  # adapters that do something
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    loaders.options = cfg["data"]
+    index = index_video(drive)
+    clip = Clip("drive", str(drive), "drive", "test", None, None, None, index.duration_s, index.fps)
+    samples = stream_samples([clip], cfg["data"])
+    shared, alone = predict_rows(module, loaders, samples, "stream"), predict_rows(module, loaders, samples, "predict")
+    one, two = (np.array([r["scores"] for r in rows]) for rows in (shared, alone))
+    assert np.allclose(one, two, atol=1e-5)
+    assert [r["frame_times_s"] for r in shared] == [r["frame_times_s"] for r in alone]
 
 
 @pytest.mark.parametrize("model", ["smolvlm2", "qwen3_vl", "internvl3", "openflamingo", "image_encoder"])

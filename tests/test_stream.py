@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -209,6 +210,30 @@ def test_a_failed_event_is_missed_and_failed_time_is_no_time() -> None:
     assert evaluate_stream(good)["stream"]["hours"] - evaluate_stream(failed)["stream"]["hours"] == pytest.approx(
         40 / 3600
     )
+
+
+def test_the_order_of_the_rows_and_clips_that_nobody_labelled_change_nothing():
+    rng = np.random.default_rng(3)
+    noise = rng.random((60, 80))
+    good = _table(lambda n, t, e: float(noise[n, int(t * 2)]) / 2 + (0.4 if e and 28 <= t <= 30 else 0))
+    want = evaluate_stream(good)
+    mixed = good.sort_values("time_s", kind="stable")
+    assert evaluate_stream(mixed)["metrics"]["stream_ap"] == pytest.approx(want["metrics"]["stream_ap"])
+    assert evaluate_stream(mixed)["metrics"]["early_roc_auc"] == pytest.approx(want["metrics"]["early_roc_auc"])
+    unknown = good[good["clip_id"] == "c0"].assign(clip_id="u", group="g0", target=pd.NA, score=0.99)
+    more = evaluate_stream(pd.concat([good, unknown.astype({"target": "Int64"})]))
+    assert more["stream"]["hours"] == pytest.approx(want["stream"]["hours"])
+    for mine, theirs in zip(more["stream"]["by_time_to_event"], want["stream"]["by_time_to_event"], strict=True):
+        assert mine["roc_auc"]["value"] == pytest.approx(theirs["roc_auc"]["value"])
+        assert mine["safe_clips"] == theirs["safe_clips"]
+
+
+def test_an_unreadable_clip_with_an_event_is_a_missed_event():
+    clip = replace(_clip("a", 1, 20.0), extra={"failed": "torn"})
+    (sample,) = stream_samples([clip], {**OPTIONS, "short_history": "pad_oldest"})
+    assert sample.clip.label == 1
+    assert [s.clip.label for s in stream_samples([replace(_clip("b", 0), extra={"failed": "x"})],
+                                                 {**OPTIONS, "short_history": "pad_oldest"})] == [0]  # fmt: skip
 
 
 # -- anchors -----------------------------------------------------------------------------------------

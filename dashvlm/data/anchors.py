@@ -81,7 +81,10 @@ def stream_samples(clips: Sequence[Clip], options: Options) -> list[Sample]:
     for clip in clips:
         times = np.zeros(1) if "failed" in clip.extra else np.arange(0.0, last_time(clip) + 1e-9, stride)
         for time_s in times.round(6).tolist():
-            sample = sample_at(clip, time_s, options, label_at(clip, time_s, window))
+            label = label_at(clip, time_s, window)
+            if "failed" in clip.extra and positive_window(clip, window) is not None:
+                label = 1  # its event is missed
+            sample = sample_at(clip, time_s, options, label)
             found += [sample] if sample is not None else []
     return found
 

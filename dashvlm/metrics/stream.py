@@ -142,10 +142,28 @@ def operating_points(drives: Sequence[Drive], stride_s: float, refractory_s: flo
     )  # fmt: skip
 
 
-def in_blocks(metric: Metric, target: Array, score: Array, weight: Array, rows: int = 4_000_000) -> Array:
-    """A metric under many weights [R, N], some resamples at a time: a drive is hundreds of rows."""
-    size = max(rows // max(len(target), 1), 1)
-    parts = [metric(target, score, weight[i : i + size]) for i in range(0, len(weight), size)]
+def in_blocks(
+    metric: Metric,
+    target: Array,
+    score: Array,
+    weight: Array,
+    drive: NDArray[np.int64],
+    mass: Array | float = 1.0,
+    most: int = 4_000_000,
+) -> Array:
+    """A metric of moments under weights of their drives [R, D], some resamples at a time: a drive is hundreds of rows.
+
+    Args:
+        metric: of target, score and weight.
+        target: 0 or 1, [N].
+        score: risk, [N].
+        weight: of the drives, [R, D].
+        drive: number of each moment's drive, [N].
+        mass: of the moments beside that, [N].
+        most: numbers in memory at once.
+    """
+    size = max(most // max(len(target), 1), 1)
+    parts = [metric(target, score, weight[i : i + size][:, drive] * mass) for i in range(0, len(weight), size)]
     return np.concatenate(parts)
 
 

@@ -19,7 +19,7 @@ GROUPS = ("seed", "model", "task", "data", "objective", "peft", "optim", "traine
 
 
 SHAPE = {"metrics": dict, "baselines": dict, "counts": dict, "alarms": list, "parameters": list, "feasibility": list,
-         "seconds": dict, "overrides": list}  # fmt: skip
+         "seconds": dict, "overrides": list, "stream": dict}  # fmt: skip
 """What ``result.json`` holds, where it holds it."""
 NAMES = ("model.name", "task.name", "data.name", "objective.name", "peft.method")
 """Settings that are texts."""

@@ -129,8 +129,9 @@ def stream_figure(runs: Sequence[Path], kind: Evaluation | None, labels: Mapping
     scored = {label: result for label, result in results.items() if (result.get("stream") or {}).get("curve")}
     if kind is None or kind.stream_overlay is None or not scored:
         return None
-    with mpl.rc_context(STYLE):
-        return kind.stream_overlay(scored)
+    with mpl.rc_context(STYLE), contextlib.suppress(TypeError, LookupError, AttributeError, ValueError):
+        return kind.stream_overlay(scored)  # a curve of somebody else's may be anything; the table has its numbers
+    return None
 
 
 def _is_picture(path: Path) -> bool:

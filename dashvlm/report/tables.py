@@ -182,7 +182,7 @@ def result_table(result: dict[str, Any], stream: bool = False) -> tuple[list[str
         result: ``result.json``.
         stream: those over whole clips, which have a table of their own.
     """
-    base, over_time = result["baselines"], set((result.get("stream") or {}).get("metrics", ()))
+    base, over_time = result["baselines"], set(map(str, (result.get("stream") or {}).get("metrics") or ()))
     wanted = {name: value for name, value in result["metrics"].items() if (name in over_time) == stream}
     beside = [p for p in BASELINES if any(f"{p}_{m}" in base for m in wanted)]
     body = [

@@ -40,6 +40,8 @@ def _whole_clips(flat: Mapping[str, Any], task: type[Task]) -> list[str]:
             errors.append(
                 f"{said}: data.sampling={flat.get('data.sampling')} looks at whole clips; use anchored or fps"
             )
+        elif flat.get("data.shots.eval"):
+            errors.append(f"{said}: solved examples are not shown over whole clips; use data.shots.eval=0")
         elif flat.get("task.reasoning") is True and key == "data.anchors":
             errors.append(f"{said}: rationales are of one moment of a clip; use task.reasoning=false")
     return errors

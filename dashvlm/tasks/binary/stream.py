@@ -44,7 +44,7 @@ def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: pd.DataFrame | 
     clips = [(i, t) for i, t in clips if i not in set(lost)]
     table = table[~table["clip_id"].isin(lost)]
     weights = group_weights([str(t["group"].iloc[0]) for _, t in clips], RESAMPLES, seed)
-    rows = np.repeat(np.arange(len(clips)), [len(t) for _, t in clips])
+    rows = pd.factorize(table["clip_id"])[0]  # in the order in which groupby meets them
     points = _points(clips, "score", stride, refractory)
     metrics: dict[str, Estimate] = {}
     recalls, leads = _at(points, RATES, weights)
@@ -158,11 +158,10 @@ def _of_moments(table: pd.DataFrame, column: str, weights: F.Array, rows: Any) -
     known = table["target"].notna().to_numpy()
     target = table["target"][known].to_numpy(np.float64)
     score = table[column][known].fillna(pd.Series(1.0 - table["target"][known].astype(float))).to_numpy(np.float64)
-    drawn = weights[:, rows[known]]
     found = {}
     for name, metric in {"stream_ap": F.average_precision, "stream_roc_auc": F.roc_auc}.items():
         value = float(metric(target, score, np.ones(len(target))))
-        found[name] = estimate(value, in_blocks(metric, target, score, drawn))
+        found[name] = estimate(value, in_blocks(metric, target, score, weights, rows[known]))
     return found
 
 
@@ -176,9 +175,9 @@ def _early(table: pd.DataFrame, margin_s: float, weights: F.Array, rows: Any) ->
     target = table["event_time_s"].notna()[kept].to_numpy(np.float64)
     if len(set(target)) < 2:
         return None
-    score, drawn = table["score"][kept].to_numpy(np.float64), weights[:, rows[kept.to_numpy()]]
+    score = table["score"][kept].to_numpy(np.float64)
     value = float(F.roc_auc(target, score, np.ones(len(target))))
-    return estimate(value, in_blocks(F.roc_auc, target, score, drawn))
+    return estimate(value, in_blocks(F.roc_auc, target, score, weights, rows[kept.to_numpy()]))
 
 
 def _near_misses(clips: list[tuple[Any, pd.DataFrame]], weights: F.Array) -> Estimate | None:
@@ -215,7 +214,7 @@ def _by_time_to_event(clips: list[tuple[Any, pd.DataFrame]], stride: float, weig
 
     A clip without an event counts as one, spread over its anchors, so that AP is at the clips' share of events.
     """
-    safe = [(place, clip) for place, (_, clip) in enumerate(clips) if clip["event_time_s"].isna().iloc[0]]
+    safe = [(p, c) for p, (_, c) in enumerate(clips) if c["event_time_s"].isna().iloc[0] and (c["target"] == 0).any()]
     calm = [(p, float(s), 1 / len(c)) for p, c in safe for s in c["score"] if np.isfinite(s)]
     out = []
     for ahead in TIMES_TO_EVENT:
@@ -231,12 +230,10 @@ def _by_time_to_event(clips: list[tuple[Any, pd.DataFrame]], stride: float, weig
             continue
         drives, score, mass = (np.array(column) for column in zip(*near, *calm, strict=True))
         target = np.r_[np.ones(len(near)), np.zeros(len(calm))]
-        row_weights = weights[:, drives.astype(int)] * mass
         made: dict[str, Any] = {"time_to_event_s": ahead, "events": len(near), "safe_clips": len(safe)}
         for name, metric in {"ap": F.average_precision, "roc_auc": F.roc_auc}.items():
-            made[name] = vars(
-                estimate(float(metric(target, score, mass)), in_blocks(metric, target, score, row_weights))
-            )
+            drawn = in_blocks(metric, target, score, weights, drives.astype(int), mass)
+            made[name] = vars(estimate(float(metric(target, score, mass)), drawn))
         out.append(made)
     return out
 
