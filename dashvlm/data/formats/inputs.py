@@ -84,6 +84,8 @@ def read_events(path: Path) -> dict[str, dict[str, float | None]]:
     Raises:
         DataError: if a column or a number is missing.
     """
+    if not path.is_file():
+        raise DataError(f"events={path}: no such file", do="name a .csv with file_name and event_time_s")
     found: dict[str, dict[str, float | None]] = {}
     for line, row in csv_rows(path, (), lambda c: True):
         if isinstance(row, str):
