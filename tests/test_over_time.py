@@ -70,8 +70,8 @@ def test_scores_over_a_drive_are_those_of_whole_passes(cache, drive, model):
 
 @pytest.mark.parametrize(
     "words",
-    [["task.reasoning=true", "trainer.skip_fit=true"], ["data.num_workers=2"], ["data.pixels=off"], ["objective=pooled"],
-     ["objective=pooled", "objective.pooling=mean"]],
+    [["task.reasoning=true", "trainer.skip_fit=true"], ["data.num_workers=2"], ["data.pixels=off"],
+     ["objective=pooled"], ["objective=pooled", "objective.pooling=mean"]],
     ids=" ".join,
 )  # fmt: skip
 def test_sharing_changes_nothing_for_reasons_workers_grey_frames_and_classifiers(cache, drive, words):
