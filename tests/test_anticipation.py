@@ -189,6 +189,19 @@ def test_consensus_alerts_move_the_window_and_leave_others_accidents_out(tmp_pat
     assert (found["c"]["label"], found["c"]["video"]) == (0, "clips/images_c.avi")
     assert "no video of that name" in found["gone"]["problem"]
     assert {r["clip_id"]: r for r in consensus(tmp_path, {"non_ego": "unlabelled"})}["b"]["label"] is None
+    odd = [
+        "a.mp4,1,C,1.0,9,nan,3.4,,x,",
+        "b.mp4,1,C,0.0,9,1,3,2,x,",
+        "c,1,C,no,9,,nan,,x,positive",
+        "d.mp4,1,C,perhaps,9,1,3,2,x,1",
+    ]
+    (tmp_path / "dad.csv").write_text(head + "\n".join(odd) + "\n")
+    found = {r["clip_id"]: r for r in consensus(tmp_path, {})}
+    assert (found["a"]["label"], found["a"]["alert_time_s"]) == (1, None)
+    assert (found["b"]["label"], found["b"]["extra"]["slices"]["ego"]) == (0, "not involved")
+    assert "no Time-of-collision" in found["c"]["problem"]
+    assert "neither yes nor no" in found["d"]["problem"]
+    (tmp_path / "dad.csv").write_text(head + "\n".join(lines) + "\n")
     (tmp_path / "second.csv").write_text(head)
     with pytest.raises(DataError, match="one annotation file"):
         list(consensus(tmp_path, {}))
@@ -256,6 +269,21 @@ def test_the_official_test_of_nexar_is_read_from_the_hubs_layout_and_scored_by_i
     assert sorted(sent["id"]) == sorted(f"{s + 50 * k + i:05d}" for s in (100, 200) for k in (0, 1) for i in range(6))
     assert list(sent.columns) == ["id", "score"]
     assert sent["score"].between(0, 1).all()
+
+
+def test_training_over_whole_clips_loses_no_clip_of_the_official_test(tmp_path, dashvlm):
+    root = tmp_path / "nexar"
+    _hub(root)
+    (root / "test-public" / "positive" / "00100.mp4").write_bytes(b"torn")
+    words = ["data.anchors=stream", "data.stream.window_s=0.5", "data.eval_horizons_s=[]", "data.max_bad_fraction=0.1"]
+    dashvlm("train", "data=nexar", f"data.root={root}", *words, *TINY)
+    (run,) = (tmp_path / "runs").glob("crash-*")
+    table = pd.read_parquet(run / "predictions.parquet")
+    assert len(table) == 24
+    assert table["target"].sum() == 12
+    assert (table["status"] == "failed").sum() == 1
+    assert len(pd.read_csv(run / "submission.csv")) == 24
+    assert "nexar_map" in read_json(run / "result.json")["metrics"]
 
 
 @pytest.mark.skipif(not (REAL / "dad_mini" / "full").is_dir(), reason="no real clips here")

@@ -124,6 +124,34 @@ def test_frames_of_a_stretch_are_the_ones_asked_for(cache, drive):
     assert len(stretch.frames) == len(set(stretch.frame_times_s.tolist()))
 
 
+def test_a_damaged_frame_fails_the_anchors_that_see_it_and_no_others(cache, drive, monkeypatch):
+    module, loaders, samples = _asked(cache, drive, "smolvlm2")
+    want = [r["scores"] for r in predict_rows(module, loaders, samples, "stream")]
+    plain = type(loaders.store).frames
+
+    def torn(self, video, times):
+        if any(6.0 <= t <= 6.4 for t in times):
+            raise DataError("the file is damaged at 6 s")
+        return plain(self, video, times)
+
+    monkeypatch.setattr(type(loaders.store), "frames", torn)
+    rows = predict_rows(module, loaders, samples, "stream")
+    lost = {i for i, s in enumerate(samples) if any(6.0 <= t <= 6.4 for t in s.times_s)}
+    assert {i for i, r in enumerate(rows) if r.get("status") == "failed"} == lost
+    assert 0 < len(lost) < len(samples)
+    assert all(np.allclose(r["scores"], want[i], atol=1e-5) for i, r in enumerate(rows) if i not in lost)
+
+
+def test_a_stretch_is_bounded_by_its_frames(cache, drive):
+    _, loaders, samples = _asked(cache, drive, "smolvlm2", "data.frame_interval_s=0.037", "data.num_frames=16")
+    parts = StretchDataset(
+        stream_samples([samples[0].clip], {**loaders.options, "num_frames": 16}), loaders.store, 5
+    ).parts
+    assert sum(len(p) for _, p in parts) == 24
+    assert max(len({t for s in p for t in s.times_s}) for _, p in parts) <= 128
+    assert len(parts) > 2
+
+
 def test_a_drive_that_cannot_be_read_fails_row_by_row(cache, tmp_path):
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"x" * 500)

@@ -212,6 +212,38 @@ def test_a_failed_event_is_missed_and_failed_time_is_no_time() -> None:
     )
 
 
+def test_time_in_the_clip_is_no_sign_of_an_event():
+    """A risk that only falls, or only rises, with time tells nothing of the clips: no alarm, and 0.5 at all times."""
+    rng = np.random.default_rng(1)
+    for sign in (1, -1):
+        table = _table(lambda n, t, e, s=sign: 0.5 + s * t / 100 + float(rng.uniform(0, 0.02)))
+        found = evaluate_stream(table)
+        assert found["metrics"]["early_roc_auc"]["value"] == pytest.approx(0.5, abs=0.05)
+        assert not any("long before" in a for a in found["alarms"])
+        # Within a bin of two seconds time still tells a little.
+        assert all(abs(r["roc_auc"]["value"] - 0.5) < 0.3 for r in found["stream"]["by_time_to_event"])
+
+
+def test_noise_does_not_tell_events_from_near_misses_and_failures_are_wrong():
+    rng = np.random.default_rng(0)
+    noise = rng.random((400, 80))
+    table = _table(lambda n, t, e: float(noise[n, int(t * 2)]), clips=400)
+    near = evaluate_stream(table)["metrics"]["near_miss_roc_auc"]
+    assert near["value"] == pytest.approx(0.5, abs=0.07)
+    sees = _table(lambda n, t, e: 0.9 if e and 28 <= t <= 30 and n % 4 == 1 else 0.2)
+    before = evaluate_stream(sees)["metrics"]["near_miss_roc_auc"]["value"]
+    missed = sees["clip_id"].isin([f"c{i}" for i in range(3, 60, 4)])
+    after = evaluate_stream(sees.assign(score=sees["score"].where(~missed)))["metrics"]["near_miss_roc_auc"]["value"]
+    assert after < before
+
+
+def test_an_event_at_an_unknown_time_is_named():
+    table = _table(lambda n, t, e: 0.5).assign(clip_label=lambda t: t["event_time_s"].notna().astype(int))
+    none = table[table["clip_id"] == "c1"].assign(event_time_s=np.nan, window_start_s=np.nan, target=pd.NA)
+    found = evaluate_stream(pd.concat([table[table["clip_id"] != "c1"], none.astype({"target": "Int64"})]))
+    assert any("no known time" in a for a in found["alarms"])
+
+
 def test_the_order_of_the_rows_and_clips_that_nobody_labelled_change_nothing():
     rng = np.random.default_rng(3)
     noise = rng.random((60, 80))
@@ -230,10 +262,10 @@ def test_the_order_of_the_rows_and_clips_that_nobody_labelled_change_nothing():
 
 def test_an_unreadable_clip_with_an_event_is_a_missed_event():
     clip = replace(_clip("a", 1, 20.0), extra={"failed": "torn"})
-    (sample,) = stream_samples([clip], {**OPTIONS, "short_history": "pad_oldest"})
-    assert sample.clip.label == 1
-    assert [s.clip.label for s in stream_samples([replace(_clip("b", 0), extra={"failed": "x"})],
-                                                 {**OPTIONS, "short_history": "pad_oldest"})] == [0]  # fmt: skip
+    safe = replace(_clip("b", 0), extra={"failed": "x"})
+    for policy in ("pad_oldest", "skip", "error"):
+        found = stream_samples([clip, safe], {**OPTIONS, "short_history": policy})
+        assert [s.clip.label for s in found] == [1, 0]
 
 
 # -- anchors -----------------------------------------------------------------------------------------
@@ -324,6 +356,8 @@ def test_settings_of_the_stream_name_another_run_only_where_they_act():
     assert name == run_id(compose("task=crash", "data=synthetic", "data.anchors=event"))
     others = ["data.anchors=stream", "task.stream=true", "data.stream.window_s=3", "data.stream.per_clip=5"]
     assert len({name, *(run_id(compose("task=crash", "data=synthetic", w)) for w in others)}) == 5
+    said = [run_id(compose("task=crash", "data=drives", *w)) for w in ([], ["task.window_s=7"], ["task.anchors=event"])]
+    assert len(set(said)) == 3  # another question is another run
 
 
 def test_a_run_of_single_anchors_is_scored_over_whole_clips_on_request(dashvlm, tmp_path):

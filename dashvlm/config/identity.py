@@ -35,8 +35,6 @@ EXCLUDED = (
     "data.decode_timeout_s",
     "data.decode_memory_gb",
     "task.prompt_file.file",
-    "task.anchors",  # data.anchors and data.stream.window_s again, for the question
-    "task.window_s",
     "trainer.progress",
     "trainer.data_only",
     "trainer.log_every_n_steps",
@@ -89,6 +87,9 @@ def identity_of(cfg: Mapping[str, Any]) -> dict[str, Any]:
     walk(cfg, "")
     if flat.get("model.checkpoint") != "tiny":  # the twin is not used
         flat = {k: v for k, v in flat.items() if k != "model.twin" and not k.startswith("model.twin.")}
+    for key, again in {"task.anchors": "data.anchors", "task.window_s": "data.stream.window_s"}.items():
+        if key in flat and flat[key] == flat.get(again, NEUTRAL[again]):  # the same, for the question
+            del flat[key]
     if flat.get("start_from"):  # a run's name says what decided it; where it lies does not
         name = str(flat["start_from"]).rstrip("/").rsplit("/", 1)[-1]
         flat["start_from"] = name if re.search(r"-[0-9a-f]{8}$", name) else flat["start_from"]

@@ -79,18 +79,19 @@ def stream_samples(clips: Sequence[Clip], options: Options) -> list[Sample]:
     stride, window = float(options["stream"]["stride_s"]), float(options["stream"]["window_s"])
     found = []
     for clip in clips:
-        times = np.zeros(1) if "failed" in clip.extra else np.arange(0.0, last_time(clip) + 1e-9, stride)
-        for time_s in times.round(6).tolist():
-            label = label_at(clip, time_s, window)
-            if "failed" in clip.extra and positive_window(clip, window) is not None:
-                label = 1  # its event is missed
-            sample = sample_at(clip, time_s, options, label)
+        if "failed" in clip.extra:  # its event, if it has one, is missed
+            label = 1 if positive_window(clip, window) is not None else clip.label
+            none = (0.0,) * int(options["num_frames"])
+            found.append(Sample(f"{clip.clip_id}@t0.000", replace(clip, label=label), 0.0, 0.0, none, 0))
+            continue
+        for time_s in np.arange(0.0, last_time(clip) + 1e-9, stride).round(6).tolist():
+            sample = sample_at(clip, time_s, options, label_at(clip, time_s, window))
             found += [sample] if sample is not None else []
     return found
 
 
 def drawn_samples(clips: Sequence[Clip], options: Options) -> tuple[list[Sample], list[Clip]]:
-    """The anchors that training and validation use: ``data.stream.per_clip`` a clip, the same ones in every run.
+    """The anchors of training and validation: ``data.stream.per_clip`` a clip, functions of the data and the seed.
 
     Of a clip with an event, ``positive_share`` of the anchors lie in its positive window and the others before it.
     With ``negative_reference=matched`` a clip without one draws its anchors from the positive ones of the others
@@ -164,8 +165,9 @@ def stream_times(clips: Sequence[Clip], grid: Sequence[Mapping[str, Any]], scann
 
 def _draw(clip: Clip, spans: Sequence[tuple[float, float]], seed: int) -> list[float]:
     """A time in each span that is not empty, a function of the seed, the clip and the place only."""
-    return [
-        round(low + (high - low) * stable_uniform(seed, "stream", clip.clip_id, str(number)), 3)
-        for number, (low, high) in enumerate(spans)
-        if high >= low
-    ]
+    found = []
+    for number, (low, high) in enumerate(spans):
+        if high >= low:
+            drawn = low + (high - low) * stable_uniform(seed, "stream", clip.clip_id, str(number))
+            found.append(min(max(round(drawn, 3), low), high))
+    return found

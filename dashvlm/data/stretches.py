@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,8 @@ from dashvlm.data.items import Item
 from dashvlm.data.sampling import Times
 from dashvlm.errors import DataError
 
-MOST_ANCHORS = 96
-"""Of a stretch: its frames lie in memory at once (40 s at 2 a second and 480 x 854 pixels: 120 MB)."""
+MOST_ANCHORS, MOST_FRAMES = 96, 128
+"""Of a stretch: its frames lie in memory at once (480 x 854 pixels: 160 MB), and so do the pixels made of them."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Stretch:
         samples: one an anchor, oldest first.
         frames: the distinct frames, uint8 [U, H, W, 3], oldest first; None where the video cannot be read.
         frame_times_s: their true times in seconds, [U].
-        picks: for each sample the numbers of its frames, oldest first.
+        picks: for each sample the numbers of its frames, oldest first; None where one of them cannot be read.
         size: samples that a model is to read at a time.
     """
 
@@ -38,7 +38,7 @@ class Stretch:
     samples: tuple[Sample, ...]
     frames: FrameArray | None
     frame_times_s: Times
-    picks: tuple[NDArray[np.int64], ...]
+    picks: tuple[NDArray[np.int64] | None, ...]
     size: int
 
     def items(self) -> list[Item]:
@@ -46,7 +46,9 @@ class Stretch:
         if self.frames is None:
             return [Item(self.first + i, s, None, None, "unreadable") for i, s in enumerate(self.samples)]
         return [
-            Item(self.first + i, s, self.frames[mine], self.frame_times_s[mine])
+            Item(self.first + i, s, None, None, "unreadable")
+            if mine is None
+            else Item(self.first + i, s, self.frames[mine], self.frame_times_s[mine])
             for i, (s, mine) in enumerate(zip(self.samples, self.picks, strict=True))
         ]
 
@@ -69,7 +71,7 @@ class StretchDataset(Dataset[Stretch]):
         self.parts: list[tuple[int, tuple[Sample, ...]]] = []
         first = 0
         for _, mine in itertools.groupby(samples, key=lambda s: s.clip.clip_id):
-            for part in _cut(list(mine)):
+            for part in _cut(mine):
                 self.parts.append((first, tuple(part)))
                 first += len(part)
 
@@ -81,19 +83,44 @@ class StretchDataset(Dataset[Stretch]):
         none = Stretch(first, samples, None, np.zeros(0), (), self.size)
         if "failed" in samples[0].clip.extra:
             return none
-        wanted = np.unique(np.concatenate([s.times_s for s in samples]))
-        video = Path(samples[0].clip.path)
+        readable, video = list(samples), Path(samples[0].clip.path)
         try:
-            frames, times = self.store.frames(video, wanted) if self.kept else self.store.decoded(video, wanted)
-        except DataError:
-            return none
+            wanted, frames, times = self._read(video, readable)
+        except DataError:  # one damaged frame is not the whole of it
+            readable = [s for s in samples if self._is_readable(video, s)]
+            if not readable:
+                return none
+            wanted, frames, times = self._read(video, readable)
         # Several times may show one frame; each frame is encoded once.
         true, place = np.unique(times, return_inverse=True)
         distinct = frames[np.searchsorted(times, true)]
-        picks = tuple(place[np.searchsorted(wanted, s.times_s)] for s in samples)
+        picks = tuple(place[np.searchsorted(wanted, s.times_s)] if s in readable else None for s in samples)
         shown = np.full_like(distinct, 127) if self.blank else distinct
         return Stretch(first, samples, shown, true, picks, self.size)
 
+    def _read(self, video: Path, samples: Sequence[Sample]) -> tuple[Times, FrameArray, Times]:
+        """The distinct times of samples, and the frames shown at them with their own."""
+        wanted = np.unique(np.concatenate([s.times_s for s in samples]))
+        return wanted, *(self.store.frames(video, wanted) if self.kept else self.store.decoded(video, wanted))
 
-def _cut(samples: list[Sample]) -> list[list[Sample]]:
-    return [samples[i : i + MOST_ANCHORS] for i in range(0, len(samples), MOST_ANCHORS)]
+    def _is_readable(self, video: Path, sample: Sample) -> bool:
+        try:
+            self._read(video, [sample])
+        except DataError:
+            return False
+        return True
+
+
+def _cut(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Samples side by side, as many as may lie in memory at once."""
+    part: list[Sample] = []
+    times: set[float] = set()
+    for sample in samples:
+        more = times | set(sample.times_s)
+        if part and (len(part) == MOST_ANCHORS or len(more) > MOST_FRAMES):
+            yield part
+            part, more = [], set(sample.times_s)
+        part.append(sample)
+        times = more
+    if part:
+        yield part

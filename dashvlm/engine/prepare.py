@@ -34,6 +34,8 @@ class Data:
     samples: dict[Split, list[Sample]]
     skipped: list[Clip]
     asked: Split | None = None
+    moments: tuple[Sample, ...] = ()
+    """Anchors of the scored split drawn as those of training are (``data.anchors=stream``), for the audit."""
 
     @property
     def test_split(self) -> Split:
@@ -87,10 +89,16 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
     )
     samples: dict[Split, list[Sample]] = {"train": [], "val": [], "test": []}
     skipped: list[Clip] = []
+    drawn, moments = options.get("anchors") == "stream", tuple[Sample, ...]()
     for part in SPLITS:
         if train or part in (split, "val", "test"):
-            draw = drawn_samples if options.get("anchors") == "stream" else build_samples
-            found, left = draw(manifest.split(part), options)
+            found, left = build_samples(manifest.split(part), options) if part != "train" or not drawn else ([], [])
+            if drawn:  # what is scored at single anchors loses no clip by it
+                anchors, without = drawn_samples(manifest.split(part), options)
+                scored = part == (split or ("test" if manifest.split("test") else "val"))
+                moments = tuple(anchors) if scored else moments
+                found = anchors if part != "test" else found
+                left = without if part == "train" else left
             # Training learns from labelled clips only; the others are scored, not taught.
             samples[part] = [s for s in found if part != "train" or task.target(s) is not None]
             missing = len(found) - len(samples[part])
@@ -109,9 +117,11 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
     samples["val"] = with_demos(samples["val"], pool, 1.0, int(shots["eval"]), int(shots["eval"]))
     for clip in skipped:
         log.info("clip %s skipped: history too short for this sweep point", clip.clip_id)
-    quarantine = tuple(Quarantined(c.clip_id, c.split, "history too short (data.short_history=skip)") for c in skipped)
+    why = "history too short (data.short_history=skip)"
+    why += " or no known time of its event (data.anchors=stream)" * drawn
+    quarantine = tuple(Quarantined(c.clip_id, c.split, why) for c in skipped)
     manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
-    return Data(manifest, store, samples, skipped, split)
+    return Data(manifest, store, samples, skipped, split, moments)
 
 
 def _teachable(manifest: Manifest, task: Task, max_bad_fraction: float) -> Manifest:

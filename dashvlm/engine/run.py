@@ -88,7 +88,8 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 cut, limit = len(module.truncated), cfg["objective"]["max_tokens"]
                 told = f"the answers of {cut} training clips were cut to objective.max_tokens={limit}"
                 results["alarms"].append(told)
-            readers = audit(data.samples, module.task.kind_of, data.store, int(cfg["seed"]))
+            audited = {**data.samples, "test": data.moments} if data.moments else data.samples
+            readers = audit(audited, module.task.kind_of, data.store, int(cfg["seed"]))
             results["alarms"] += [f"a reader of {r.name} alone reaches ROC AUC {r.auc}" for r in readers if r.fails]
             results |= {
                 "leakage": report,

@@ -18,8 +18,7 @@ from dashvlm.data.sampling import staleness_s
 from dashvlm.engine.prepare import Data
 from dashvlm.engine.scoring import predict_rows
 from dashvlm.shortcuts.moment import prior_over
-from dashvlm.tasks.base import observe
-from dashvlm.training.module import VLMModule, as_text
+from dashvlm.training.module import VLMModule
 
 
 def score_stream(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Trainer) -> pd.DataFrame:
@@ -37,10 +36,12 @@ def score_stream(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer:
     window_s = float(options["stream"]["window_s"])
     table = pd.DataFrame([{**_about(s, window_s), **said(s, r)} for s, r in zip(samples, rows, strict=True)])
     table["target"] = pd.array([s.clip.label for s in samples], dtype="Int64")
+    labels = {c.clip_id: c.label for c in clips}
+    table["clip_label"] = pd.array([labels[s.clip.clip_id] for s in samples], dtype="Int64")
     table["stride_s"] = float(options["stream"]["stride_s"])
     table["refractory_s"] = float(options["stream"]["refractory_s"])
     if cfg["model"].get("pixels_off", True):
-        table["pixels_off_score"] = _pixels_off(module, loaders, samples)
+        table["pixels_off_score"] = _pixels_off(module, loaders, samples, rows)
     train = labelled_moments(data.manifest.split("train"), options)
     if len(train):
         end = np.array([max(last_time(s.clip), 1e-9) for s in samples])
@@ -77,16 +78,19 @@ def _size(loaders: ClipDataModule, sample: Sample) -> tuple[int, int]:
     return index.width, index.height
 
 
-def _pixels_off(module: VLMModule, loaders: ClipDataModule, samples: Sequence[Sample]) -> list[float]:
+def _pixels_off(
+    module: VLMModule, loaders: ClipDataModule, samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]]
+) -> list[float]:
     """Scores with grey frames: of equal prompts for pictures of one size one is asked."""
     fixed = loaders.store.size is not None
+    timed = getattr(module.backbone.encoder, "frames", "images") == "video"  # prints the times that frames truly have
     keys = [
-        (as_text(module.task.messages(observe(s, s.times_s))), None if fixed else _size(loaders, s))
-        if "failed" not in s.clip.extra
+        (row["prompt"], tuple(row["frame_times_s"]) if timed else (), None if fixed else _size(loaders, sample))
+        if row.get("scores") is not None
         else None
-        for s in samples
+        for sample, row in zip(samples, rows, strict=True)
     ]
     first = {key: sample for key, sample in zip(reversed(keys), reversed(samples), strict=True) if key is not None}
-    rows = predict_rows(module, loaders, list(first.values()), "pixels_off")
-    found = {key: said(s, r)["score"] for (key, s), r in zip(first.items(), rows, strict=True)}
-    return [found.get(key, float("nan")) if key is not None else float("nan") for key in keys]
+    asked = predict_rows(module, loaders, list(first.values()), "pixels_off")
+    found = {key: said(s, r)["score"] for (key, s), r in zip(first.items(), asked, strict=True)}
+    return [found[key] if key is not None else float("nan") for key in keys]

@@ -42,23 +42,24 @@ class CollateStretch:
         (stretch,) = stretches
         if stretch.frames is None or not self.encoder.frames_apart:
             items = stretch.items()
-            parts = [self.plain(items[i : i + stretch.size]) for i in range(0, len(items), stretch.size)]
-            return {"parts": [{**part, "picks": None} for part in parts]}
+            plain = [self.plain(items[i : i + stretch.size]) for i in range(0, len(items), stretch.size)]
+            return {"parts": [{**part, "picks": None} for part in plain]}
         frames, groups = stretch.frames, dict[str, list[int]]()
-        seen = [observe(s, stretch.frame_times_s[mine].tolist())
-                for s, mine in zip(stretch.samples, stretch.picks, strict=True)]  # fmt: skip
-        chats = [self.task.messages(o) for o in seen]
-        for number, chat in enumerate(chats):
+        picks = {i: mine for i, mine in enumerate(stretch.picks) if mine is not None}
+        seen = {i: observe(stretch.samples[i], stretch.frame_times_s[mine].tolist()) for i, mine in picks.items()}
+        chats = {i: self.task.messages(o) for i, o in seen.items()}
+        for number, chat in chats.items():
             groups.setdefault(_text(chat), []).append(number)
-        parts = []
+        failed = [stretch.first + i for i in range(len(stretch.samples)) if i not in picks]
+        parts: list[dict[str, Any]] = [{"failed": failed, "index": torch.zeros(0), "picks": None}] if failed else []
         for text, members in groups.items():
             first = members[0]
-            prompt = self._prompt(text, chats[first], frames[stretch.picks[first]])
+            prompt = self._prompt(text, chats[first], frames[picks[first]])
             for start in range(0, len(members), stretch.size):
                 mine = members[start : start + stretch.size]
                 parts.append(
                     {
-                        "inputs": prompt, "picks": torch.from_numpy(np.stack([stretch.picks[i] for i in mine])),
+                        "inputs": prompt, "picks": torch.from_numpy(np.stack([picks[i] for i in mine])),
                         "index": torch.tensor([stretch.first + i for i in mine]),
                         "labels": torch.full((len(mine),), -1),
                         "clip_ids": [stretch.samples[0].clip.clip_id] * len(mine),
@@ -92,7 +93,7 @@ def batches(backbone: Backbone, stretch: Mapping[str, Any]) -> Iterator[dict[str
     """The batches of a stretch as :meth:`VLMModule.predict_step` takes them."""
     features = backbone.encode_frames(stretch["frames"]) if "frames" in stretch else None
     for part in stretch["parts"]:
-        if features is None:
+        if features is None or part["picks"] is None:
             yield part
         else:
             yield {**part, "inputs": backbone.with_features(part["inputs"], features, part["picks"])}

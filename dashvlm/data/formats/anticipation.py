@@ -20,7 +20,12 @@ from dashvlm.errors import DataError
 
 CCD_FPS, DAD_EVENT_S = 10.0, 4.5
 _CCD_LINE = re.compile(r"^(\w+),\s*\[([01,\s]+)\],\s*([^,]*),([^,]*),([^,]*),([^,]*),\s*(\w+)\s*$")
-_YES, _NO = ("yes", "true", "1"), ("no", "false", "0")
+_YES, _NO, _NOT_SAID = (
+    ("yes", "y", "true", "1", "1.0"),
+    ("no", "n", "false", "0", "0.0"),
+    ("", "nan", "none", "unknown"),
+)
+_NONE = ("0", "0.0", "negative", "normal", "normal_driving")
 
 
 @configurable("importer")
@@ -160,18 +165,28 @@ def consensus(root: Path, options: Mapping[str, Any]) -> Iterator[Row]:
             yield row | {"video": "", "problem": f"{why}: {name}"}
             continue
         row["video"] = there[0].relative_to(root).as_posix()
-        event, alert = cells["Time-of-collision"].strip(), cells["Time-of-alert"].strip()
-        none = (cells.get("label") or "").strip().lower() in ("0", "negative", "normal", "normal_driving")
+        event, alert = (_said(cells[c]) for c in ("Time-of-collision", "Time-of-alert"))
+        label = (cells.get("label") or "").strip().lower()
+        if not event and label not in (*_NONE, *_NOT_SAID):
+            yield row | {"problem": f"label {label!r}, but no Time-of-collision"}
+            continue
         slices = {"event": cells["Event-type"].strip()} if (cells.get("Event-type") or "").strip() else {}
-        if none or not event:
+        if label in _NONE or not event:
             yield row | {"label": 0, "extra": {"slices": {**slices, "ego": "no accident"}}}
         else:
             yield row | _event(event, alert or None, cells.get("Nexar-vehicle-involved") or "", slices, options)
 
 
+def _said(cell: str) -> str:
+    """A cell, empty where it says nothing."""
+    return "" if cell.strip().lower() in _NOT_SAID else cell.strip()
+
+
 def _event(event: Any, alert: Any, ego: str, slices: Mapping[str, str], options: Mapping[str, Any]) -> Row:
     """Label, times and slices of an accident, by who takes part in it."""
     said = ego.strip().lower()
+    if said not in (*_YES, *_NO, *_NOT_SAID):
+        return {"problem": f"who takes part is neither yes nor no: {ego.strip()!r}"}
     involved = True if said in _YES else False if said in _NO else None
     extra = {"slices": {**slices, "ego": {True: "involved", False: "not involved", None: "not said"}[involved]}}
     how = str(options.get("non_ego") or "negative")

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dashvlm.metrics import functional as F
 from dashvlm.metrics.anticipation import curve, summary
-from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights, mean_estimate
+from dashvlm.metrics.intervals import RESAMPLES, Estimate, estimate, group_weights
 from dashvlm.metrics.stream import Drive, Points, in_blocks, operating_points
 
 RATES = (0.5, 1.0, 2.0, 6.0)
@@ -40,6 +40,9 @@ def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: pd.DataFrame | 
     """
     stride, refractory = float(table["stride_s"].iloc[0]), float(table["refractory_s"].iloc[0])
     clips = list(table.groupby("clip_id", sort=False))
+    unknown = [
+        str(i) for i, t in clips if "clip_label" in t and t["clip_label"].eq(1).all() and t["target"].isna().all()
+    ]
     lost = [str(i) for i, t in clips if t["event_time_s"].notna().any() and not (t["target"] == 1).any()]
     clips = [(i, t) for i, t in clips if i not in set(lost)]
     table = table[~table["clip_id"].isin(lost)]
@@ -54,12 +57,13 @@ def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: pd.DataFrame | 
     metrics |= _theirs(clips, weights)
     early = _early(table, refractory, weights, rows)
     metrics |= {"early_roc_auc": early} if early is not None else {}
-    near = _near_misses(clips, weights)
+    near = _near_misses(clips, weights, stride)
     metrics |= {"near_miss_roc_auc": near} if near is not None else {}
     baselines: dict[str, Estimate] = {}
     known = table["target"].notna()
-    share = (table["target"] == 1).to_numpy(float)
-    baselines["constant_stream_ap"] = mean_estimate(share[known], weights[:, rows[known]])
+    counted = np.bincount(rows, known, len(clips)), np.bincount(rows, (table["target"] == 1).fillna(False), len(clips))
+    drawn = np.divide(weights @ counted[1], weights @ counted[0])
+    baselines["constant_stream_ap"] = estimate(float(counted[1].sum() / counted[0].sum()), drawn)
     baselines[f"constant_stream_recall@{MAIN_RATE:g}"] = Estimate(0.0, 0.0, 0.0)  # on or off, all through
     for name, column in RIVALS.items():
         if column in table and table[column].notna().any():
@@ -80,7 +84,7 @@ def evaluate_stream(table: pd.DataFrame, seed: int = 0, anchors: pd.DataFrame | 
             "by_time_to_event": _by_time_to_event(clips, stride, weights),
             "unseen_events": lost,
         },
-        "alarms": [*_useless(anchors, metrics, baselines, seed), *_alarms(hours, events, lost, early)],
+        "alarms": [*_useless(anchors, metrics, baselines, seed), *_alarms(hours, events, lost, unknown, early)],
     }
 
 
@@ -132,8 +136,8 @@ def _theirs(clips: list[tuple[Any, pd.DataFrame]], weights: F.Array) -> dict[str
     for place, (_, clip) in enumerate(clips):
         event = clip["event_time_s"].iloc[0]
         mine = clip if pd.isna(event) else clip[clip["time_s"] < event]
-        if len(mine) and mine["score"].notna().all() and clip["target"].notna().any():
-            risks.append(mine["score"].to_numpy(float))
+        if len(mine) and clip["target"].notna().any():
+            risks.append(mine["score"].fillna(float(pd.isna(event))).to_numpy(float))  # a failed moment is wrong
             flags.append(not pd.isna(event))
             accidents.append(float(len(mine)))
             kept.append(place)
@@ -168,31 +172,45 @@ def _of_moments(table: pd.DataFrame, column: str, weights: F.Array, rows: Any) -
 def _early(table: pd.DataFrame, margin_s: float, weights: F.Array, rows: Any) -> Estimate | None:
     """ROC AUC of moments long before an event against those of clips without one; above chance something else is seen.
 
-    Moments, not means of clips: a stretch before an event is shorter than a clip, and rare peaks would tell it.
+    Moments, not means of clips: a stretch before an event is shorter than a clip, and rare peaks would tell it. And
+    moments at the same times: what comes before an event comes early in a clip.
     """
     before = table["time_s"] < table["window_start_s"] - margin_s
-    kept = ((table["event_time_s"].isna() & table["target"].notna()) | before) & table["score"].notna()
-    target = table["event_time_s"].notna()[kept].to_numpy(np.float64)
-    if len(set(target)) < 2:
+    calm = table["event_time_s"].isna() & (table["target"] == 0).fillna(False)
+    kept = ((calm | before) & table["score"].notna()).to_numpy(bool)
+    target, score = table["event_time_s"].notna()[kept].to_numpy(np.float64), table["score"][kept].to_numpy(np.float64)
+    mass = _like(table["time_s"][kept].to_numpy(float), target)
+    if not (mass * target).sum() or not (mass * (1 - target)).sum():
         return None
-    score = table["score"][kept].to_numpy(np.float64)
-    value = float(F.roc_auc(target, score, np.ones(len(target))))
-    return estimate(value, in_blocks(F.roc_auc, target, score, weights, rows[kept.to_numpy()]))
+    value = float(F.roc_auc(target, score, mass))
+    return estimate(value, in_blocks(F.roc_auc, target, score, weights, rows[kept], mass))
 
 
-def _near_misses(clips: list[tuple[Any, pd.DataFrame]], weights: F.Array) -> Estimate | None:
-    """ROC AUC of events against near misses, by the highest risk of the seconds before each; None without any."""
-    target, score, kept = [], [], []
+def _like(time_s: F.Array, target: F.Array, bin_s: float = 2.0) -> F.Array:
+    """Mass [N] of moments so that negatives are spread over time as the positives are; 0 where one kind is missing."""
+    place = (time_s / bin_s).astype(int)
+    ones, noughts = np.bincount(place, target), np.bincount(place, 1 - target)
+    both = (ones > 0) & (noughts > 0)
+    share = np.divide(ones, noughts, out=np.zeros_like(ones), where=both)
+    return np.asarray(np.where(target > 0, both[place], share[place]), np.float64)
+
+
+def _near_misses(clips: list[tuple[Any, pd.DataFrame]], weights: F.Array, stride: float) -> Estimate | None:
+    """ROC AUC of events against near misses, by the highest risk of the two seconds up to each; None without any.
+
+    Both have as many anchors. What could not be computed counts as wrong.
+    """
+    target, score, kept, size = [], [], [], max(round(2.0 / stride), 1)
     for place, (_, clip) in enumerate(clips):
         moments = clip["near_misses_s"].iloc[0] if "near_misses_s" in clip else ()
-        spans = [(m - 3.0, m + 0.5, 0.0, clip["target"] == 0) for m in (() if moments is None else moments)]
-        if clip["event_time_s"].notna().iloc[0]:
-            spans.append((clip["window_start_s"].iloc[0], clip["event_time_s"].iloc[0], 1.0, clip["target"] == 1))
-        for low, high, label, of_kind in spans:
-            risk = clip["score"][clip["time_s"].between(low, high) & of_kind].max()
-            if np.isfinite(risk):
+        event = clip["event_time_s"].iloc[0]
+        spans = [(float(m), 0.0) for m in (() if moments is None else moments) if not m > event - 2.0]
+        spans += [] if pd.isna(event) else [(float(event), 1.0)]
+        for moment, label in spans:
+            last = clip["score"][clip["time_s"] <= moment].iloc[-size:]
+            if len(last) == size:
                 target.append(label)
-                score.append(float(risk))
+                score.append(float(last.fillna(1.0 - label).max()))
                 kept.append(place)
     if len(set(target)) < 2:
         return None
@@ -210,12 +228,13 @@ def _curve(points: Points, weights: F.Array) -> list[dict[str, float]]:
 
 
 def _by_time_to_event(clips: list[tuple[Any, pd.DataFrame]], stride: float, weights: F.Array) -> list[dict[str, Any]]:
-    """AP and ROC AUC of the anchor so long before each event against the anchors of the clips without one.
+    """AP and ROC AUC of the anchor so long before each event against anchors of the clips without one.
 
-    A clip without an event counts as one, spread over its anchors, so that AP is at the clips' share of events.
+    Anchors without an event are weighed to be at the times of the others, and so that AP is at the clips' share of
+    events. What could not be computed counts as wrong.
     """
     safe = [(p, c) for p, (_, c) in enumerate(clips) if c["event_time_s"].isna().iloc[0] and (c["target"] == 0).any()]
-    calm = [(p, float(s), 1 / len(c)) for p, c in safe for s in c["score"] if np.isfinite(s)]
+    calm = [(p, s, t) for p, c in safe for s, t in zip(c["score"].fillna(1.0), c["time_s"], strict=True)]
     out = []
     for ahead in TIMES_TO_EVENT:
         near = []
@@ -225,12 +244,19 @@ def _by_time_to_event(clips: list[tuple[Any, pd.DataFrame]], stride: float, weig
                 continue
             row = (clip["time_s"] - wanted).abs().idxmin()
             if abs(clip["time_s"][row] - wanted) <= stride / 2 + 1e-6:
-                near.append((place, float(np.nan_to_num(clip["score"][row])), 1.0))
+                near.append((place, float(np.nan_to_num(clip["score"][row])), clip["time_s"][row]))
         if not near or not calm:
             continue
-        drives, score, mass = (np.array(column) for column in zip(*near, *calm, strict=True))
+        drives, score, times = (np.array(column) for column in zip(*near, *calm, strict=True))
         target = np.r_[np.ones(len(near)), np.zeros(len(calm))]
-        made: dict[str, Any] = {"time_to_event_s": ahead, "events": len(near), "safe_clips": len(safe)}
+        mass = _like(times, target)
+        total = (mass * (1 - target)).sum()
+        if not total:
+            continue
+        mass = np.where(target > 0, mass, mass * len(safe) / total * (mass * target).sum() / len(near))
+        made: dict[str, Any] = {
+            "time_to_event_s": ahead, "events": int((mass * target).sum()), "safe_clips": len(safe),
+        }  # fmt: skip
         for name, metric in {"ap": F.average_precision, "roc_auc": F.roc_auc}.items():
             drawn = in_blocks(metric, target, score, weights, drives.astype(int), mass)
             made[name] = vars(estimate(float(metric(target, score, mass)), drawn))
@@ -238,7 +264,9 @@ def _by_time_to_event(clips: list[tuple[Any, pd.DataFrame]], stride: float, weig
     return out
 
 
-def _alarms(hours: float, events: int, lost: list[str], early: Estimate | None) -> list[str]:
+def _alarms(
+    hours: float, events: int, lost: Sequence[str], unknown: Sequence[str], early: Estimate | None
+) -> list[str]:
     out = []
     if events and 0 < hours < 1 / RATES[0]:
         out.append(
@@ -247,6 +275,8 @@ def _alarms(hours: float, events: int, lost: list[str], early: Estimate | None) 
         )
     if lost:
         out.append(f"{len(lost)} events have no anchor in their window and are left out of the stream: {lost[0]}")
+    if unknown:
+        out.append(f"{len(unknown)} clips whose event has no known time are not in the stream: {unknown[0]}")
     if early is not None and early.low > 0.5:
         out.append(
             f"risk long before the event already tells the clips apart, ROC AUC {early}: something else than the "
