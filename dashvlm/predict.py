@@ -100,6 +100,11 @@ def predict_videos(
     module.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     failed: dict[Path, str] = {}
     names = _apart(videos)
+    there = {video.name for video in videos}
+    if unseen := sorted(set(known) - there):
+        say(f"  ! events of {len(unseen)} other videos are not used, first {unseen[0]}")
+    if known and (without := sorted(there - set(known))):
+        say(f"  ! no event is known of {len(without)} videos, first {without[0]}")
     for video in videos:
         folder = output or Path(paths["output_dir"]) / f"predict-{source.name}-{video.stem}"
         folder = folder / names[video] if output and len(videos) > 1 else folder
@@ -151,9 +156,16 @@ def _predict_video(
     folder.mkdir(parents=True, exist_ok=True)
     store, table, warnings = build_store(config), pd.DataFrame(rows), warnings_of(config, rows)
     index = store.index(video)
+    late = {k: v for k, v in marks.items() if v > index.duration_s}
+    warnings += [
+        f"{k} at {v:g} s is behind the end at {index.duration_s:g} s and is not drawn" for k, v in late.items()
+    ]
+    marks = {k: v for k, v in marks.items() if k not in late}
+    (folder / "risk.mp4").unlink(missing_ok=True)  # of an earlier call, with other marks perhaps
     cells(table).to_csv(folder / "risk.csv", index=False)
     plot_risk(rows, folder / "risk.png", f"{video.name}, {run}", marks)
-    best = table.loc[table["risk"].idxmax()]
+    trained = table[(table["note"] == "") & table["risk"].notna()]  # not where frames are repeated
+    best = (trained if len(trained) else table).sort_values("risk", ascending=False).iloc[0]
     say(f"{video.name}: {len(table)} anchors, highest risk {best['risk']:.3f} at {best['time_s']:.2f} s")
     for warning in warnings:
         say(f"  ! {warning}")

@@ -213,7 +213,7 @@ def test_4_bit_keeps_every_gradient_after_an_evaluation(make):
 
 def test_unknown_roles_and_targets_list_near_names(make):
     backbone = make()
-    with pytest.raises(ConfigError, match=r"use of .*language"):
+    with pytest.raises(ConfigError, match=r"use one of .*language"):
         linear_targets(backbone, ["langauge"])
     leaf = linear_targets(backbone, ["language"])[0].rsplit(".", 1)[-1]
     with pytest.raises(ConfigError, match=f"did you mean .*{leaf}"):

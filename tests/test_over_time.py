@@ -233,6 +233,19 @@ def test_predict_takes_a_folder_marks_events_and_writes_a_page_each(run, dashvlm
     assert "&lt;b&gt;" in other
 
 
+def test_what_an_earlier_call_drew_goes_and_an_event_behind_the_end_is_named(run, dashvlm, tmp_path, drive):
+    words = [f"run={run}", f"video={drive}", "stride_s=2", f"output={tmp_path}/out"]
+    dashvlm("predict", *words, "overlay=true", "event_s=5")
+    assert (tmp_path / "out" / "risk.mp4").is_file()
+    done = dashvlm("predict", *words, "event_s=50")
+    assert "behind the end" in done.stdout
+    assert not (tmp_path / "out" / "risk.mp4").exists()
+    assert '"event"' not in (tmp_path / "out" / "risk.html").read_text()
+    risk = pd.read_csv(tmp_path / "out" / "risk.csv")
+    top = risk[risk["note"].isna()]["risk"].max()  # not where frames are repeated
+    assert f"highest risk {top:.3f}" in done.stdout
+
+
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg here")
 def test_other_codecs_are_written_anew_for_the_browser(run, dashvlm, tmp_path):
     path = tmp_path / "old.avi"
@@ -276,6 +289,9 @@ def test_what_video_and_events_mean(tmp_path, drive):
     assert found == {"00007.mp4": {"alert": 18.1, "event": 19.5}, "00008.mp4": {"alert": None, "event": None}}
     (tmp_path / "e.csv").write_text("file_name,event_time_s\nx.mp4,soon\n")
     with pytest.raises(DataError, match="not a number of seconds"):
+        read_events(tmp_path / "e.csv")
+    (tmp_path / "e.csv").write_text("file_name,event_time_s,alert_time_s\nx.mp4,2,4\n")
+    with pytest.raises(DataError, match="after the event"):
         read_events(tmp_path / "e.csv")
     (tmp_path / "e.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="no file name"):

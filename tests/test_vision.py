@@ -103,6 +103,8 @@ def test_an_encoder_brings_its_objective_and_refuses_text(cache, name):
     assert any("reads and writes no text" in e and "objective=pooled" in e for e in check(wrong))
     last = {**cfg, "objective": {**cfg["objective"], "pooling": "last"}}
     assert any("corner of the picture" in e for e in check(last)) == PAIRED[name]
+    four_bit = {**cfg, "peft": {**cfg["peft"], "quantization": "nf4"}}
+    assert any("4-bit weights are for language models" in e for e in check(four_bit))
     assert compose("model=smolvlm2", *WORDS, "objective=pooled")["objective"]["pooling"] == "last"
 
 

@@ -55,7 +55,7 @@ def check_targets(by_role: Mapping[str, Iterable[str]], roles: Sequence[str], le
             raise ConfigError(
                 f"peft.roles names {role!r}, which this model does not have",
                 got=role,
-                do=f"use of {', '.join(by_role)}",
+                do=f"use one of {', '.join(by_role)}",
             )
     found = sorted({leaf for role in roles for leaf in by_role[role]})
     for leaf in leaves:
@@ -231,7 +231,7 @@ def _tops(backbone: Backbone, roles: Sequence[str]) -> list[str]:
     for role in roles:
         pattern = backbone.roles.get(role)
         if pattern is None:
-            raise ConfigError(f"peft.train_roles names {role!r}", do=f"use of {', '.join(backbone.roles)}")
+            raise ConfigError(f"peft.train_roles names {role!r}", do=f"use one of {', '.join(backbone.roles)}")
         names = [n for n, _ in backbone.net.named_modules() if re.search(pattern, n + ".") or re.search(pattern, n)]
         tops += [n for n in names if n and not any(n.startswith(t + ".") for t in names if t and t != n)]
     return tops
@@ -243,7 +243,7 @@ def _train_role(backbone: Backbone, role: str) -> None:
     if role not in backbone.roles:
         raise ConfigError(
             f"peft.train_roles names {role!r}, which this model does not have",
-            do=f"use of {', '.join(backbone.roles)}, head",
+            do=f"use one of {', '.join(backbone.roles)}, head",
         )
     for name, parameter in backbone.net.named_parameters():
         module = name.rsplit(".", 1)[0]

@@ -291,7 +291,11 @@ def _encoder_rules(flat: Mapping[str, Any]) -> list[str]:
             f"model={name}: reads and writes no text, got objective={flat.get('objective.name')}; "
             "add objective=pooled objective.pooling=mean"
         )
-    elif flat.get("objective.pooling") == "last" and "model.loader_options.num_frames" in flat:  # sees frames together
+    if flat.get("peft.quantization"):
+        errors.append(
+            f"peft.quantization={flat['peft.quantization']}: 4-bit weights are for language models; peft=lora"
+        )
+    if flat.get("objective.pooling") == "last" and "model.loader_options.num_frames" in flat:  # sees frames together
         errors.append(f"objective.pooling=last: the last token of model={name} is a corner of the picture; use mean")
     return errors
 

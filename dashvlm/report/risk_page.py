@@ -37,7 +37,7 @@ def write_risk_page(
         height: of its frames.
     """
     known = [row for row in rows if row["risk"] == row["risk"]]
-    top = max(known, key=lambda row: row["risk"])
+    top = max([row for row in known if not row["note"]] or known, key=lambda row: row["risk"])
     data = {
         "rows": [{k: (None if row[k] != row[k] else row[k]) for k in ("time_s", "risk", "note")} for row in rows],
         "marks": dict(marks), "total": total_s, "threshold": THRESHOLD,

@@ -91,6 +91,7 @@ REASONS = {
         ("export.py", "shutil.copyfile"), ("export.py", "save_file"), ("inspect.py", "write_text"),
         ("label.py", "write_text"), ("label.py", "open w"), ("labels/ask.py", "open a"), ("predict.py", "to_csv"),
         ("predict.py", "open w"), ("engine/over_time.py", "shutil.copyfile"), ("report/risk_page.py", "write_text"),
+        ("predict.py", "unlink"),
         ("labels/ask.py", "write_bytes"), ("engine/own_mistakes.py", "write_text"), ("report/__main__.py", "to_csv"),
         ("report/__main__.py", "write_text"), ("report/html.py", "write_text"), ("report/html.py", "savefig"),
         ("figures.py", "savefig"), ("reproductions/study_report.py", "write_text"),

@@ -103,6 +103,8 @@ def read_events(path: Path) -> dict[str, dict[str, float | None]]:
             times[kind], wrong = parse_seconds(row[key]) if key else (None, None)
             if wrong:
                 raise DataError(f"{path.name}:{line}: {key}: {wrong}", do="times are seconds from the first frame")
+        if times["alert"] is not None and times["event"] is not None and times["alert"] > times["event"]:
+            raise DataError(f"{path.name}:{line}: the alert at {times['alert']:g} s comes after the event")
         stem = name.strip()
         found[stem if Path(stem).suffix else f"{stem.zfill(5)}.mp4"] = times
     return found
