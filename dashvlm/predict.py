@@ -158,7 +158,7 @@ def _predict_video(
     index = store.index(video)
     late = {k: v for k, v in marks.items() if v > index.duration_s}
     warnings += [
-        f"{k} at {v:g} s is behind the end at {index.duration_s:g} s and is not drawn" for k, v in late.items()
+        f"{k} at {v:g} s: the video ends at {index.duration_s:g} s, so it is not drawn" for k, v in late.items()
     ]
     marks = {k: v for k, v in marks.items() if k not in late}
     (folder / "risk.mp4").unlink(missing_ok=True)  # of an earlier call, with other marks perhaps

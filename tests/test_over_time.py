@@ -233,12 +233,12 @@ def test_predict_takes_a_folder_marks_events_and_writes_a_page_each(run, dashvlm
     assert "&lt;b&gt;" in other
 
 
-def test_what_an_earlier_call_drew_goes_and_an_event_behind_the_end_is_named(run, dashvlm, tmp_path, drive):
+def test_what_an_earlier_call_drew_goes_and_an_event_after_the_end_is_named(run, dashvlm, tmp_path, drive):
     words = [f"run={run}", f"video={drive}", "stride_s=2", f"output={tmp_path}/out"]
     dashvlm("predict", *words, "overlay=true", "event_s=5")
     assert (tmp_path / "out" / "risk.mp4").is_file()
     done = dashvlm("predict", *words, "event_s=50")
-    assert "behind the end" in done.stdout
+    assert "so it is not drawn" in done.stdout
     assert not (tmp_path / "out" / "risk.mp4").exists()
     assert '"event"' not in (tmp_path / "out" / "risk.html").read_text()
     risk = pd.read_csv(tmp_path / "out" / "risk.csv")

@@ -87,10 +87,8 @@ def risk_over_time(
 def _note(row: Mapping[str, Any]) -> str:
     if row["risk"] != row["risk"]:
         return "unreadable"
-    notes = ["repeats its oldest frame"] * bool(row["repeated_frames"]) + ["frames from before a gap"] * bool(
-        row["stale_s"]
-    )
-    return ", ".join(notes)
+    said_of = {"repeats its oldest frame": row["repeated_frames"], "frames from before a gap": row["stale_s"]}
+    return ", ".join(note for note, amount in said_of.items() if amount)
 
 
 def warnings_of(config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:

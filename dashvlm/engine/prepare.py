@@ -92,13 +92,13 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
     drawn, moments = options.get("anchors") == "stream", tuple[Sample, ...]()
     for part in SPLITS:
         if train or part in (split, "val", "test"):
-            found, left = build_samples(manifest.split(part), options) if part != "train" or not drawn else ([], [])
-            if drawn:  # what is scored at single anchors loses no clip by it
-                anchors, without = drawn_samples(manifest.split(part), options)
-                scored = part == (split or ("test" if manifest.split("test") else "val"))
-                moments = tuple(anchors) if scored else moments
-                found = anchors if part != "test" else found
-                left = without if part == "train" else left
+            clips = manifest.split(part)
+            found, left = (drawn_samples if drawn and part == "train" else build_samples)(clips, options)
+            if drawn and part != "train":  # what is scored at single anchors loses no clip by it
+                anchors = drawn_samples(clips, options)[0]
+                found = anchors if part == "val" else found
+                if part == (split or ("test" if manifest.split("test") else "val")):
+                    moments = tuple(anchors)
             # Training learns from labelled clips only; the others are scored, not taught.
             samples[part] = [s for s in found if part != "train" or task.target(s) is not None]
             missing = len(found) - len(samples[part])
