@@ -120,7 +120,7 @@ def test_a_full_disk_costs_time_only(counter_video, tmp_path, monkeypatch):
     def no_space(self, *args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(FrameStore, "_write", no_space)
+    monkeypatch.setattr("dashvlm.data.entries.Entries.write", no_space)
     frames, _ = store.frames(path, times[:3])
     assert [read_counter(f) for f in frames] == [0, 1, 2]
     with pytest.raises(OSError, match="No space"):

@@ -218,6 +218,10 @@ class Backbone(nn.Module, ABC):
         """
         raise NotImplementedError
 
+    def ready(self, batch: Batch) -> Batch:
+        """Inputs as the network takes them, from a batch of the loaders on its device."""
+        return batch
+
     @property
     @abstractmethod
     def roles(self) -> Mapping[str, str]:

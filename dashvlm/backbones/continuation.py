@@ -56,7 +56,8 @@ def prefill(base: Any, batch: Batch, group: int) -> Prefix:
     """Encode prompts once and repeat what they leave behind ``group`` times."""
     inputs, carried = dict(batch), {}
     if base.config.model_type == "open_flamingo":
-        inputs["image_hidden_states"] = base.model.get_image_features(inputs.pop("pixel_values"))
+        if "pixel_values" in inputs:
+            inputs["image_hidden_states"] = base.model.get_image_features(inputs.pop("pixel_values"))
         carried["image_hidden_states"] = inputs["image_hidden_states"]
         carried["text_time"] = (batch["input_ids"] == base.config.image_token_id).sum(1, keepdim=True)
     if "cross_attention_mask" in batch:

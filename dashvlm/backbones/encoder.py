@@ -16,9 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from dashvlm.backbones.base import IGNORED, Batch, Encoder
+from dashvlm.backbones.frame_encoder import PIXELS, FrameEncoder
 from dashvlm.backbones.processors import load_processor
 from dashvlm.backbones.sheet import as_video, contact_sheet, number_frames
 from dashvlm.data.clip import FrameArray, Messages
+from dashvlm.data.encoded import EncodedFrames
 from dashvlm.errors import CheckpointError, ConfigError
 
 
@@ -49,6 +51,7 @@ class HFEncoder(Encoder):
         self.image_kwargs = _resized_once(dict(image_kwargs), self.processor)
         self.frames_apart = frames == "images" and not type(self.processor).__name__.startswith("Mllama")
         self._suffixes: dict[str, tuple[list[int], int]] = {}
+        self.apart = FrameEncoder(self.processor, self._show) if frames == "images" else None
 
     def __reduce__(self) -> tuple[type[HFEncoder], tuple[str, dict[str, Any], str, str | None]]:
         """Loader workers load their own; an image-only processor cannot be pickled."""
@@ -57,24 +60,49 @@ class HFEncoder(Encoder):
     def encode(
         self,
         chats: Sequence[Messages],
-        frames: Sequence[FrameArray],
+        frames: Sequence[FrameArray | EncodedFrames],
         answers: Sequence[str] | None = None,
         prefix: str = "",
     ) -> Batch:
-        """See :meth:`Encoder.encode`."""
-        pictures: dict[str, Any] = {"images": [[Image.fromarray(f) for f in clip] for clip in frames]}
+        """See :meth:`Encoder.encode`; clips may all have been encoded before."""
+        kept = [clip for clip in frames if isinstance(clip, EncodedFrames)]
+        if kept:
+            return self._encode_kept(chats, kept, answers, prefix)
+        plain = [clip for clip in frames if not isinstance(clip, EncodedFrames)]
+        pictures: dict[str, Any] = {"images": [[Image.fromarray(f) for f in clip] for clip in plain]}
         if self.frames == "video":
             shown = [as_video(chat) for chat in chats]
             chats = [chat for chat, _ in shown]
             pictures = {
-                "videos": [np.ascontiguousarray(clip) for clip in frames],
+                "videos": [np.ascontiguousarray(clip) for clip in plain],
                 "video_metadata": [metadata for _, metadata in shown],
                 "do_sample_frames": False,
-                **self._video_budget(max(len(clip) for clip in frames)),
+                **self._video_budget(max(len(clip) for clip in plain)),
             }
         elif self.frames == "contact_sheet":
             chats = [number_frames(chat) for chat in chats]
-            pictures = {"images": [[Image.fromarray(contact_sheet(clip)[0])] for clip in frames]}
+            pictures = {"images": [[Image.fromarray(contact_sheet(clip)[0])] for clip in plain]}
+        return self._process(chats, pictures, answers, prefix)
+
+    def _encode_kept(
+        self, chats: Sequence[Messages], clips: Sequence[EncodedFrames], answers: Sequence[str] | None, prefix: str
+    ) -> Batch:
+        """:meth:`encode` of clips that were encoded before."""
+        assert self.apart is not None
+        with self.apart.replaying(clips):
+            batch = self._process(chats, {"images": self.apart.pictures(clips)}, answers, prefix)
+        return {k: v for k, v in batch.items() if k not in PIXELS} | self.apart.tensors(clips)
+
+    def _show(self, frames: Sequence[FrameArray]) -> Batch:
+        """Encode pictures with no more text than a chat needs."""
+        return self.encode([[{"role": "user", "content": [*({"type": "image"} for _ in clip),
+                                                          {"type": "text", "text": "?"}]}] for clip in frames],
+                           frames)  # fmt: skip
+
+    def _process(
+        self, chats: Sequence[Messages], pictures: Mapping[str, Any], answers: Sequence[str] | None, prefix: str
+    ) -> Batch:
+        """Texts and pictures through the processor; the labels of answers."""
         if answers is None:
             texts = [self._render(chat, generation=True) + self._begun(prefix) for chat in chats]
         else:

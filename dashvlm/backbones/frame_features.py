@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dashvlm.backbones.base import Batch
+from dashvlm.backbones.frame_encoder import FEATURES, PIXELS, FrameEncoder
 
-PIXELS = ("pixel_values", "pixel_attention_mask")
 A_FRAME = ("image_grid_thw",)
 """Inputs with a row a frame that the language half needs too."""
 
@@ -60,12 +60,35 @@ def with_features(base: Any, prompt: Batch, features: Mapping[str, Tensor], pick
         if name not in PIXELS:  # rows of frames follow each other, sample by sample
             inputs[name] = value.repeat(count, *[1] * (value.dim() - 1))
     own, shown = base.config.model_type == "open_flamingo", {n: v[picks] for n, v in features.items()}
-    image = shown["image"] if own else shown["image"].flatten(0, 2)  # [B * T * P, H]
-    as_list = base.config.model_type != "internvl"
-    output: Any = BaseModelOutputWithPooling(pooler_output=[image] if as_list and not own else image)
-    deep = [shown[f"deep{i}"].flatten(0, 2) for i in range(len(shown) - 1)]
+    return inputs | _as_input(base, {n: v if own else v.flatten(0, 2) for n, v in shown.items()})
+
+
+def ready(base: Any, encoder: FrameEncoder | None, batch: Batch) -> Batch:
+    """Inputs as the network takes them, from those put together of encoded frames; others are as they were.
+
+    Args:
+        base: the network without the PEFT wrapper.
+        encoder: normalises pixels.
+        batch: on the network's device.
+    """
+    pixels = batch.get("pixel_values")
+    if encoder is not None and pixels is not None and pixels.dtype == torch.uint8:
+        batch = {**batch, "pixel_values": encoder.normalised(pixels)}
+    features = {n.removeprefix(FEATURES): v for n, v in batch.items() if n.startswith(FEATURES)}
+    if not features:
+        return batch
+    return {n: v for n, v in batch.items() if not n.startswith(FEATURES)} | _as_input(base, features)
+
+
+def _as_input(base: Any, features: Mapping[str, Tensor]) -> Batch:
+    """Features [frames * P, H] in the place of pixels; OpenFlamingo's are [B, T, P, H]."""
+    image, kind = features["image"], base.config.model_type
+    if kind == "open_flamingo":
+        return {"image_hidden_states": image}
+    deep = [features[f"deep{i}"] for i in range(len(features) - 1)]
+    output: Any = BaseModelOutputWithPooling(pooler_output=image if kind == "internvl" else [image])
     if deep:
         from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
         output = BaseModelOutputWithDeepstackFeatures(pooler_output=[image], deepstack_features=[[d] for d in deep])
-    return {**inputs, "mm_encoder_outputs": {"image": output}}  # type: ignore[dict-item]
+    return {"mm_encoder_outputs": {"image": output}}  # type: ignore[dict-item]

@@ -22,7 +22,7 @@ from dashvlm.backbones.base import IGNORED, Answers, Backbone, Batch
 from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
-from dashvlm.backbones.frame_features import encode_frames, with_features
+from dashvlm.backbones.frame_features import encode_frames, ready, with_features
 from dashvlm.backbones.published_adapter import base_and_adapter, merged
 from dashvlm.config.imports import configurable
 from dashvlm.errors import CheckpointError
@@ -159,6 +159,11 @@ class HFBackbone(Backbone):
     def with_features(self, prompt: Batch, features: Mapping[str, Tensor], picks: Tensor) -> Batch:
         """See :meth:`Backbone.with_features`."""
         return with_features(self.base(), prompt, features, picks)
+
+    def ready(self, batch: Batch) -> Batch:
+        """See :meth:`Backbone.ready`."""
+        assert isinstance(self.encoder, HFEncoder)
+        return ready(self.base(), self.encoder.apart, batch)
 
     def _hidden(self, batch: Batch) -> Tensor:
         """Hidden states [B, L, H] of a whole batch."""

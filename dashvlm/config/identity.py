@@ -32,6 +32,8 @@ EXCLUDED = (
     "data.rows_for",
     "data.num_workers",
     "data.store_gb",
+    "data.features",
+    "data.encoded",
     "data.decode_timeout_s",
     "data.decode_memory_gb",
     "task.prompt_file.file",

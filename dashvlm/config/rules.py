@@ -98,6 +98,8 @@ RULES: dict[str, Rule] = {
     "data.short_history": one_of("error", "pad_oldest", "skip"),
     "data.reader": one_of("pyav", "decord", "torchcodec"),
     "data.pixels": one_of("on", "off"),
+    "data.features": one_of("auto", "on", "off"),
+    "data.encoded": one_of("auto", "on", "off"),
     "data.split_by": one_of("group", "row"),
     "data.force_row_split": flag(),
     "data.frame_size": (_size, "null or [height, width] in pixels"),

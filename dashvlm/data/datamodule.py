@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from dashvlm.data.clip import Clip, Sample, Split
+from dashvlm.data.encoded import EncodedStore
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.items import Item, SampleDataset
 from dashvlm.data.manifest import Quarantined
@@ -144,6 +145,7 @@ class ClipDataModule(pl.LightningDataModule):
         num_batches: training batches of the whole run.
         repeats: steps that are made on one batch.
         accumulate: batches of one optimiser step.
+        encoded: what the model makes of frames, where it is kept.
     """
 
     def __init__(
@@ -156,8 +158,10 @@ class ClipDataModule(pl.LightningDataModule):
         num_batches: int = 0,
         steps_per_batch: int = 1,
         accumulate: int = 1,
+        encoded: EncodedStore | None = None,
     ) -> None:
         super().__init__()
+        self.encoded = encoded
         self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
         self.collate = collate
         self.num_batches, self.steps_per_batch, self.accumulate = num_batches, steps_per_batch, accumulate
@@ -175,8 +179,9 @@ class ClipDataModule(pl.LightningDataModule):
             self.start,
             self.steps_per_batch,
         )
-        dataset = SampleDataset(self.samples["train"], self.store, self._blank(), self.options.get("augmentation"))
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate("train"), **self._workers())
+        augmentation = self.options.get("augmentation")
+        dataset = SampleDataset(self.samples["train"], self.store, self._blank(), augmentation, self.encoded)
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=self.collate("train"), **self.workers())
         return loader if self.accumulate == 1 else WholeSteps(loader, self.accumulate)
 
     def val_dataloader(self) -> DataLoader[Item]:
@@ -186,7 +191,8 @@ class ClipDataModule(pl.LightningDataModule):
     def eval_dataloader(self, samples: Sequence[Sample], stage: Stage = "predict") -> DataLoader[Item]:
         """Samples in order, none dropped; ``pixels_off`` makes every frame grey, ``stream`` shares frames of a clip."""
         size = int(self.options["eval_batch_size"])
-        dataset: Any = SampleDataset(samples, self.store, stage == "pixels_off" or self._blank())
+        blank = stage == "pixels_off" or self._blank()
+        dataset: Any = SampleDataset(samples, self.store, blank, encoded=self.encoded)
         if stage == "stream":
             dataset = StretchDataset(samples, self.store, size, self.kept, self._blank())
         return DataLoader(
@@ -194,7 +200,7 @@ class ClipDataModule(pl.LightningDataModule):
             batch_size=1 if stage == "stream" else size,
             sampler=ShardSampler(len(dataset), *self._place()),
             collate_fn=self.collate(stage),
-            **self._workers(),
+            **self.workers(),
         )
 
     def _blank(self) -> bool:
@@ -204,7 +210,8 @@ class ClipDataModule(pl.LightningDataModule):
         trainer = self.trainer
         return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
 
-    def _workers(self) -> dict[str, Any]:
+    def workers(self) -> dict[str, Any]:
+        """Arguments of a loader that say who loads."""
         workers = int(self.options["num_workers"])
         if not workers:
             return {"num_workers": 0}

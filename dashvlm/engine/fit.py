@@ -105,6 +105,7 @@ def fit(
         return trainer, 0.0
     loaders = ClipDataModule(
         taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.steps_per_batch, accumulate,
+        data.encoded,
     )  # fmt: skip
     resume, done = resume_point(checkpoints) or (None, 0)
     if resume is not None:

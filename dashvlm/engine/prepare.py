@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from dashvlm.data.anchors import drawn_samples, stream_times
 from dashvlm.data.clip import SPLITS, Clip, Sample, Split
 from dashvlm.data.datamodule import decode_once
+from dashvlm.data.encoded import EncodedStore
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.items import SampleDataset
 from dashvlm.data.manifest import Manifest, Quarantined, limited
@@ -36,6 +37,10 @@ class Data:
     asked: Split | None = None
     moments: tuple[Sample, ...] = ()
     """Anchors of the scored split drawn as those of training are (``data.anchors=stream``), for the audit."""
+    times: Mapping[str, Times] = field(default_factory=dict)
+    """Clip -> all times that the sweep looks at."""
+    encoded: EncodedStore | None = None
+    """What the model makes of the frames, where that is kept."""
 
     @property
     def test_split(self) -> Split:
@@ -121,7 +126,7 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
     why += " or no known time of its event (data.anchors=stream)" * drawn
     quarantine = tuple(Quarantined(c.clip_id, c.split, why) for c in skipped)
     manifest = Manifest(manifest.name, manifest.clips, (*manifest.quarantine, *quarantine))
-    return Data(manifest, store, samples, skipped, split, moments)
+    return Data(manifest, store, samples, skipped, split, moments, times)
 
 
 def _teachable(manifest: Manifest, task: Task, max_bad_fraction: float) -> Manifest:

@@ -24,6 +24,7 @@ import transformers
 from safetensors.torch import save_file
 
 from dashvlm.data.manifest import leakage_report, write_ledgers
+from dashvlm.engine.ahead import encode_ahead
 from dashvlm.engine.build import build_module
 from dashvlm.engine.fit import best_validation, build_trainer, fit, validation_alarms
 from dashvlm.engine.gallery import gallery
@@ -57,7 +58,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     pl.seed_everything(int(cfg["seed"]), verbose=False)
-    build_trainer(cfg, logger=False, enable_checkpointing=False)  # hardware that is not there is an error now
+    plain = build_trainer(cfg, logger=False, enable_checkpointing=False)  # hardware that is not there is an error now
     data = prepare_data(cfg)
     report = _ledgers(cfg, data, folder)
     decode_s = time.perf_counter() - started
@@ -67,6 +68,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     try:
         try:
             module = build_module(cfg)
+            data, kept = encode_ahead(cfg, data, module, plain)
             before = _start_measured(cfg, data, module, folder)
             trainer, fit_s = fit(cfg, data, module, loggers, folder)
             rows = score(cfg, data, module, trainer)
@@ -99,6 +101,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                     trainer, {"data": decode_s, "fit": fit_s, "all": time.perf_counter() - started}
                 ),
                 "steps": int(trainer.global_step),
+                "kept": vars(kept),
                 "peak_memory_gb": _peak_memory_gb(),
                 "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
                 "devices": int(trainer.world_size),

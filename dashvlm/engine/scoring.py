@@ -53,7 +53,7 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
             got=f"test {len(data.samples['test'])}, val {len(data.samples['val'])}",
             do="give data.splits.test a share, or add clips",
         )
-    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
+    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]), encoded=data.encoded)
     loaders.trainer = trainer
     task, primary = module.task, float(cfg["data"]["horizon_s"])
     rows = predict_rows(module, loaders, samples)
@@ -101,7 +101,7 @@ def score_start(cfg: Mapping[str, Any], data: Data, module: VLMModule) -> pd.Dat
     """
     trainer, primary = build_trainer(cfg, logger=False, enable_checkpointing=False), float(cfg["data"]["horizon_s"])
     samples = [s for s in evaluation_samples(cfg, data) if s.horizon_s == primary]
-    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
+    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]), encoded=data.encoded)
     loaders.trainer = trainer
     table = pd.DataFrame({"sample_id": [s.sample_id for s in samples]})
     _add_pairs(table, module, loaders, samples)

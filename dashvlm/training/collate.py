@@ -12,6 +12,7 @@ import torch
 from dashvlm.backbones.base import IGNORED, Encoder
 from dashvlm.data.clip import FrameArray, Messages, Observation
 from dashvlm.data.datamodule import Stage
+from dashvlm.data.encoded import EncodedFrames, joined
 from dashvlm.data.items import Item
 from dashvlm.data.video import resize
 from dashvlm.errors import ConfigError, TrainingError
@@ -56,9 +57,10 @@ class Collate:
             ``answer_tokens`` [B, C] say where and with which tokens the choices part. In training ``tokens`` [2]
             counts the taught tokens of reasoning and answer. A batch of pairs has 2 B inputs, better answers first.
         """
-        good, observation, frames = [], [], []
+        good, observation = [], []
+        frames: list[Any] = []
         for item in items:
-            if item.frames is None or item.frame_times_s is None:
+            if not item.readable or item.frame_times_s is None:
                 if self.stage == "train":
                     raise TrainingError(
                         f"training clip {item.sample.clip.clip_id} became unreadable",
@@ -84,7 +86,7 @@ class Collate:
             "clip_ids": [i.sample.clip.clip_id for i in good],
             "observation": observation,
             "frame_times_s": [list(s.frame_times_s) for s in observation],
-            "failed": [i.index for i in items if i.frames is None],
+            "failed": [i.index for i in items if not i.readable],
             "pixels_off": self.stage == "pixels_off",
         }
         if self.stage == "train" and self.max_tokens and good:
@@ -106,7 +108,7 @@ class Collate:
         return batch
 
     def _inputs(
-        self, good: Sequence[Item], chats: Sequence[Messages], frames: Sequence[FrameArray], prefix: str
+        self, good: Sequence[Item], chats: Sequence[Messages], frames: Sequence[Any], prefix: str
     ) -> dict[str, torch.Tensor]:
         if self.supervision == "pair":
             pairs = [p for i in good if (p := self.task.pair(i.sample)) is not None]
@@ -175,7 +177,7 @@ class Collate:
         return chat
 
     def _reordered(
-        self, observation: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
+        self, observation: Sequence[Observation], frames: Sequence[Any], before: Sequence[Messages]
     ) -> list[dict[str, Any]]:
         """Batches with one other order for each sample that has so many."""
         orders = [self.task.reorderings(s) for s in observation]
@@ -202,7 +204,7 @@ class Collate:
         return views
 
     def _options(
-        self, observation: Sequence[Observation], frames: Sequence[FrameArray], before: Sequence[Messages]
+        self, observation: Sequence[Observation], frames: Sequence[Any], before: Sequence[Messages]
     ) -> list[dict[str, Any]]:
         """For each choice the samples that have it, with its text as the answer. Knows no target."""
         texts = [self.task.option_texts(s) for s in observation]
@@ -216,8 +218,11 @@ class Collate:
         return batches
 
 
-def _all_frames(item: Item) -> FrameArray:
+def _all_frames(item: Item) -> FrameArray | EncodedFrames:
     """The frames of the examples and of the sample itself, in the order of the chat, at the sample's size."""
+    if item.encoded is not None:
+        return joined([*(f for f, _ in item.demos if isinstance(f, EncodedFrames)), item.encoded])
     assert item.frames is not None
     size = item.frames.shape[1], item.frames.shape[2]
-    return np.concatenate([*(resize(f, size) for f, _ in item.demos), item.frames]) if item.demos else item.frames
+    shown = [resize(f, size) for f, _ in item.demos if not isinstance(f, EncodedFrames)]
+    return np.concatenate([*shown, item.frames]) if shown else item.frames

@@ -118,7 +118,11 @@ class VLMModule(pl.LightningModule, ABC):
             return {"parts": moved, **super().transfer_batch_to_device(rest, device, dataloader_idx)}
         kept = {k: batch[k] for k in ("observation", "targets") if k in batch}
         rest = {k: v for k, v in batch.items() if k not in kept}
-        return {**super().transfer_batch_to_device(rest, device, dataloader_idx), **kept}
+        whole: Any = {**super().transfer_batch_to_device(rest, device, dataloader_idx), **kept}
+        for view in (whole, *whole.get("reordered", ()), *whole.get("options", ())):
+            if "inputs" in view:
+                view["inputs"] = self.backbone.ready(view["inputs"])
+        return whole
 
     # -- training ------------------------------------------------------------------------------
 

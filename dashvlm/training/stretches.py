@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dashvlm.backbones.base import Backbone, Encoder
-from dashvlm.backbones.frame_features import PIXELS
+from dashvlm.backbones.frame_encoder import PIXELS
 from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.data.stretches import Stretch
 from dashvlm.tasks.base import Task, observe

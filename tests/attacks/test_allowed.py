@@ -74,8 +74,8 @@ REASONS = {
         ("backbones/tiny.py", "write_text"),
     ],
     "the frame store, the teacher's answers and the synthetic world below paths.cache_dir": [
-        ("data/frames.py", "open"), ("data/frames.py", "unlink"), ("data/frames.py", "os.replace"),
-        ("data/frames.py", "open xb"), ("data/formats/synthetic.py", "write_text"),
+        ("data/entries.py", "open"), ("data/entries.py", "unlink"), ("data/entries.py", "os.replace"),
+        ("data/entries.py", "open xb"), ("data/formats/synthetic.py", "write_text"),
         ("data/formats/synthetic.py", "replace(path)"), ("data/formats/synthetic.py", "open w"),
         ("data/synthetic/encode.py", "replace(path)"), ("data/synthetic/encode.py", "write_bytes"),
         ("data/synthetic/encode.py", "open w"), ("data/synthetic/street.py", "save"), ("endpoint/client.py", "unlink"),

@@ -82,7 +82,6 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
         text_time: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        mm_encoder_outputs: Any = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
         """Run the network.
@@ -95,10 +94,9 @@ class OpenFlamingoModel(OpenFlamingoPreTrainedModel):
             text_time: [B, L], number of images up to each token; from ``input_ids`` if None.
             past_key_values: a cache.
             use_cache: make a cache.
-            mm_encoder_outputs: ``image`` -> the encoded pictures, as ``image_hidden_states``.
             kwargs: ignored.
         """
-        media = mm_encoder_outputs["image"].pooler_output if mm_encoder_outputs else image_hidden_states
+        media = image_hidden_states
         if media is None:
             assert pixel_values is not None, "give pixel_values or image_hidden_states"
             media = self.get_image_features(pixel_values)
