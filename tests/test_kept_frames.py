@@ -10,9 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dashvlm.backbones.frame_encoder import FrameEncoder
+from dashvlm.data import entries
 from dashvlm.data.encoded import EncodedFrames, joined
+from dashvlm.data.items import SampleDataset
+from dashvlm.engine.ahead import encode_ahead, features_of
 from dashvlm.engine.build import build_backbone, build_module
 from dashvlm.engine.fit import build_trainer
+from dashvlm.engine.prepare import prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError
 
@@ -75,7 +80,7 @@ def _same(one, two):
     pd.testing.assert_frame_equal(one[2].filter(regex="loss|val/"), two[2].filter(regex="loss|val/"))
     assert one[3].keys() == two[3].keys()
     assert all(torch.equal(v, two[3][k]) for k, v in one[3].items())
-    numbers = [{k: v for k, v in r[0]["metrics"].items()} for r in (one, two)]
+    numbers = [{k: v for k, v in r[0]["metrics"].items() if "latency" not in k} for r in (one, two)]
     assert json.dumps(numbers[0]) == json.dumps(numbers[1])
 
 
@@ -94,3 +99,162 @@ def test_runs_with_kept_frames_are_the_same_to_the_bit(config, tmp_path, family)
         features = _run(config, tmp_path / "features", *words, "data.features=on")
         assert features[0]["kept"]["what"] == "features"
         _same(plain, features)
+
+
+@pytest.fixture
+def trainer(config):
+    return build_trainer(config(*WORLD, "model=smolvlm2"), logger=False, enable_checkpointing=False)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NO_FEATURES])
+def test_texts_from_kept_features_are_the_same_with_beams_too(config, trainer, family):
+    backbone = build_backbone(config(*WORLD, f"model={family}")).eval()
+    clips, chats = [_frames(3), _frames(2, seed=1)], [_chat(3), _chat(2)]
+    plain = backbone.encoder.encode(chats, clips)
+    made = [features_of(backbone, backbone.encoder.apart.encode(c), trainer) for c in clips]
+    kept = backbone.ready(backbone.encoder.encode(chats, made))
+    assert "pixel_values" not in kept
+    for options in ({}, {"num_beams": 3}):
+        assert backbone.generate(plain, 6, options) == backbone.generate(kept, 6, options)
+    assert torch.equal(backbone.score(plain, ["Yes", "No"]), backbone.score(kept, ["Yes", "No"]))  # still whole
+    drawn = []
+    for batch in (plain, kept):
+        torch.manual_seed(0)
+        ids, mask = backbone.sample(batch, 3, 5)
+        drawn.append((ids, backbone.completion_logprobs(batch, ids, mask), backbone.pooled(batch, "mean")))
+    assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
+
+
+OTHERS = {
+    "mcq by text": ["task=mcq", "task.answer_with=text"],
+    "mcq reordered": ["task=mcq", "task.reorder=true"],
+    "scene": ["task=scene", "objective.constrained=true", "objective.max_new_tokens=20"],
+    "caption, preferences": ["task=caption", "objective=dpo", "task.pairs=wrong_positions", "objective.max_new_tokens=8"],
+    "rewards": ["objective=grpo", "objective.max_new_tokens=6", "task.reasoning=true"],
+    "classifier": ["objective=pooled"],
+    "demonstrations": ["data.shots.share=0.5", "data.shots.least=1", "data.shots.most=2", "data.shots.eval=1"],
+    "frames by the clip's length": ["data.sampling=fps", "data.sample_fps=0.8"],
+    "gradient checkpointing": ["model.gradient_checkpointing=true"],
+    "autocast": ["trainer.precision=bf16-mixed"],
+    "workers": ["data.num_workers=2"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", OTHERS.values(), ids=OTHERS)
+def test_tasks_and_objectives_do_not_notice(config, tmp_path, words):
+    words = ["model=qwen3_vl", "trainer.max_steps=2", "data.eval_horizons_s=[]", *words]
+    plain = _run(config, tmp_path / "plain", *words, *OFF)
+    features = _run(config, tmp_path / "features", *words, "data.features=on")
+    _same(plain, features)
+
+
+def test_latency_is_that_of_the_whole_model(config, tmp_path):
+    rows = _run(config, tmp_path / "run", "model=qwen3_vl", "trainer.max_steps=2", "data.features=on")
+    table = pd.read_parquet(tmp_path / "run" / "predictions.parquet")
+    timed = table["latency_s"].notna()
+    assert 0 < timed.sum() <= 16
+    assert table[timed]["primary"].all()
+    assert rows[0]["latency_s"] == pytest.approx(table["latency_s"].mean())
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """Clips whose frames a loader of this process took from the frame store."""
+    found, plain = [], SampleDataset.__getitem__
+
+    def counted(self, key):
+        if not self.blank and "failed" not in self.samples[key[0] if isinstance(key, tuple) else key].clip.extra:
+            found.append(key)
+        return plain(self, key)
+
+    monkeypatch.setattr(SampleDataset, "__getitem__", counted)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["features", "encoded"])
+def test_what_is_kept_is_used_and_never_made_twice(config, tmp_path, monkeypatch, looked_at, kind):
+    cfg = ["model=smolvlm2", "trainer.max_steps=4", "data.num_workers=0", "data.frame_size=[60,80]"]
+    cfg += [*OFF, f"data.{kind}=on"]
+    made, plain = [], FrameEncoder.encode
+    monkeypatch.setattr(FrameEncoder, "encode", lambda self, f: made.append(len(f)) or plain(self, f))
+    _run(config, tmp_path / "one", *cfg)
+    first, timed = sum(made), len(looked_at)
+    assert first > 1
+    assert timed <= 16 * (kind == "features")  # the samples whose latency is taken
+    made.clear()
+    looked_at.clear()
+    _run(config, tmp_path / "two", *cfg, "data.num_frames=2", "data.frame_interval_s=0.7")  # other times too
+    assert len(looked_at) <= 16 * (kind == "features")
+    again = sum(made)
+    made.clear()
+    _run(config, tmp_path / "three", *cfg, "optim.lr=0.02")
+    assert sum(made) == 1 < again < first  # one frame says how large they are
+
+
+def test_damaged_entries_cost_time_only(config, tmp_path, cache):
+    words = ["model=smolvlm2", "trainer.max_steps=4", "data.num_workers=0", "data.frame_size=[60,96]"]
+    plain = _run(config, tmp_path / "plain", *words, *OFF)
+    _run(config, tmp_path / "made", *words, "data.features=on")
+    for file in cache.rglob("*.features"):
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+    entries._headers.clear()
+    _same(plain, _run(config, tmp_path / "damaged", *words, "data.features=on"))
+
+
+def test_features_follow_the_weights_that_make_them(config, tmp_path, trainer):
+    words = [*WORLD, "model=smolvlm2", "data.features=on"]
+    cfg = config(*words)
+    data, keys = prepare_data(cfg), []
+    for change in (0.0, 0.0, 1e-3):
+        module = build_module(cfg)
+        with torch.no_grad():
+            next(iter(module.backbone.base().model.connector.parameters())).add_(change)
+        keys.append(encode_ahead(cfg, data, module, trainer)[0].encoded.made_by)
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "what", "why"),
+    [
+        (["peft.roles=[language,vision]"], "pixels", "vision half or the connector train"),
+        (["peft=full"], "pixels", "vision half or the connector train"),
+        (["data.augmentation={crop: 0.1}"], "nothing", "data.augmentation"),
+        (["data.pixels=off"], "nothing", "data.pixels=off"),
+        (["trainer.max_steps=1", "trainer.val_every_n_steps=1", "data.eval_horizons_s=[]"], "nothing", "looked at"),
+        (["data.store_gb=0.00001"], "nothing", "data.store_gb"),
+        (["++model.loader_options.frames=contact_sheet"], "nothing", "pictures of their own"),
+        ([], "features", "looked at"),
+    ],
+)
+def test_what_is_kept_and_why(config, trainer, words, what, why):
+    cfg = config(*WORLD, "model=smolvlm2", *words)
+    kept = encode_ahead(cfg, prepare_data(cfg), build_module(cfg), trainer)[1]
+    assert (kept.what, why in kept.why) == (what, True)
+
+
+@pytest.mark.parametrize("words", [["data.augmentation={crop: 0.1}"], ["peft=full"]])
+def test_what_cannot_be_kept_is_an_error_where_it_is_asked_for(config, trainer, words):
+    cfg = config(*WORLD, "model=smolvlm2", "data.features=on", *words)
+    with pytest.raises(ConfigError, match=r"data\.features=on"):
+        encode_ahead(cfg, prepare_data(cfg), build_module(cfg), trainer)
+
+
+def test_dropout_in_the_vision_half_keeps_pixels(config, trainer):
+    cfg = config(*WORLD, "model=smolvlm2")
+    module = build_module(cfg)
+    for part in module.backbone.base().model.vision_model.modules():
+        if hasattr(part, "dropout"):
+            part.dropout = 0.5
+    kept = encode_ahead(cfg, prepare_data(cfg), module, trainer)[1]
+    assert (kept.what, "draws at random" in kept.why) == ("pixels", True)
+
+
+def test_views_of_one_value_stay_views():
+    ones = EncodedFrames({"mask": np.broadcast_to(np.int64(1), (2, 40, 40)), "x": np.arange(4).reshape(2, 2)})
+    both = joined([ones, ones])
+    assert both.arrays["mask"].strides == (0, 0, 0)
+    assert (both.arrays["mask"].shape, both.arrays["x"].tolist()) == ((4, 40, 40), [[0, 1], [2, 3], [0, 1], [2, 3]])
+    other = EncodedFrames({"mask": np.broadcast_to(np.int64(0), (1, 40, 40)), "x": np.zeros((1, 2), int)})
+    assert joined([ones, other]).arrays["mask"][:, 0, 0].tolist() == [1, 1, 0]

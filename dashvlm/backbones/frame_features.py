@@ -9,6 +9,7 @@ Shapes: U distinct frames, B prompts, T frames a prompt, P tokens a frame, H wid
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -78,6 +79,28 @@ def ready(base: Any, encoder: FrameEncoder | None, batch: Batch) -> Batch:
     if not features:
         return batch
     return {n: v for n, v in batch.items() if not n.startswith(FEATURES)} | _as_input(base, features)
+
+
+def for_generation(base: Any, batch: Batch) -> Batch:
+    """Features cut up sample by sample, so that ``generate`` can repeat them for its beams; it changes what it is given.
+
+    Args:
+        base: the network without the PEFT wrapper.
+        batch: inputs; without features they are as they were.
+    """
+    given: Any = batch.get("mm_encoder_outputs")
+    if given is None:
+        return batch
+    counts = (batch["input_ids"] == base.config.image_token_id).sum(1).tolist()
+    output = copy.copy(given["image"])
+    (image,) = [output.pooler_output] if torch.is_tensor(output.pooler_output) else output.pooler_output
+    if base.config.model_type == "internvl":  # takes one tensor [pictures, P, H]
+        output.pooler_output = image.reshape(-1, int(base.config.image_seq_length), image.shape[-1])
+    else:
+        output.pooler_output = list(image.split(counts))
+    if hasattr(output, "deepstack_features"):
+        output.deepstack_features = [list(layer[0].split(counts)) for layer in output.deepstack_features]
+    return {**batch, "mm_encoder_outputs": {"image": output}}  # type: ignore[dict-item]
 
 
 def _as_input(base: Any, features: Mapping[str, Tensor]) -> Batch:

@@ -22,7 +22,7 @@ from dashvlm.backbones.base import IGNORED, Answers, Backbone, Batch
 from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
-from dashvlm.backbones.frame_features import encode_frames, ready, with_features
+from dashvlm.backbones.frame_features import encode_frames, for_generation, ready, with_features
 from dashvlm.backbones.published_adapter import base_and_adapter, merged
 from dashvlm.config.imports import configurable
 from dashvlm.errors import CheckpointError
@@ -202,6 +202,7 @@ class HFBackbone(Backbone):
             kwargs["logits_processor"] = [
                 keep_to_schema(schema, self.encoder.tokenizer, width, self.encoder.leads_with_blank)
             ]
+        batch = for_generation(self.base(), batch)
         ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, **kwargs)
         return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])
 

@@ -36,6 +36,8 @@ from dashvlm.training.module import VLMModule, sample_row
 log = logging.getLogger(__name__)
 MAX_STALE = 0.02
 """Share of samples with frames from before a gap above which an alarm is raised."""
+TIMED = 16
+"""Samples whose latency is taken where features were kept."""
 PACKAGES = ("torch", "transformers", "peft", "pytorch-lightning", "av")
 
 
@@ -65,6 +67,8 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
         rows_off = predict_rows(module, loaders, first, "pixels_off")
         blind = {s.sample_id: row for s, row in zip(first, rows_off, strict=True)}
     table["primary"] = table["horizon_s"] == primary
+    if data.encoded is not None and data.encoded.entries.suffix == "features":
+        table["latency_s"] = _latency(cfg, data, module, trainer, samples, first[:TIMED])
     table["stale_s"] = [_staleness(s, r) for s, r in zip(samples, rows, strict=True)]
     _add_pairs(table, module, loaders, samples)
     for column in ("scores", "text", "answer", "status", "latency_s", "frame_times_s"):
@@ -91,6 +95,22 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     for name, values in task.baseline(data.samples["train"], samples).items():
         table[name] = pd.array(values, dtype="Int64") if whole else values
     return table.drop(columns="index")
+
+
+def _latency(
+    cfg: Mapping[str, Any],
+    data: Data,
+    module: VLMModule,
+    trainer: pl.Trainer,
+    samples: Sequence[Sample],
+    timed: Sequence[Sample],
+) -> list[float | None]:
+    """Seconds a sample where the vision half runs too: of a few samples, which are predicted once more for it."""
+    loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
+    loaders.trainer = trainer
+    rows = predict_rows(module, loaders, timed)
+    took = {s.sample_id: row.get("latency_s") for s, row in zip(timed, rows, strict=True)}
+    return [took.get(s.sample_id) for s in samples]
 
 
 def score_start(cfg: Mapping[str, Any], data: Data, module: VLMModule) -> pd.DataFrame:
