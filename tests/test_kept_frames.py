@@ -9,11 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.smolvlm.modeling_smolvlm import SmolVLMModel
 
 from dashvlm.backbones.frame_encoder import FrameEncoder
 from dashvlm.data import entries
 from dashvlm.data.encoded import EncodedFrames, joined
 from dashvlm.data.items import SampleDataset
+from dashvlm.data.samples import balanced_part
 from dashvlm.engine.ahead import encode_ahead, features_of
 from dashvlm.engine.build import build_backbone, build_module
 from dashvlm.engine.fit import build_trainer
@@ -93,7 +95,7 @@ def test_runs_with_kept_frames_are_the_same_to_the_bit(config, tmp_path, family)
     assert pixels[0]["kept"]["what"] == "pixels"
     _same(plain, pixels)
     if family in NO_FEATURES:
-        with pytest.raises(ConfigError, match="data.features=on"):
+        with pytest.raises(ConfigError, match=r"data\.features=on"):
             _run(config, tmp_path / "features", *words, "data.features=on")
     else:
         features = _run(config, tmp_path / "features", *words, "data.features=on")
@@ -129,7 +131,7 @@ OTHERS = {
     "mcq by text": ["task=mcq", "task.answer_with=text"],
     "mcq reordered": ["task=mcq", "task.reorder=true"],
     "scene": ["task=scene", "objective.constrained=true", "objective.max_new_tokens=20"],
-    "caption, preferences": ["task=caption", "objective=dpo", "task.pairs=wrong_positions", "objective.max_new_tokens=8"],
+    "preferences": ["task=caption", "objective=dpo", "task.pairs=wrong_positions", "objective.max_new_tokens=8"],
     "rewards": ["objective=grpo", "objective.max_new_tokens=6", "task.reasoning=true"],
     "classifier": ["objective=pooled"],
     "demonstrations": ["data.shots.share=0.5", "data.shots.least=1", "data.shots.most=2", "data.shots.eval=1"],
@@ -258,3 +260,49 @@ def test_views_of_one_value_stay_views():
     assert (both.arrays["mask"].shape, both.arrays["x"].tolist()) == ((4, 40, 40), [[0, 1], [2, 3], [0, 1], [2, 3]])
     other = EncodedFrames({"mask": np.broadcast_to(np.int64(0), (1, 40, 40)), "x": np.zeros((1, 2), int)})
     assert joined([ones, other]).arrays["mask"][:, 0, 0].tolist() == [1, 1, 0]
+
+
+def _prefills(monkeypatch, counts):
+    plain = SmolVLMModel.forward
+
+    def counted(self, input_ids=None, **kwargs):
+        if input_ids is not None and input_ids.shape[1] > 8:  # not the tokens that are written one by one
+            counts.append(len(input_ids))
+        return plain(self, input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(SmolVLMModel, "forward", counted)
+
+
+def test_a_test_pass_reads_each_prompt_once(config, tmp_path, monkeypatch):
+    """Text and scores come from one pass; equal prompts with grey frames are asked once (it was 2 + 1 a sample)."""
+    counts: list[int] = []
+    _prefills(monkeypatch, counts)
+    words = ["model=smolvlm2", "trainer.skip_fit=true", "data.eval_horizons_s=[]", "objective.generate=true"]
+    _, rows, *_ = _run(config, tmp_path / "run", *words, *OFF, "data.eval_batch_size=2")
+    prompts = rows["prompt"].nunique()
+    assert sum(counts) == len(rows) + prompts < 2 * len(rows)
+    assert rows["text"].notna().all()
+    assert rows["pixels_off_score"].nunique() == prompts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores_from_the_pass_that_writing_begins_with_are_those_of_a_pass_of_their_own(config, family):
+    backbone = build_backbone(config(*WORLD, f"model={family}", *AS_IMAGES.get(family, ()))).eval()
+    batch = backbone.encoder.encode([_chat(3), _chat(3)], [_frames(3), _frames(3, seed=1)])
+    alone = backbone.score(batch, ["Yes", "No"])
+    for options in ({}, {"num_beams": 2}):
+        texts, scores = backbone.generate_and_score(batch, ["Yes", "No"], 5, options)
+        assert texts == backbone.generate(batch, 5, options)
+        assert torch.allclose(scores, alone, atol=1e-6)
+
+
+def test_a_part_of_the_validation_split_has_all_labels_and_groups(config, tmp_path):
+    cfg = config(*WORLD, "model=smolvlm2", "data.splits={train: 0.2, val: 0.6, test: 0.2}")
+    val = prepare_data(cfg).samples["val"]
+    part = balanced_part(val, 8)
+    assert part == balanced_part(val, 8)
+    assert [s.clip.label for s in part].count(1) == 4
+    assert len({s.clip.group for s in part}) == min(6, len({s.clip.group for s in val}))
+    assert balanced_part(val, 1000) == val
+    result = _run(config, tmp_path / "run", "model=smolvlm2", "trainer.max_steps=2", "data.val_limit=2")[0]
+    assert any("2 of 4 samples (data.val_limit)" in a for a in result["alarms"])

@@ -200,6 +200,12 @@ class Backbone(nn.Module, ABC):
             schema: a JSON schema that the answer must keep to, from its first character.
         """
 
+    def generate_and_score(
+        self, batch: Batch, choices: Sequence[str], max_new_tokens: int, options: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], Tensor]:
+        """:meth:`generate` and :meth:`score`, from one pass over the prompts where the backbone can."""
+        return self.generate(batch, max_new_tokens, options), self.score(batch, choices)
+
     def encode_frames(self, parts: Sequence[Batch]) -> Mapping[str, Tensor]:
         """Features of frames, encoded once each, where ``encoder.frames_apart``.
 

@@ -82,7 +82,7 @@ def ready(base: Any, encoder: FrameEncoder | None, batch: Batch) -> Batch:
 
 
 def for_generation(base: Any, batch: Batch) -> Batch:
-    """Features cut up sample by sample, so that ``generate`` can repeat them for its beams; it changes what it is given.
+    """Features cut up sample by sample, so that ``generate`` can repeat them for beams; it changes what it is given.
 
     Args:
         base: the network without the PEFT wrapper.

@@ -206,6 +206,26 @@ class HFBackbone(Backbone):
         ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, **kwargs)
         return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])
 
+    @torch.no_grad()
+    def generate_and_score(
+        self, batch: Batch, choices: Sequence[str], max_new_tokens: int, options: Mapping[str, Any] | None = None
+    ) -> tuple[list[str], Tensor]:
+        """See :meth:`Backbone.generate_and_score`; the pass that generation begins with holds what scores need."""
+        found: list[Tensor] = []
+
+        def keep(_: nn.Module, __: Any, out: Any) -> None:
+            if not found:
+                found.append(out.last_hidden_state[:, -1])
+
+        assert isinstance(self.encoder, HFEncoder)
+        hook = self.base().model.register_forward_hook(keep)
+        try:
+            texts = self.generate(batch, max_new_tokens, options)
+        finally:
+            hook.remove()
+        beams = len(found[0]) // len(texts)
+        return texts, self._choice_logprobs(found[0][::beams], self.encoder.choice_tokens(choices))
+
 
 NEUTRAL: dict[str, Any] = {
     "repetition_penalty": 1.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "min_p": None, "typical_p": 1.0,

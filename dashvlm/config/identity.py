@@ -54,6 +54,7 @@ NEUTRAL: Mapping[str, Any] = {
     "data.stream.refractory_s": 5.0,
     "task.stream": False,
     "data.support_window_s": 0.5,
+    "data.val_limit": None,
     "objective.max_tokens": None,
     "objective.too_long": "refuse",
     "task.prompt_file": None,

@@ -154,6 +154,32 @@ def _skipping(left_out: Sequence[int], number: int) -> int:
     return number
 
 
+def balanced_part(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """So many samples, the same ones in every run: labels and groups take turns, so none of either is missed.
+
+    Args:
+        samples: of one split.
+        count: how many; with fewer samples all are kept.
+
+    Returns:
+        Samples in the order they came in.
+    """
+    turns: dict[tuple[str, str], int] = {}  # label, group -> samples taken
+    order = sorted(range(len(samples)), key=lambda i: stable_uniform(0, "val_limit", samples[i].sample_id))
+    ranked: dict[str, list[tuple[int, float, int]]] = {}
+    for place in order:
+        clip = samples[place].clip
+        own = str(clip.label), clip.group
+        turns[own] = turns.get(own, -1) + 1
+        ranked.setdefault(own[0], []).append((turns[own], stable_uniform(1, "val_limit", clip.group), place))
+    for number, found in enumerate(ranked.values()):  # a group with both labels gives one of them first
+        ranked_by = 1 - 2 * (number % 2)
+        found[:] = [(turn, ranked_by * group, place) for turn, group, place in found]
+    lines = [[place for *_, place in sorted(found)] for _, found in sorted(ranked.items())]
+    mixed = [line[turn] for turn in range(max(map(len, lines), default=0)) for line in lines if turn < len(line)]
+    return [samples[place] for place in sorted(mixed[:count])]
+
+
 def sampling_skew(samples: Mapping[Split, Sequence[Sample]], options: Options) -> dict[str, float]:
     """Share of each split's samples that are looked at around annotated moments."""
     return {

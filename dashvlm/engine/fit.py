@@ -15,6 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 
 from dashvlm.backbones.adapters import load_trained
 from dashvlm.data.datamodule import ClipDataModule
+from dashvlm.data.samples import balanced_part
 from dashvlm.engine.build import label_balance
 from dashvlm.engine.prepare import Data
 from dashvlm.errors import ConfigError, DataError
@@ -68,6 +69,8 @@ def fit(
     if not train:
         raise DataError("no training clip is left", do="see quarantine.csv in the run's folder")
     taught = {split: module.usable(samples) for split, samples in data.samples.items()}
+    if cfg["data"].get("val_limit"):
+        taught["val"] = balanced_part(taught["val"], int(cfg["data"]["val_limit"]))
     train = taught["train"]
     if not train:
         raise DataError(

@@ -64,7 +64,8 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
     # What has no scores is judged by what it writes, so the blind pass must write too.
     blind: dict[str, Any] = {}
     if cfg["model"].get("pixels_off", True):
-        rows_off = predict_rows(module, loaders, first, "pixels_off")
+        seen = {s.sample_id: row for s, row in zip(samples, rows, strict=True)}
+        rows_off = pixels_off_rows(module, loaders, first, [seen[s.sample_id] for s in first])
         blind = {s.sample_id: row for s, row in zip(first, rows_off, strict=True)}
     table["primary"] = table["horizon_s"] == primary
     if data.encoded is not None and data.encoded.entries.suffix == "features":
@@ -293,6 +294,37 @@ def predict_rows(
     assert loaders.trainer is not None
     loaders.trainer.predict(module, loaders.eval_dataloader(samples, stage), return_predictions=False)
     return module.rows
+
+
+def pixels_off_rows(
+    module: VLMModule, loaders: ClipDataModule, samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows with grey frames; of equal prompts for pictures of one size one is asked.
+
+    Args:
+        module: the model.
+        loaders: with the trainer that runs it.
+        samples: what is asked about.
+        rows: their rows with pixels; what failed there is not asked.
+    """
+    timed = getattr(module.backbone.encoder, "frames", "images") == "video"  # prints the times that frames truly have
+    asked: dict[Any, Sample] = {}
+    keys: list[Any] = []
+    for sample, row in zip(samples, rows, strict=True):
+        times = row.get("frame_times_s")
+        size = None if loaders.store.size is not None or times is None else _size(loaders, sample)
+        alone = sample.sample_id if sample.demos else ""
+        keys.append(None if times is None else (row["prompt"], tuple(times) if timed else len(times), size, alone))
+        if keys[-1] is not None:
+            asked.setdefault(keys[-1], sample)
+    made = predict_rows(module, loaders, list(asked.values()), "pixels_off") if asked else []
+    found = dict(zip(asked, made, strict=True))
+    return [{"status": "failed"} if key is None else found[key] for key in keys]
+
+
+def _size(loaders: ClipDataModule, sample: Sample) -> tuple[int, int]:
+    index = loaders.store.index(Path(sample.clip.path))
+    return index.width, index.height
 
 
 def _staleness(sample: Sample, row: Mapping[str, Any]) -> float:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from dashvlm.data.datamodule import ClipDataModule
 from dashvlm.data.samples import last_time
 from dashvlm.data.sampling import staleness_s
 from dashvlm.engine.prepare import Data
-from dashvlm.engine.scoring import predict_rows
+from dashvlm.engine.scoring import pixels_off_rows, predict_rows
 from dashvlm.shortcuts.moment import prior_over
 from dashvlm.training.module import VLMModule
 
@@ -41,7 +40,8 @@ def score_stream(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer:
     table["stride_s"] = float(options["stream"]["stride_s"])
     table["refractory_s"] = float(options["stream"]["refractory_s"])
     if cfg["model"].get("pixels_off", True):
-        table["pixels_off_score"] = _pixels_off(module, loaders, samples, rows)
+        grey = pixels_off_rows(module, loaders, samples, rows)
+        table["pixels_off_score"] = [said(s, r)["score"] for s, r in zip(samples, grey, strict=True)]
     train = labelled_moments(data.manifest.split("train"), options)
     if len(train):
         end = np.array([max(last_time(s.clip), 1e-9) for s in samples])
@@ -71,26 +71,3 @@ def said(sample: Sample, row: Mapping[str, Any]) -> dict[str, Any]:
         "status": row.get("status"),
         "stale_s": 0.0 if shown is None else staleness_s(shown, sample.times_s, 1.0 / sample.clip.fps),
     }
-
-
-def _size(loaders: ClipDataModule, sample: Sample) -> tuple[int, int]:
-    index = loaders.store.index(Path(sample.clip.path))
-    return index.width, index.height
-
-
-def _pixels_off(
-    module: VLMModule, loaders: ClipDataModule, samples: Sequence[Sample], rows: Sequence[Mapping[str, Any]]
-) -> list[float]:
-    """Scores with grey frames: of equal prompts for pictures of one size one is asked."""
-    fixed = loaders.store.size is not None
-    timed = getattr(module.backbone.encoder, "frames", "images") == "video"  # prints the times that frames truly have
-    keys = [
-        (row["prompt"], tuple(row["frame_times_s"]) if timed else (), None if fixed else _size(loaders, sample))
-        if row.get("scores") is not None
-        else None
-        for sample, row in zip(samples, rows, strict=True)
-    ]
-    first = {key: sample for key, sample in zip(reversed(keys), reversed(samples), strict=True) if key is not None}
-    asked = predict_rows(module, loaders, list(first.values()), "pixels_off")
-    found = {key: said(s, r)["score"] for (key, s), r in zip(first.items(), asked, strict=True)}
-    return [found[key] if key is not None else float("nan") for key in keys]

@@ -21,7 +21,7 @@ class TextModule(VLMModule):
         """
         if batch["options"]:
             return self._by_text(batch)
-        scores = self._by_first_token(batch["inputs"], batch["choice_mask"])
+        scores = self._by_first_token(batch["inputs"], batch["choice_mask"], known=batch.get("first_token"))
         counts = torch.ones(len(scores), 1, device=scores.device)
         for view in batch["reordered"]:
             shown = self._by_first_token(view["inputs"], view["choice_mask"])
@@ -29,10 +29,16 @@ class TextModule(VLMModule):
             counts.index_add_(0, view["rows"], counts.new_ones(len(shown), 1))
         return scores / counts
 
-    def _by_first_token(self, inputs: dict[str, Tensor], mask: Tensor, before: list[str] | None = None) -> Tensor:
+    def _by_first_token(
+        self,
+        inputs: dict[str, Tensor],
+        mask: Tensor,
+        before: list[str] | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
         if before is None and self.task.answer_prefix:
             before = [self.task.answer_prefix] * len(mask)
-        logprobs = self.backbone.score(inputs, self.task.choices, before)
+        logprobs = self.backbone.score(inputs, self.task.choices, before) if known is None else known
         return logprobs.masked_fill(~mask, -torch.inf).softmax(-1)
 
     def _by_text(self, batch: dict[str, Any]) -> Tensor:
@@ -58,7 +64,14 @@ class TextModule(VLMModule):
         if not self.options["generate"] or (batch["pixels_off"] and self.task.choices):
             return {}
         options = self.options.get("generation") or {}
-        made = {"text": self.backbone.generate(batch["inputs"], self.max_new_tokens, options)}
+        if self.task.choices and not self.task.answer_prefix and not batch["options"]:
+            # The answer begins where the prompt ends, so the scores come from the pass that writing begins with.
+            texts, batch["first_token"] = self.backbone.generate_and_score(
+                batch["inputs"], self.task.choices, self.max_new_tokens, options
+            )
+            made = {"text": texts}
+        else:
+            made = {"text": self.backbone.generate(batch["inputs"], self.max_new_tokens, options)}
         if self.options.get("constrained") and not batch["pixels_off"]:
             schema = getattr(self.task, "schema", None)
             made["constrained_text"] = self.backbone.generate(batch["inputs"], self.max_new_tokens, options, schema)
