@@ -37,9 +37,14 @@ class Prefix:
     mask: Tensor
     carried: dict[str, Tensor]
 
-    def advance(self, base: Any, ids: Tensor, mask: Tensor) -> Tensor:
-        """Feed tokens [B * G, n] that end the mask [B * G, L + m]; return their hidden states."""
+    def advance(self, base: Any, ids: Tensor, mask: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Feed tokens [B * G, n] that end the mask [B * G, L + m]; return their hidden states.
+
+        ``positions`` [B * G, n] of the tokens, where they are not the places in the mask and the family takes them.
+        """
         inputs = dict(self.carried)
+        if positions is not None and "delta" not in inputs and base.config.model_type != "open_flamingo":
+            inputs["position_ids"] = positions
         if "cross_attention_mask" in inputs:
             inputs["cross_attention_mask"] = inputs["cross_attention_mask"].expand(-1, ids.shape[1], -1, -1)
         if "text_time" in inputs:

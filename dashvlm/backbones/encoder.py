@@ -18,6 +18,7 @@ from torch import Tensor
 from dashvlm.backbones.base import IGNORED, Batch, Encoder
 from dashvlm.backbones.frame_encoder import PIXELS, FrameEncoder
 from dashvlm.backbones.processors import load_processor
+from dashvlm.backbones.shared_prefix import BY_TOKEN, common_prefix
 from dashvlm.backbones.sheet import as_video, contact_sheet, number_frames
 from dashvlm.data.clip import FrameArray, Messages
 from dashvlm.data.encoded import EncodedFrames
@@ -92,6 +93,38 @@ class HFEncoder(Encoder):
         with self.apart.replaying(clips):
             batch = self._process(chats, {"images": self.apart.pictures(clips)}, answers, prefix)
         return {k: v for k, v in batch.items() if k not in PIXELS} | self.apart.tensors(clips)
+
+    def encode_shared(
+        self,
+        chats: Sequence[Messages],
+        clips: Sequence[FrameArray | EncodedFrames],
+        clip_of: Sequence[int],
+        answers: Sequence[str] | None = None,
+        prefix: str = "",
+    ) -> Batch:
+        """Encode questions whose frames are encoded once; see ``shared_prefix``.
+
+        Args:
+            chats: one for each row.
+            clips: the distinct ones.
+            clip_of: whose question a row is.
+            answers: see :meth:`Encoder.encode`.
+            prefix: likewise.
+        """
+        assert self.apart is not None
+        kept = [c if isinstance(c, EncodedFrames) else self.apart.encode(c) for c in clips]
+        rows = [kept[i] for i in clip_of]
+        with self.apart.replaying(rows):
+            batch = self._process(chats, {"images": self.apart.pictures(rows)}, answers, prefix)
+        with self.apart.replaying(kept):
+            known = self._process([chats[clip_of.index(i)] for i in range(len(kept))],
+                                  {"images": self.apart.pictures(kept)}, None, "")  # fmt: skip
+        batch = {k: v for k, v in batch.items() if k in BY_TOKEN}
+        batch |= {k: v for k, v in known.items() if k not in (*PIXELS, *BY_TOKEN)}  # grids of the clips' pictures
+        belongs = torch.tensor(clip_of)
+        return batch | self.apart.tensors(kept) | {
+            "clip_of": belongs, "prefix": common_prefix(batch, belongs, len(kept))
+        }  # fmt: skip
 
     def _show(self, frames: Sequence[FrameArray]) -> Batch:
         """Encode pictures with no more text than a chat needs."""

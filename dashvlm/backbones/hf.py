@@ -24,6 +24,7 @@ from dashvlm.backbones.continuation import extend, sample, shared_logprobs, toke
 from dashvlm.backbones.encoder import HFEncoder
 from dashvlm.backbones.frame_features import encode_frames, for_generation, ready, with_features
 from dashvlm.backbones.published_adapter import base_and_adapter, merged
+from dashvlm.backbones.shared_prefix import answer_states, is_shared, last_states, write
 from dashvlm.config.imports import configurable
 from dashvlm.errors import CheckpointError
 
@@ -74,6 +75,9 @@ class HFBackbone(Backbone):
 
         The vocabulary is projected at these positions only.
         """
+        if is_shared(batch):
+            states, taught, places = answer_states(self.base(), batch)
+            return self.base().get_output_embeddings()(states).float(), taught, places
         hidden = self._hidden(batch)[:, :-1]
         labels = batch["labels"][:, 1:]
         kept = labels != IGNORED
@@ -83,7 +87,7 @@ class HFBackbone(Backbone):
         """See :meth:`Backbone.score`. One forward pass whatever the number of choices."""
         assert isinstance(self.encoder, HFEncoder)
         if before is None:
-            hidden = self._hidden(batch)[:, -1]
+            hidden = last_states(self.base(), batch)[0] if is_shared(batch) else self._hidden(batch)[:, -1]
             return self._choice_logprobs(hidden, self.encoder.choice_tokens(choices))
         parted = [self.encoder.first_divergence([text + choice for choice in choices]) for text in before]
         device, longest = batch["input_ids"].device, max(len(shared) for shared, _ in parted)
@@ -191,6 +195,8 @@ class HFBackbone(Backbone):
         schema: Mapping[str, Any] | None = None,
     ) -> list[str]:
         """See :meth:`Backbone.generate`."""
+        if is_shared(batch):  # loaders share where nothing but greedy writing is asked for
+            return self.generate_and_score(batch, (), max_new_tokens)[0]
         # Greedy whatever the checkpoint's generation settings say, unless the run says otherwise.
         settings = self.base().generation_config
         neutral = {k: v for k, v in NEUTRAL.items() if getattr(settings, k, None) not in (None, v)}
@@ -218,6 +224,12 @@ class HFBackbone(Backbone):
                 found.append(out.last_hidden_state[:, -1])
 
         assert isinstance(self.encoder, HFEncoder)
+        if is_shared(batch):
+            hidden, prefix, own = last_states(self.base(), batch)
+            fill = self.encoder.tokenizer.pad_token_id
+            ids = write(self.base(), hidden, prefix, own, max_new_tokens, self.end_tokens(), fill)
+            scores = self._choice_logprobs(hidden, self.encoder.choice_tokens(choices)) if choices else hidden
+            return self.encoder.decode(ids), scores
         hook = self.base().model.register_forward_hook(keep)
         try:
             texts = self.generate(batch, max_new_tokens, options)

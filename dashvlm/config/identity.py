@@ -55,6 +55,8 @@ NEUTRAL: Mapping[str, Any] = {
     "task.stream": False,
     "data.support_window_s": 0.5,
     "data.val_limit": None,
+    "data.by_clip": False,
+    "objective.shared_clips": True,
     "objective.max_tokens": None,
     "objective.too_long": "refuse",
     "task.prompt_file": None,

@@ -114,6 +114,8 @@ RULES: dict[str, Rule] = {
     "data.shots.most": whole(1, 32),
     "data.shots.eval": whole(0, 32),
     "data.limit": optional(whole(1)),
+    "data.by_clip": flag(),
+    "objective.shared_clips": flag(),
     "data.val_limit": optional(whole(1)),
     "data.max_bad_fraction": number(0, 1),
     "peft.method": one_of("lora", "full", "frozen"),

@@ -51,7 +51,8 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         rank: this process.
         world_size: number of processes; each gets every ``world_size``-th sample of a batch.
         start: first batch to give out, for a resumed run.
-        repeats: how often each batch is given out in a row.
+        steps_per_batch: how often each batch is given out in a row.
+        together: a key for each sample; those with equal ones follow each other, each once a turn.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         world_size: int = 1,
         start: int = 0,
         steps_per_batch: int = 1,
+        together: Sequence[Any] | None = None,
     ) -> None:
         if batch_size % world_size:
             raise ConfigError(
@@ -74,6 +76,10 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.num_batches, self.start, self.steps_per_batch = num_batches, start, steps_per_batch
         self.rank, self.world_size = rank, world_size
+        self.members: dict[Any, list[int]] = {}
+        for number, key in enumerate(together if together is not None else range(num_samples)):
+            self.members.setdefault(key, []).append(number)
+        self._last: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:
         return self.num_batches
@@ -82,13 +88,17 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         """Return the whole batch ``number`` of the stream, of all processes together."""
         first = number // self.steps_per_batch * self.batch_size
         return [
-            (int(self._order(p // self.num_samples)[p % self.num_samples]), p // self.num_samples)
+            (self._order(p // self.num_samples)[p % self.num_samples], p // self.num_samples)
             for p in range(first, first + self.batch_size)
         ]
 
-    def _order(self, turn: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
-        return torch.randperm(self.num_samples, generator=generator)
+    def _order(self, turn: int) -> list[int]:
+        if self._last is None or self._last[0] != turn:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
+            groups = list(self.members.values())
+            order = torch.randperm(len(groups), generator=generator).tolist()
+            self._last = turn, [number for place in order for number in groups[place]]
+        return self._last[1]
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for number in range(self.start, self.num_batches):
@@ -98,10 +108,11 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
 class ShardSampler(Sampler[int]):
     """Every ``world_size``-th sample in order; short shards repeat their first sample."""
 
-    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = list(range(rank, num_samples, world_size))
+    def __init__(self, num_samples: int, rank: int = 0, world_size: int = 1, order: Sequence[int] = ()) -> None:
+        places = order or range(num_samples)
+        self.indices = list(places[rank::world_size])
         length = -(-num_samples // world_size)
-        self.indices += [rank % max(num_samples, 1)] * (length - len(self.indices))
+        self.indices += [places[rank % num_samples]] * (length - len(self.indices)) if num_samples else []
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -178,6 +189,7 @@ class ClipDataModule(pl.LightningDataModule):
             *self._place(),
             self.start,
             self.steps_per_batch,
+            [_looks_at(s) for s in self.samples["train"]] if self.options.get("by_clip") else None,
         )
         augmentation = self.options.get("augmentation")
         dataset = SampleDataset(self.samples["train"], self.store, self._blank(), augmentation, self.encoded)
@@ -198,7 +210,7 @@ class ClipDataModule(pl.LightningDataModule):
         return DataLoader(
             dataset,
             batch_size=1 if stage == "stream" else size,
-            sampler=ShardSampler(len(dataset), *self._place()),
+            sampler=ShardSampler(len(dataset), *self._place(), [] if stage == "stream" else _side_by_side(samples)),
             collate_fn=self.collate(stage),
             **self.workers(),
         )
@@ -223,6 +235,18 @@ class ClipDataModule(pl.LightningDataModule):
             forkserver.ensure_running()
         return {"num_workers": workers, "multiprocessing_context": context, "persistent_workers": True,
                 "worker_init_fn": signals.start_worker}  # fmt: skip
+
+
+def _looks_at(sample: Sample) -> tuple[str, tuple[float, ...]]:
+    return sample.clip.path, sample.times_s
+
+
+def _side_by_side(samples: Sequence[Sample]) -> list[int]:
+    """Places of samples, those that look at the same frames behind the first of them."""
+    first: dict[Any, int] = {}
+    for place, sample in enumerate(samples):
+        first.setdefault(_looks_at(sample), place)
+    return sorted(range(len(samples)), key=lambda i: first[_looks_at(samples[i])])
 
 
 def _size_of(clips: Sequence[Clip], store: FrameStore) -> tuple[int, int]:

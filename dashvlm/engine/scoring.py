@@ -68,7 +68,8 @@ def score(cfg: Mapping[str, Any], data: Data, module: VLMModule, trainer: pl.Tra
         rows_off = pixels_off_rows(module, loaders, first, [seen[s.sample_id] for s in first])
         blind = {s.sample_id: row for s, row in zip(first, rows_off, strict=True)}
     table["primary"] = table["horizon_s"] == primary
-    if data.encoded is not None and data.encoded.entries.suffix == "features":
+    asked_together = module.shares("predict") and len({(s.clip.path, s.times_s) for s in samples}) < len(samples)
+    if asked_together or (data.encoded is not None and data.encoded.entries.suffix == "features"):
         table["latency_s"] = _latency(cfg, data, module, trainer, samples, first[:TIMED])
     table["stale_s"] = [_staleness(s, r) for s, r in zip(samples, rows, strict=True)]
     _add_pairs(table, module, loaders, samples)
@@ -106,10 +107,14 @@ def _latency(
     samples: Sequence[Sample],
     timed: Sequence[Sample],
 ) -> list[float | None]:
-    """Seconds a sample where the vision half runs too: of a few samples, which are predicted once more for it."""
+    """Seconds a sample where nothing is shared or kept: of a few samples, which are predicted once more for it."""
     loaders = ClipDataModule({}, data.store, module.collate, cfg["data"], int(cfg["seed"]))
     loaders.trainer = trainer
-    rows = predict_rows(module, loaders, timed)
+    module.apart = True
+    try:
+        rows = predict_rows(module, loaders, timed)
+    finally:
+        module.apart = False
     took = {s.sample_id: row.get("latency_s") for s, row in zip(timed, rows, strict=True)}
     return [took.get(s.sample_id) for s in samples]
 

@@ -106,7 +106,7 @@ class DPOModule(TextModule):
         """Pairs in training and validation; prompts, with no answer in reach, for the rows."""
         prefix = str(self.options.get("prefix") or "")
         supervision: Supervision = "pair" if stage in ("train", "val", "pairs") else "prompt"
-        return Collate(self.task, self.backbone.encoder, stage, supervision, prefix)
+        return Collate(self.task, self.backbone.encoder, stage, supervision, prefix, share=self.shares(stage))
 
     def _judge(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor, Answers]:
         """Losses and margins [B] of pairs [2 B], and what the policy makes of the answers."""

@@ -7,11 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dashvlm.data.datamodule import Stage
 from dashvlm.training.module import VLMModule
 
 
 class TextModule(VLMModule):
     """The answer is text; choices are scored by the probability of being that text."""
+
+    def shares(self, stage: Stage) -> bool:
+        """Where all that is asked of a prompt can go on from keys and values of its frames (``shared_clips``)."""
+        backbone: Any = self.backbone
+        if self.apart or not self.options.get("shared_clips") or getattr(backbone.encoder, "apart", None) is None:
+            return False
+        if self.task.answer_prefix or (stage == "train" and backbone.base().is_gradient_checkpointing):
+            return False
+        plain = {"do_sample": False, "num_beams": 1}
+        options = self.options.get("generation") or {}
+        asked = {k for k, v in options.items() if v is not None and v != plain.get(k)}
+        return stage in ("train", "val", "pairs") or not (asked or self.options.get("constrained"))
 
     def compute_scores(self, batch: dict[str, Any]) -> Tensor:
         """Probabilities of the choices where the answer begins, one forward pass for all of them.

@@ -35,6 +35,7 @@ class Collate:
         prefix: words that written answers are made to begin with (``objective.prefix``).
         max_tokens: longest training sample (``objective.max_tokens``).
         truncate: cut the answers of longer ones instead of refusing them.
+        share: questions that look at the same frames of a clip share them (``backbones/shared_prefix.py``).
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Collate:
     prefix: str = ""
     max_tokens: int | None = None
     truncate: bool = False
+    share: bool = False
 
     def __call__(self, items: Sequence[Item]) -> dict[str, Any]:
         """Encode.
@@ -103,9 +105,29 @@ class Collate:
             batch["tokens"] = torch.stack([before.sum(), (length - before).sum()]).double()
         if self.task.choices and self.stage != "train":
             batch["choice_mask"] = torch.stack([self._mask(s) for s in observation]) if good else torch.ones(0, 0)
-            batch["reordered"] = self._reordered(observation, frames, before)
-            batch["options"] = self._options(observation, frames, before)
+            clips = [_looks_at(i) for i in good]
+            batch["reordered"] = self._reordered(observation, frames, before, clips)
+            batch["options"] = self._options(observation, frames, before, clips)
         return batch
+
+    def _encode(
+        self,
+        clips: Sequence[Any],
+        chats: Sequence[Messages],
+        frames: Sequence[Any],
+        answers: Sequence[str] | None = None,
+        prefix: str = "",
+    ) -> dict[str, torch.Tensor]:
+        """Encode rows; ``clips`` says which of them look at the same frames."""
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(clips))}
+        if not self.share or len(numbers) == len(clips):
+            return self.encoder.encode(chats, frames, answers, prefix)
+        first = [frames[clips.index(key)] for key in numbers]
+        encoder: Any = self.encoder
+        shared: dict[str, torch.Tensor] = encoder.encode_shared(
+            chats, first, [numbers[key] for key in clips], answers, prefix
+        )
+        return shared
 
     def _inputs(
         self, good: Sequence[Item], chats: Sequence[Messages], frames: Sequence[Any], prefix: str
@@ -113,9 +135,10 @@ class Collate:
         if self.supervision == "pair":
             pairs = [p for i in good if (p := self.task.pair(i.sample)) is not None]
             answers = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
-            return self.encoder.encode([*chats, *chats], [*frames, *frames], answers)
+            clips = [_looks_at(i) for i in good] * 2
+            return self._encode(clips, [*chats, *chats], [*frames, *frames], answers)
         answered = [self._answer(i) for i in good] if self.supervision == "answer" else None
-        return self.encoder.encode(chats, frames, answered, prefix)
+        return self._encode([_looks_at(i) for i in good], chats, frames, answered, prefix)
 
     def _within(
         self, inputs: dict[str, torch.Tensor], clips: Sequence[str]
@@ -177,7 +200,11 @@ class Collate:
         return chat
 
     def _reordered(
-        self, observation: Sequence[Observation], frames: Sequence[Any], before: Sequence[Messages]
+        self,
+        observation: Sequence[Observation],
+        frames: Sequence[Any],
+        before: Sequence[Messages],
+        clips: Sequence[Any],
     ) -> list[dict[str, Any]]:
         """Batches with one other order for each sample that has so many."""
         orders = [self.task.reorderings(s) for s in observation]
@@ -192,7 +219,8 @@ class Collate:
                 places[line, : len(orders[i][turn])] = torch.tensor(orders[i][turn])
             views.append(
                 {
-                    "inputs": self.encoder.encode(
+                    "inputs": self._encode(
+                        [clips[i] for i in rows],
                         [[*before[i], *self.task.messages(s)] for i, s in zip(rows, shown, strict=True)],
                         [frames[i] for i in rows],
                     ),
@@ -204,7 +232,11 @@ class Collate:
         return views
 
     def _options(
-        self, observation: Sequence[Observation], frames: Sequence[Any], before: Sequence[Messages]
+        self,
+        observation: Sequence[Observation],
+        frames: Sequence[Any],
+        before: Sequence[Messages],
+        clips: Sequence[Any],
     ) -> list[dict[str, Any]]:
         """For each choice the samples that have it, with its text as the answer. Knows no target."""
         texts = [self.task.option_texts(s) for s in observation]
@@ -213,9 +245,16 @@ class Collate:
             rows = [i for i, t in enumerate(texts) if t and number < len(t)]
             chats = [[*before[i], *self.task.messages(observation[i])] for i in rows]
             answers = [t[number] for i in rows if (t := texts[i])]
-            inputs = self.encoder.encode(chats, [frames[i] for i in rows], answers)
+            inputs = self._encode([clips[i] for i in rows], chats, [frames[i] for i in rows], answers)
             batches.append({"inputs": inputs, "rows": torch.tensor(rows), "number": number})
         return batches
+
+
+def _looks_at(item: Item) -> Any:
+    """What tells the frames of an item from those of others; one with examples shares with none."""
+    if item.demos or item.frame_times_s is None:
+        return item.index
+    return item.sample.clip.path, tuple(item.frame_times_s.tolist())
 
 
 def _all_frames(item: Item) -> FrameArray | EncodedFrames:

@@ -64,6 +64,7 @@ class VLMModule(pl.LightningModule, ABC):
         self.rows: list[Row] = []
         self.run_name = ""  # of the folder that checkpoints belong to
         self.truncated: set[str] = set()  # clips whose taught answers were cut to objective.max_tokens
+        self.apart = False  # each question by itself, whatever shares; while latency is taken
         self.longest: int | None = None  # tokens of the longest sample of the batch in work
 
     # -- what an objective defines ------------------------------------------------------------
@@ -107,8 +108,13 @@ class VLMModule(pl.LightningModule, ABC):
         wanted = stage == "train" or (stage == "val" and not self.task.choices)
         prefix = str(self.options.get("prefix") or "")
         taught = self.supervision if wanted else "prompt"
+        share = self.shares(stage)
         limit, truncate = self.options.get("max_tokens"), self.options.get("too_long") == "truncate"
-        return Collate(self.task, self.backbone.encoder, stage, taught, prefix, limit, truncate)
+        return Collate(self.task, self.backbone.encoder, stage, taught, prefix, limit, truncate, share)
+
+    def shares(self, stage: Stage) -> bool:
+        """Whether questions about one clip share its frames in a stage."""
+        return False
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move the tensors; observations stay as they are (Lightning would take them apart)."""
