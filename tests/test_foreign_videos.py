@@ -605,7 +605,7 @@ def test_entries_of_the_store_are_bound_to_their_clip(tmp_path):
     two, _, _ = write(tmp_path, Kind("mov", "h264", 0, "25", "cut"))
     store = FrameStore(tmp_path / "store")
     good = store.frames(one, [0.5])[0], store.frames(two, [0.5])[0]
-    entries = [store._path(store._key(p)) for p in (one, two)]
+    entries = [store._entries.path(store.key(p)) for p in (one, two)]
     held = [e.read_bytes() for e in entries]
     entries[0].write_bytes(held[1])  # swapped
     assert (store.frames(one, [0.5])[0] == good[0]).all()
@@ -632,13 +632,13 @@ def test_a_video_replaced_by_one_of_equal_size_and_time_is_read_anew(tmp_path):
     path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
     store = FrameStore(tmp_path / "store")
     stat = path.stat()
-    before = store._key(path)
+    before = store.key(path)
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 255
     (tmp_path / "new.mp4").write_bytes(raw)
     (tmp_path / "new.mp4").replace(path)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert store._key(path) != before
+    assert store.key(path) != before
 
 
 # -- a whole run ------------------------------------------------------------------------------------------
@@ -759,7 +759,7 @@ def test_waiting_for_the_lock_is_no_time_of_decoding(tmp_path):
 
     path, _, _ = write(tmp_path, Kind("mp4", "h264", 0, "30", "plain"))
     store = FrameStore(tmp_path / "store", limits=Limits(1.5, 2.0))
-    lock = store._path(store._key(path)).with_suffix(".lock")
+    lock = store._entries.path(store.key(path)).with_suffix(".lock")
     lock.parent.mkdir(parents=True)
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)

@@ -496,7 +496,7 @@ def test_questions_about_one_video_share_its_frames(config):
     cfg = config(*WORLD, "model=internvl3", "data.support_frames=never")
     data = prepare_data(cfg)
     samples = [s for split in data.samples.values() for s in split]
-    files = {data.store._path(data.store._key(Path(s.clip.path))) for s in samples}
+    files = {data.store._entries.path(data.store.key(Path(s.clip.path))) for s in samples}
     assert len(samples) > 1.5 * len(files)
 
 

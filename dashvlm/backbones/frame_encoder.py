@@ -119,17 +119,19 @@ class FrameEncoder:
         # [..., 3, values]: Qwen's rows hold a patch of each colour one behind the other
         split = pixels.reshape(*pixels.shape[:-1], 3, -1) if pixels.dim() < 4 else pixels.flatten(-2)
         mean, std = mean[:, None], std[:, None]
-        if order == 0:
-            found = (split.float() * scale).sub_(mean).div_(std)
+        if order == 0:  # what rescaling in 64 bit rounds to, in 32
+            found = split.float().div_(round(1 / scale)).sub_(mean).div_(std)
         elif order == 1:
+            found = split.float().mul_(scale).sub_(mean).div_(std)
+        elif order == 2:  # both at once, as the processors of torchvision do
             found = split.float().sub_(mean * (1.0 / scale)).div_(std * (1.0 / scale))
         else:
-            found = ((split.double() * scale).float()).sub_(mean).div_(std)
+            found = split.double().mul_(scale).float().sub_(mean).div_(std)
         return found.reshape(pixels.shape)
 
     def _is_exact(self, whole: np.ndarray, plain: Mapping[str, np.ndarray]) -> bool:
         wanted = torch.from_numpy(plain["pixel_values"])
-        for order in (0, 1, 2) if self._arithmetic is None else (self._arithmetic,):
+        for order in range(4) if self._arithmetic is None else (self._arithmetic,):
             if torch.equal(self._normalised(torch.from_numpy(whole), order), wanted):
                 self._arithmetic = order
                 return True

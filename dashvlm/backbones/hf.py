@@ -75,6 +75,7 @@ class HFBackbone(Backbone):
 
         The vocabulary is projected at these positions only.
         """
+        batch = self.ready(batch)
         if is_shared(batch):
             states, taught, places = answer_states(self.base(), batch)
             return self.base().get_output_embeddings()(states).float(), taught, places
@@ -86,6 +87,7 @@ class HFBackbone(Backbone):
     def score(self, batch: Batch, choices: Sequence[str], before: Sequence[str] | None = None) -> Tensor:
         """See :meth:`Backbone.score`. One forward pass whatever the number of choices."""
         assert isinstance(self.encoder, HFEncoder)
+        batch = self.ready(batch)
         if before is None:
             hidden = last_states(self.base(), batch)[0] if is_shared(batch) else self._hidden(batch)[:, -1]
             return self._choice_logprobs(hidden, self.encoder.choice_tokens(choices))
@@ -131,7 +133,7 @@ class HFBackbone(Backbone):
     ) -> tuple[Tensor, Tensor]:
         """See :meth:`Backbone.sample`."""
         assert isinstance(self.encoder, HFEncoder)
-        fill = self.encoder.tokenizer.pad_token_id
+        fill, batch = self.encoder.tokenizer.pad_token_id, self.ready(batch)
         return sample(self.base(), batch, group, max_new_tokens, temperature, top_p, self.end_tokens(), fill)
 
     def end_tokens(self) -> list[int]:
@@ -144,7 +146,7 @@ class HFBackbone(Backbone):
         self, batch: Batch, ids: Tensor, mask: Tensor, temperature: float = 1.0, shared: bool = True
     ) -> Tensor:
         """See :meth:`Backbone.completion_logprobs`."""
-        base = self.base()
+        base, batch = self.base(), self.ready(batch)
         if shared and not (self.training and base.is_gradient_checkpointing):
             return shared_logprobs(base, batch, ids, mask, temperature)
         group = len(ids) // len(batch["input_ids"])
@@ -176,7 +178,7 @@ class HFBackbone(Backbone):
 
     def pooled(self, batch: Batch, how: Literal["last", "mean"] | nn.Module) -> Tensor:
         """See :meth:`Backbone.pooled`."""
-        hidden, mask = self._hidden(batch), batch["attention_mask"]
+        hidden, mask = self._hidden(self.ready(batch)), batch["attention_mask"]
         if how == "last":
             # The position of the last real token, whatever the padding side.
             last = mask.shape[1] - 1 - mask.flip(1).argmax(1)
@@ -208,7 +210,7 @@ class HFBackbone(Backbone):
             kwargs["logits_processor"] = [
                 keep_to_schema(schema, self.encoder.tokenizer, width, self.encoder.leads_with_blank)
             ]
-        batch = for_generation(self.base(), batch)
+        batch = for_generation(self.base(), self.ready(batch))
         ids = self.base().generate(**batch, max_new_tokens=max_new_tokens, **kwargs)
         return self.encoder.decode(ids[:, batch["input_ids"].shape[1] :])
 
@@ -225,7 +227,7 @@ class HFBackbone(Backbone):
 
         assert isinstance(self.encoder, HFEncoder)
         if is_shared(batch):
-            hidden, prefix, own = last_states(self.base(), batch)
+            hidden, prefix, own = last_states(self.base(), self.ready(batch))
             fill = self.encoder.tokenizer.pad_token_id
             ids = write(self.base(), hidden, prefix, own, max_new_tokens, self.end_tokens(), fill)
             scores = self._choice_logprobs(hidden, self.encoder.choice_tokens(choices)) if choices else hidden

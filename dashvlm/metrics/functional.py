@@ -8,7 +8,9 @@ unless said otherwise.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,8 +19,29 @@ from scipy import sparse
 Array = NDArray[np.float64]
 Metric = Callable[[ArrayLike, ArrayLike, ArrayLike], Array]
 THRESHOLD = 0.5
+BLOCK = 2_000_000
+"""Weights that a metric looks at together: what it computes on the way then stays in the processor's cache."""
+Function = TypeVar("Function", bound=Callable[..., Array])
 
 
+def by_blocks(metric: Function) -> Function:
+    """Let a metric take its weights [R, N] a block of rows at a time, so that memory does not grow with R."""
+
+    @functools.wraps(metric)
+    def blocked(target: ArrayLike, score: ArrayLike, *args: Any, **kwargs: Any) -> Array:
+        last = "weight" not in kwargs and bool(args) and np.ndim(args[-1]) > 0
+        weight = kwargs.get("weight", args[-1] if last else 1.0)
+        if np.ndim(weight) != 2 or np.size(weight) <= BLOCK:
+            return metric(target, score, *args, **kwargs)
+        rows, rest = max(BLOCK // np.shape(weight)[1], 1), {k: v for k, v in kwargs.items() if k != "weight"}
+        weights, others = np.asarray(weight), args[:-1] if last else args
+        parts = [weights[first : first + rows] for first in range(0, len(weights), rows)]
+        return np.concatenate([metric(target, score, *others, weight=part, **rest) for part in parts])
+
+    return blocked  # type: ignore[return-value]
+
+
+@by_blocks
 def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
     """Return weighted counts [..., 4] of true negatives, false positives, false negatives, true positives.
 
@@ -29,7 +52,7 @@ def confusion(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> A
     y, s, w = _arrays(target, score, weight)
     said = s >= THRESHOLD
     cells = [(y == 0) & ~said, (y == 0) & said, (y == 1) & ~said, (y == 1) & said]
-    return np.stack([(w * cell).sum(-1) for cell in cells], axis=-1)
+    return np.asarray(w @ np.stack(cells, axis=-1).astype(np.float64))
 
 
 def accuracy(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
@@ -70,6 +93,7 @@ def mcc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
     return np.where(tn + fp + fn + tp > 0, found, np.nan)
 
 
+@by_blocks
 def roc_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
     """Probability that a positive scores above a negative, ties counting half.
 
@@ -83,6 +107,7 @@ def roc_auc(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Arr
     return _divide((pos * (below + neg / 2)).sum(-1), total)
 
 
+@by_blocks
 def recall_at(target: ArrayLike, score: ArrayLike, most_false: float, weight: ArrayLike = 1.0) -> Array:
     """The highest recall at which at most so large a share of the negatives is called positive.
 
@@ -98,6 +123,7 @@ def recall_at(target: ArrayLike, score: ArrayLike, most_false: float, weight: Ar
     return np.where(rest > 0, _divide(best, total), np.nan)
 
 
+@by_blocks
 def average_precision(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
     """Area under the precision-recall steps, without interpolation.
 
@@ -112,12 +138,14 @@ def average_precision(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1
     return _divide((pos * steps).sum(-1), pos.sum(-1))
 
 
+@by_blocks
 def brier(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0) -> Array:
     """Mean squared distance of the score from the label."""
     y, s, w = _arrays(target, score, weight)
-    return _divide((w * (s - y) ** 2).sum(-1), w.sum(-1))
+    return _divide(w @ (s - y) ** 2, w.sum(-1))
 
 
+@by_blocks
 def ece(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0, num_bins: int = 10) -> Array:
     """Expected calibration error of P(positive): bins of equal width, weighted by their mass.
 
@@ -125,8 +153,8 @@ def ece(target: ArrayLike, score: ArrayLike, weight: ArrayLike = 1.0, num_bins: 
     """
     y, s, w = _arrays(target, score, weight)
     bins = np.minimum((s * num_bins).astype(int), num_bins - 1)
-    gaps = [np.abs((w * (s - y) * (bins == b)).sum(-1)) for b in range(num_bins)]
-    return _divide(np.sum(gaps, axis=0), w.sum(-1))
+    gaps = w @ ((s - y)[:, None] * (bins[:, None] == np.arange(num_bins)))
+    return _divide(np.abs(gaps).sum(-1), w.sum(-1))
 
 
 def mean_time_to_accident(scores: ArrayLike, horizons_s: ArrayLike, weight: ArrayLike = 1.0) -> Array:
@@ -186,6 +214,7 @@ def pr_curve(target: ArrayLike, score: ArrayLike) -> tuple[Array, Array]:
     return _divide(tp, tp[-1]), _divide(tp, tp + fp)
 
 
+@by_blocks
 def macro_f1(target: ArrayLike, said: ArrayLike, weight: ArrayLike = 1.0) -> Array:
     """Mean F1 of the classes that occur in ``target``; ``said`` may hold others, or -1 for none.
 

@@ -34,7 +34,7 @@ def group_weights(groups: Sequence[str], num_resamples: int, seed: int) -> NDArr
     names, member = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), num_resamples)
-    return counts[:, member].astype(np.float64)
+    return counts.astype(np.float64)[:, member]
 
 
 def estimate(value: float, resampled: NDArray[np.float64], level: float = 0.95) -> Estimate:
@@ -51,7 +51,7 @@ def mean_estimate(values: NDArray[np.float64], weights: NDArray[np.float64]) -> 
     if not len(values):
         return Estimate(float("nan"), float("nan"), float("nan"))
     total = weights.sum(-1)
-    sums = (weights * values).sum(-1)
+    sums = weights @ values
     return estimate(float(values.mean()), np.where(total > 0, sums / np.where(total > 0, total, 1), np.nan))
 
 

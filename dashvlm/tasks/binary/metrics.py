@@ -188,7 +188,7 @@ def _baselines(main: pd.DataFrame, target: F.Array, weights: F.Array) -> dict[st
     prior = float(target.mean())
     majority = np.full(len(target), float(prior >= 0.5))
     total = np.maximum(weights.sum(-1), 1)
-    chance = (weights * target).sum(-1) / total
+    chance = weights @ target / total
     out = {
         "majority_accuracy": _estimate(F.accuracy, target, majority, weights),
         "prior_random_accuracy": estimate(prior**2 + (1 - prior) ** 2, chance**2 + (1 - chance) ** 2),
