@@ -312,7 +312,7 @@ def bench_letters(folder, questions=24, repeats=5):
     return row
 
 
-def bench_prefix(folder, repeats=5, group=8):
+def bench_prefix(folder, repeats=5, group=8, checkpointing=False):
     """Loss and gradients of eight completions a prompt: prompts encoded once against a pass a completion."""
     import torch
 
@@ -322,8 +322,9 @@ def bench_prefix(folder, repeats=5, group=8):
     from dashvlm.sweep import make_plan
 
     words = ["experiment=grpo_demo", "data.options.num_drives=20", "data.num_frames=5", "start_from=null"]
+    words += [f"model.gradient_checkpointing={str(checkpointing).lower()}"]
     cfg = make_plan([*words, f"paths.cache_dir={folder}/cache", f"paths.output_dir={folder}"]).configs[0]
-    data, module = prepare_data(cfg), build_module(cfg)
+    data, module = prepare_data(cfg), build_module(cfg).train()
     dataset = SampleDataset(data.samples["train"], data.store)
     inputs = module.collate("train")([dataset[i] for i in range(8)])["inputs"]
     torch.manual_seed(0)
@@ -339,7 +340,8 @@ def bench_prefix(folder, repeats=5, group=8):
     scale = max(float(g.abs().max()) for g in other.values())
     pairs = [(cpu(lambda: gradients(True)), cpu(lambda: gradients(False))) for _ in range(repeats)]
     row = {
-        "model": f"tiny SmolVLM2, 8 prompts of {inputs['input_ids'].shape[1]} tokens (5 frames), G={group}, CPU",
+        "model": f"tiny SmolVLM2, 8 prompts of {inputs['input_ids'].shape[1]} tokens (5 frames), G={group}, CPU"
+        + ", gradient checkpointing" * checkpointing,
         "shared_cpu_s": round(statistics.median(a for a, _ in pairs), 3),
         "a_pass_a_completion_cpu_s": round(statistics.median(b for _, b in pairs), 3),
         "ratio": round(statistics.median(b / a for a, b in pairs), 2),

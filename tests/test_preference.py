@@ -101,14 +101,41 @@ def test_sampling_ends_at_the_end_token_and_follows_the_distribution(backbone):
     assert backbone.encoder.decode(ids * mask + (1 - mask) * end) == greedy
 
 
-def test_gradient_checkpointing_takes_the_unshared_path(config):
-    made = build_module(config(*SMALL, "model.gradient_checkpointing=true", "peft.dropout=0.0")).backbone
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_gradient_checkpointing_shares_prompts_too(config, monkeypatch, family, attention):
+    """Where the family takes any mask: all completions of a prompt are one row."""
+    words = [f"model={family}", "model.checkpoint=tiny", "model.dtype=float32", *SMALL_WORLD, "task=crash"]
+    if family != "openflamingo":
+        words += [f"model.attn_implementation={attention}"]
+    made = build_module(config(*words, "model.gradient_checkpointing=true", "peft.dropout=0.0")).backbone
+    for name, parameter in made.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
     batch = prompts(made, np.random.default_rng(0))
-    ids, mask = completions(made, 4)
+    ids, mask = completions(made, 8)
+    rows, forward = [], type(made.base().model).forward
+
+    def counted(self, *args, **kwargs):
+        rows.append(len(kwargs["input_ids"]))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(made.base().model), "forward", counted)
     made.train()
-    slow = made.completion_logprobs(batch, ids, mask)
+    found = []
+    for shared in (True, False):
+        made.zero_grad()
+        logprobs = made.completion_logprobs(batch, ids, mask, shared=shared)
+        (logprobs * torch.linspace(-1, 1, ids.numel()).reshape(ids.shape)).sum().backward()
+        found.append((logprobs.detach(), {n: p.grad.clone() for n, p in made.trainable().items()}))
+    (one, grads), (two, others) = found
+    packs = family not in ("openflamingo", "llama32_vision")
+    assert rows[: len(rows) - 4] == ([2] if packs else [2] * 4)
+    assert (one - two).abs().max() < 1e-5
+    assert max(float((g - others[n]).abs().max()) for n, g in grads.items()) < 1e-5
+    assert max(float(g.abs().max()) for g in grads.values()) > 1e-3
     made.eval()
-    assert (slow - made.completion_logprobs(batch, ids, mask)).abs().max() < 1e-5
+    assert (one - made.completion_logprobs(batch, ids, mask)).abs().max() < 1e-5
 
 
 # -- the losses ---------------------------------------------------------------------------------

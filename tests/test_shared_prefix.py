@@ -11,9 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from dashvlm.backbones.encoder import HFEncoder
+from dashvlm.config.identity import run_id
 from dashvlm.data.datamodule import StreamSampler
 from dashvlm.engine.build import build_module
 from dashvlm.engine.run import run
+from dashvlm.errors import ConfigError
 
 from .conftest import FAMILIES, SMALL_WORLD
 
@@ -149,3 +151,28 @@ def test_questions_of_a_clip_follow_each_other_and_each_comes_once_a_turn():
     again = StreamSampler(6, 4, 6, seed=3, together=keys, start=2)
     assert list(again) == list(sampler)[2:]
     assert len({tuple(order[6 * t : 6 * t + 6]) for t in range(4)}) > 1
+
+
+def test_batches_of_similar_length_hold_every_sample_once_a_turn():
+    lengths = np.random.default_rng(0).integers(1, 1000, 50).tolist()
+    sampler = StreamSampler(50, 4, 50, seed=1, lengths=lengths, window=5)
+    batches = [[number for number, _ in batch] for batch in sampler]
+    order = [number for batch in batches for number in batch]
+    assert all(sorted(order[50 * t : 50 * t + 50]) == list(range(50)) for t in range(4))
+    spread = np.mean([np.ptp([lengths[i] for i in b]) for b in batches])
+    drawn = StreamSampler(50, 4, 50, seed=1)
+    assert spread < 0.5 * np.mean([np.ptp([lengths[i] for i, _ in b]) for b in drawn])
+    assert list(StreamSampler(50, 4, 50, seed=1, lengths=lengths, window=5, start=9)) == list(sampler)[9:]
+    firsts = [max(lengths[i] for i in b) for b in batches[:5]]
+    assert firsts != sorted(firsts)  # not from short to long
+
+
+def test_a_run_by_length_is_another_run_and_not_by_clip_as_well(config, tmp_path):
+    cfg = config(*WORLD, "model=smolvlm2", "data.length_window=4")
+    assert run_id(cfg) != run_id(config(*WORLD, "model=smolvlm2"))
+    with pytest.raises(ConfigError, match="choose one"):
+        config(*WORLD, "model=smolvlm2", "data.length_window=4", "data.by_clip=true")
+    (tmp_path / "run").mkdir()
+    assert run(config(*WORLD, "model=smolvlm2", "data.length_window=4", "trainer.max_steps=2"), tmp_path / "run")[
+        "steps"
+    ]

@@ -3,7 +3,7 @@
 A group of completions shares its clip and question, which are most of the tokens. The shared pass
 keeps the prompt's keys and values and lets each completion go on from there; loss and gradients
 equal those of a pass a completion (``tests/test_preference.py``, every family). Under gradient
-checkpointing transformers keeps no keys and values in training, so there the passes are separate.
+checkpointing transformers keeps no keys and values in training: there completions share a row (``packed``).
 
 Shapes: B prompts, G completions a prompt, L prompt tokens, N completion tokens.
 """

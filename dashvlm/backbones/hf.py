@@ -23,6 +23,7 @@ from dashvlm.backbones.constrained import keep_to_schema
 from dashvlm.backbones.continuation import extend, sample, shared_logprobs, token_logprobs
 from dashvlm.backbones.encoder import HFEncoder
 from dashvlm.backbones.frame_features import encode_frames, for_generation, ready, with_features
+from dashvlm.backbones.packed import can_pack, packed_logprobs
 from dashvlm.backbones.published_adapter import base_and_adapter, merged
 from dashvlm.backbones.shared_prefix import answer_states, is_shared, last_states, write
 from dashvlm.config.imports import configurable
@@ -149,6 +150,8 @@ class HFBackbone(Backbone):
         base, batch = self.base(), self.ready(batch)
         if shared and not (self.training and base.is_gradient_checkpointing):
             return shared_logprobs(base, batch, ids, mask, temperature)
+        if shared and can_pack(base):
+            return packed_logprobs(base, batch, ids, mask, temperature)
         group = len(ids) // len(batch["input_ids"])
         parts = []
         for g in range(group):

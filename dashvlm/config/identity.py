@@ -56,6 +56,7 @@ NEUTRAL: Mapping[str, Any] = {
     "data.support_window_s": 0.5,
     "data.val_limit": None,
     "data.by_clip": False,
+    "data.length_window": 0,
     "objective.shared_clips": True,
     "objective.max_tokens": None,
     "objective.too_long": "refuse",

@@ -115,6 +115,7 @@ RULES: dict[str, Rule] = {
     "data.shots.eval": whole(0, 32),
     "data.limit": optional(whole(1)),
     "data.by_clip": flag(),
+    "data.length_window": whole(0),
     "objective.shared_clips": flag(),
     "data.val_limit": optional(whole(1)),
     "data.max_bad_fraction": number(0, 1),
@@ -235,6 +236,8 @@ def _cross_rules(flat: Mapping[str, Any], cfg: Mapping[str, Any]) -> list[str]:
     for key, package in NAMED_IN.items():
         if not str(flat.get(key, f"{package}.")).startswith(f"{package}."):
             errors += [f"{key}={str(flat[key])[:200]}: only what {package} offers may be named here"]
+    if flat.get("data.by_clip") and flat.get("data.length_window"):
+        errors.append("data.by_clip=true: orders training by clip, data.length_window by length; choose one")
     if flat.get("study"):
         name, _, form = str(flat["study"]).partition("/")
         studies = study_names()  # none where the package was installed without its studies

@@ -53,6 +53,9 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         start: first batch to give out, for a resumed run.
         steps_per_batch: how often each batch is given out in a row.
         together: a key for each sample; those with equal ones follow each other, each once a turn.
+        lengths: of the samples, in any unit; with ``window`` batches so many batches are cut from samples sorted by
+            it, in a drawn order, so that batches hold samples of similar length.
+        window: batches that are sorted together.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         start: int = 0,
         steps_per_batch: int = 1,
         together: Sequence[Any] | None = None,
+        lengths: Sequence[int] | None = None,
+        window: int = 0,
     ) -> None:
         if batch_size % world_size:
             raise ConfigError(
@@ -79,6 +84,7 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
         self.members: dict[Any, list[int]] = {}
         for number, key in enumerate(together if together is not None else range(num_samples)):
             self.members.setdefault(key, []).append(number)
+        self.lengths, self.window = lengths, window
         self._last: tuple[int, list[int]] | None = None
 
     def __len__(self) -> int:
@@ -97,8 +103,22 @@ class StreamSampler(Sampler[list[tuple[int, int]]]):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + turn)
             groups = list(self.members.values())
             order = torch.randperm(len(groups), generator=generator).tolist()
-            self._last = turn, [number for place in order for number in groups[place]]
+            flat = [number for place in order for number in groups[place]]
+            self._last = turn, self._by_length(flat, turn, generator) if self.lengths and self.window else flat
         return self._last[1]
+
+    def _by_length(self, order: list[int], turn: int, generator: torch.Generator) -> list[int]:
+        """Samples of a turn with those of similar length in one batch."""
+        assert self.lengths is not None
+        size, begin = self.batch_size, -(turn * self.num_samples) % self.batch_size  # the last turn's batch ends first
+        found = order[:begin]
+        for start in range(begin, len(order), size * self.window):
+            part = sorted(order[start : start + size * self.window], key=lambda i: self.lengths[i])  # type: ignore[index]
+            rest = len(part) % size  # what fills no batch comes last, where the next turn goes on
+            batches = [part[i : i + size] for i in range(rest, len(part), size)]
+            mixed = torch.randperm(len(batches), generator=generator).tolist()
+            found += [number for place in mixed for number in batches[place]] + part[:rest]
+        return found
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for number in range(self.start, self.num_batches):
@@ -157,6 +177,7 @@ class ClipDataModule(pl.LightningDataModule):
         repeats: steps that are made on one batch.
         accumulate: batches of one optimiser step.
         encoded: what the model makes of frames, where it is kept.
+        lengths: of the training samples, see :class:`StreamSampler`.
     """
 
     def __init__(
@@ -170,9 +191,10 @@ class ClipDataModule(pl.LightningDataModule):
         steps_per_batch: int = 1,
         accumulate: int = 1,
         encoded: EncodedStore | None = None,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        self.encoded = encoded
+        self.encoded, self.lengths = encoded, lengths
         self.samples, self.store, self.options, self.seed = dict(samples), store, options, seed
         self.collate = collate
         self.num_batches, self.steps_per_batch, self.accumulate = num_batches, steps_per_batch, accumulate
@@ -190,6 +212,8 @@ class ClipDataModule(pl.LightningDataModule):
             self.start,
             self.steps_per_batch,
             [_looks_at(s) for s in self.samples["train"]] if self.options.get("by_clip") else None,
+            self.lengths,
+            int(self.options.get("length_window") or 0),
         )
         augmentation = self.options.get("augmentation")
         dataset = SampleDataset(self.samples["train"], self.store, self._blank(), augmentation, self.encoded)

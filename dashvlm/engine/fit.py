@@ -108,7 +108,7 @@ def fit(
         return trainer, 0.0
     loaders = ClipDataModule(
         taught, data.store, module.collate, cfg["data"], int(cfg["seed"]), batches, module.steps_per_batch, accumulate,
-        data.encoded,
+        data.encoded, [module.length(s) for s in train] if cfg["data"].get("length_window") else None,
     )  # fmt: skip
     resume, done = resume_point(checkpoints) or (None, 0)
     if resume is not None:

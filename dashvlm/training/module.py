@@ -22,7 +22,7 @@ from dashvlm.backbones.base import Backbone
 from dashvlm.data.clip import Messages, Sample
 from dashvlm.data.datamodule import Stage
 from dashvlm.errors import TrainingError
-from dashvlm.tasks.base import Task
+from dashvlm.tasks.base import Task, observe
 from dashvlm.training.collate import Collate, Supervision
 from dashvlm.training.optim import build_optimizer, parameter_groups, schedule
 from dashvlm.training.stretches import CollateStretch, batches
@@ -92,6 +92,12 @@ class VLMModule(pl.LightningModule, ABC):
     def usable(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples that can be taught."""
         return list(samples)
+
+    def length(self, sample: Sample) -> int:
+        """How long a training sample is, roughly, in characters; a frame counts as much as two lines of text."""
+        chat = self.task.messages(observe(sample, sample.times_s))
+        taught = self.task.training_answer(sample, 0) if self.supervision == "answer" else ""
+        return len(as_text(chat)) + len(taught) + 200 * len(sample.times_s)
 
     def on_start(self) -> None:
         """Called with the weights that training starts from, in a resumed and in an evaluated run too."""
