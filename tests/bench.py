@@ -23,6 +23,8 @@ from dashvlm.data.synthetic.encode import write_video
 from dashvlm.data.video import index_video, resize
 from dashvlm.shortcuts.card import GRID
 
+from .bench_sharing import bench_growth, bench_path, bench_questions, bench_sweep
+
 EPOCHS = 3
 ANCHOR = 38.0
 POINTS = [anchored_times(ANCHOR, n, dt) for n, dt in GRID]
@@ -407,15 +409,52 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         quiet_libraries()
         place = Path(folder)
+        before = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
         found = {"step": bench_step(place), "letters": bench_letters(place),
-                 "prefix": bench_prefix(place), "captions": bench_captions(),
-                 "decode": bench_decode(place), "damage": bench_damage(place)}  # fmt: skip
-        if len(sys.argv) > 1:
-            found["before"] = bench_before(place, Path(sys.argv[1]).resolve())
+                 "prefix": bench_prefix(place), "checkpointed": bench_prefix(place, checkpointing=True),
+                 "captions": bench_captions(), "decode": bench_decode(place),
+                 "damage": bench_damage(place)}  # fmt: skip
+        for name, work in {"path": bench_path, "questions": bench_questions, "growth": bench_growth}.items():
+            found[name] = work(place)
+            print_row(f"{name}: {work.__doc__.splitlines()[0]}", found[name])
+        found["sweep"] = bench_sweep(place, before)
+        print_row("a whole sweep", found["sweep"])
+        if before:
+            found["before"] = bench_before(place, before)
     out = Path("bench_out")
     out.mkdir(exist_ok=True)
     (out / "bench.json").write_text(json.dumps(found, indent=2) + "\n")
     print(f"written: {out}/bench.json")
+    missed = verdicts(found)
+    if missed and os.environ.get("BENCH_STRICT") == "1":
+        sys.exit(f"{missed} goals missed")
+
+
+GOALS = [
+    ("kept pixels against encoding a frame anew", "path", "ratio_pixels", 10.0),
+    ("kept features against encoding a frame anew", "path", "ratio_features", 10.0),
+    ("12-point sweep against the stock loop", "sweep", "ratio_stock", 5.0),
+    ("12-point sweep against the earlier checkout", "sweep", "ratio_before", 3.0),
+    ("2.71 questions a clip: training", "questions", "training_ratio", 2.3),
+    ("2.71 questions a clip: scoring", "questions", "scoring_ratio", 2.3),
+    ("GRPO, 8 completions a prompt", "prefix", "ratio", 3.0),
+    ("the same under gradient checkpointing", "checkpointed", "ratio", 3.0),
+    ("four letters from one pass", "letters", "ratio", 3.0),
+]
+"""What is compared, where its figure stands, and the least that it should be."""
+
+
+def verdicts(found):
+    """Print each ratio beside its goal; return how many are missed."""
+    print(f"\n{'what':48s} {'ratio':>7s} {'goal':>5s}")
+    missed = 0
+    for title, part, key, goal in GOALS:
+        value = found.get(part, {}).get(key)
+        held = value is not None and value >= goal
+        missed += value is not None and not held
+        shown, word = ("-", "not measured") if value is None else (f"{value:.2f}", "held" if held else "missed")
+        print(f"{title:48s} {shown:>7s} {goal:5.1f}  {word}")
+    return missed
 
 
 if __name__ == "__main__":

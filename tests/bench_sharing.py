@@ -203,7 +203,7 @@ def stock_plan(root):
     return {"points": points, "lr": LR, "epochs": EPOCHS, "batch": BATCH, "question": QUESTION}
 
 
-def bench_sweep(folder, before=None, clips=30):
+def bench_sweep(folder, before=None, clips=40):
     """CPU of a 12-point sweep with three epochs: ours, an earlier checkout's, the stock loop's."""
     here, root, model = Path(__file__).resolve().parents[1], nexar(folder / "nexar", clips), checkpoint(folder)
     grid = json.dumps(GRID)
@@ -356,3 +356,49 @@ def bench_questions(folder, repeats=5):
         "largest_difference_of_gradients": max(float((one[1][n] - g).abs().max()) for n, g in two[1].items()),
         "difference_of_losses": float((one[0] - two[0]).abs()),
     }
+
+
+GROWTH = """
+import json, resource, sys, time
+import numpy as np, pandas as pd
+sys.path.insert(0, sys.argv[1])
+from dashvlm.data.clip import Clip, Sample
+from dashvlm.data.samples import balanced_part, with_demos
+from dashvlm.tasks.evaluation import evaluate, evaluations
+n = int(sys.argv[2])
+rng = np.random.default_rng(0)
+y = rng.integers(0, 2, n)
+s = np.clip(rng.normal(0.4 + 0.2 * y, 0.2), 0, 1)
+table = pd.DataFrame({
+    "sample_id": [f"c{i}@0.5" for i in range(n)], "clip_id": [f"c{i}" for i in range(n)],
+    "group": [f"g{i // 2}" for i in range(n)], "split": "test", "path": "x.mp4", "horizon_s": 0.5, "num_padded": 0,
+    "problem": None, "primary": True, "target": pd.array(y, dtype="Int64"), "scores": [[1 - v, v] for v in s],
+    "score": s, "text": "Yes", "answer": pd.array([1] * n, dtype="Int64"), "status": "parsed", "latency_s": 0.1,
+    "pixels_off_score": 0.5, "stale_s": 0.0})
+samples = [Sample(f"c{i}@0.5", Clip(f"c{i}", f"{i}.mp4", f"g{i // 2}", "train", int(y[i]), None, None, 40.0, 30.0),
+                  0.5, 30.0, (29.5,), 0) for i in range(n)]
+found = {}
+for name, work in {"evaluation, 1,000 resamples": lambda: evaluate(table, evaluations()["binary"], 0),
+                   "demonstrations": lambda: with_demos(samples, samples, 1.0, 4, 8),
+                   "part of the validation split": lambda: balanced_part(samples, n // 2)}.items():
+    began = time.process_time()
+    work()
+    found[name] = time.process_time() - began
+found["memory_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print("RESULT" + json.dumps(found))
+"""
+ROWS = (100, 1_500, 20_000, 100_000)
+
+
+def bench_growth(folder):
+    """CPU seconds of what looks at all rows, and the exponent between the two largest sizes."""
+    here = Path(__file__).resolve().parents[1]
+    found = [_process(GROWTH, here, n) for n in ROWS]
+    row = {"rows": list(ROWS)}
+    for name in found[0]:
+        values = [f[name] for f in found]
+        row[name] = [round(v, 2) for v in values]
+        if name != "memory_gb":
+            steps = np.log(max(values[3], 1e-3) / max(values[2], 1e-3)) / np.log(ROWS[3] / ROWS[2])
+            row[f"{name}: exponent"] = round(float(steps), 2)
+    return row
