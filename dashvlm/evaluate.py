@@ -99,7 +99,8 @@ def _measure(
     from dashvlm.config.identity import run_id
     from dashvlm.engine.fit import build_trainer
     from dashvlm.engine.prepare import prepare_data
-    from dashvlm.engine.scoring import plot_run, score, write_results
+    from dashvlm.engine.results import plot_run, write_results
+    from dashvlm.engine.scoring import score
     from dashvlm.engine.streams import score_stream
     from dashvlm.safety import checksums
     from dashvlm.safety.files import write_json, write_yaml

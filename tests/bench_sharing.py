@@ -242,8 +242,8 @@ def bench_path(folder, frames=40, repeats=5):
     from dashvlm.data.entries import Entries
     from dashvlm.data.frames import FrameStore
     from dashvlm.data.synthetic.encode import write_video
-    from dashvlm.engine.ahead import features_of
     from dashvlm.engine.fit import build_trainer
+    from dashvlm.engine.kept import features_of
     from dashvlm.sweep import make_plan
 
     path, rng = folder / "path.mp4", np.random.default_rng(0)

@@ -14,8 +14,8 @@ from dashvlm.config.identity import run_id
 from dashvlm.data.frames import FrameStore
 from dashvlm.data.manifest import build_manifest, fingerprint
 from dashvlm.engine.build import build_module
+from dashvlm.engine.results import plot_run
 from dashvlm.engine.run import _noted, run
-from dashvlm.engine.scoring import plot_run
 from dashvlm.safety.checksums import checkpoint_fingerprint, sampled_hash
 from dashvlm.tasks.binary import SCORES
 from dashvlm.tasks.binary.metrics import monitor_binary

@@ -9,7 +9,8 @@ import torch
 import transformers
 from tokenizers.processors import TemplateProcessing
 
-from dashvlm.backbones.hf import HFBackbone, check_family, load
+from dashvlm.backbones.hf import check_family, load
+from dashvlm.backbones.hf_backbone import HFBackbone
 from dashvlm.backbones.tiny import twin_folder
 from dashvlm.backbones.twin_files import twin_of
 from dashvlm.engine.build import build_backbone

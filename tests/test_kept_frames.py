@@ -16,9 +16,10 @@ from dashvlm.data import entries
 from dashvlm.data.encoded import EncodedFrames, joined
 from dashvlm.data.items import SampleDataset
 from dashvlm.data.samples import balanced_part
-from dashvlm.engine.ahead import encode_ahead, features_of
+from dashvlm.engine.ahead import encode_ahead
 from dashvlm.engine.build import build_backbone, build_module
 from dashvlm.engine.fit import build_trainer
+from dashvlm.engine.kept import features_of
 from dashvlm.engine.prepare import prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError
@@ -42,12 +43,12 @@ def _frames(count, height=120, width=200, seed=0):
 @pytest.mark.parametrize("answers", [None, ["Yes", "No, not at all"]])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_of_kept_frames_equal_the_processors(config, family, answers):
-    encoder = build_backbone(config(*WORLD, f"model={family}", *AS_IMAGES.get(family, ()))).encoder
+    backbone = build_backbone(config(*WORLD, f"model={family}", *AS_IMAGES.get(family, ())))
+    encoder = backbone.encoder
     for other in (_frames(3, seed=1), _frames(2, seed=2), _frames(3, 96, 64, seed=3)):  # as many, fewer, smaller
         clips, chats = [_frames(3), other], [_chat(3), _chat(len(other))]
         wanted = encoder.encode(chats, clips, answers)
-        found = encoder.encode(chats, [encoder.apart.encode(c) for c in clips], answers)
-        found = {k: encoder.apart.normalised(v) if v.dtype == torch.uint8 else v for k, v in found.items()}
+        found = backbone.ready(encoder.encode(chats, [encoder.apart.encode(c) for c in clips], answers))
         assert {k: v.dtype for k, v in found.items()} == {k: v.dtype for k, v in wanted.items()}
         assert all(torch.equal(v, wanted[k]) for k, v in found.items())
 

@@ -261,7 +261,8 @@ def test_the_public_test_gets_a_letter_for_every_id(challenge, config, tmp_path,
     words = ["model=internvl3", "model.checkpoint=tiny", "task=mcq", "data=roadbuddy", f"data.root={challenge}",
              "data.frame_size=[56,56]", "data.num_workers=0", "trainer.accelerator=cpu", "trainer.max_steps=2",
              "data.num_frames=2", "data.batch_size=4", "data.max_bad_fraction=1.0"]  # fmt: skip
-    from dashvlm.engine.scoring import score, write_results
+    from dashvlm.engine.results import write_results
+    from dashvlm.engine.scoring import score
 
     (tmp_path / "run").mkdir()
     result = run(config(*words), tmp_path / "run")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dashvlm.backbones.encoder import HFEncoder
 from dashvlm.config.identity import run_id
-from dashvlm.data.datamodule import StreamSampler
+from dashvlm.data.samplers import StreamSampler
 from dashvlm.engine.build import build_module
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError

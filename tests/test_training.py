@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dashvlm.data.datamodule import StreamSampler
+from dashvlm.data.samplers import StreamSampler
 from dashvlm.training.optim import schedule
 
 from .conftest import SMALL

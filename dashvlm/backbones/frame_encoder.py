@@ -23,6 +23,8 @@ PIXELS = ("pixel_values", "pixel_attention_mask")
 """Inputs of the vision half alone."""
 FEATURES = "features."
 """Names of what the vision half and the connector made begin with it."""
+CONSTANT = "constant."
+"""Names of inputs that are one value everywhere begin with it; they are that value and the shape."""
 LARGE = 256
 """Values of a row above which one value everywhere is kept as that value."""
 
@@ -87,8 +89,13 @@ class FrameEncoder:
         """Pixels or features of a batch, as the network's inputs."""
         kept = [n for n in clips[0].arrays if n in PIXELS or n.startswith(FEATURES)]
         apart = self._stacked and not self._nested  # features stay with their clips
-        return {n: self._put_together(n, [c.arrays[n] for c in clips], apart if n.startswith(FEATURES)
-                                      else self._stacked) for n in kept}  # fmt: skip
+        found = {n: self._put_together(n, [c.arrays[n] for c in clips], apart if n.startswith(FEATURES)
+                                       else self._stacked) for n in kept}  # fmt: skip
+        same = [n for n, t in found.items() if n != "pixel_values" and t.numel() > LARGE and not any(t.stride())]
+        for name in same:  # so that no mask without a hole travels to the device
+            mask = found.pop(name)
+            found[CONSTANT + name] = torch.tensor([int(mask.flatten()[0]), *mask.shape])
+        return found
 
     def about(self, clips: Sequence[EncodedFrames]) -> dict[str, Any]:
         """What the processor needs to know of the pictures to write the text, and pixels that are none."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from dashvlm.backbones.base import Batch
-from dashvlm.backbones.frame_encoder import FEATURES, PIXELS, FrameEncoder
+from dashvlm.backbones.frame_encoder import CONSTANT, FEATURES, PIXELS, FrameEncoder
 
 A_FRAME = ("image_grid_thw",)
 """Inputs with a row a frame that the language half needs too."""
@@ -75,6 +75,10 @@ def ready(base: Any, encoder: FrameEncoder | None, batch: Batch) -> Batch:
     pixels = batch.get("pixel_values")
     if encoder is not None and pixels is not None and pixels.dtype == torch.uint8:
         batch = {**batch, "pixel_values": encoder.normalised(pixels)}
+    for name in [n for n in batch if n.startswith(CONSTANT)]:
+        value, *shape = batch[name].tolist()
+        whole = torch.full((1,), value, device=batch[name].device).expand(shape)
+        batch = {n: v for n, v in batch.items() if n != name} | {name.removeprefix(CONSTANT): whole}
     features = {n.removeprefix(FEATURES): v for n, v in batch.items() if n.startswith(FEATURES)}
     if not features:
         return batch

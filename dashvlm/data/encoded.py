@@ -98,8 +98,11 @@ class EncodedStore:
         arrays = self.entries.load(key, header, numbers.tolist())
         if arrays is None:
             return None
-        found = {n: np.broadcast_to(np.array(v, t), (len(numbers), *shape))
-                 for n, (v, t, shape) in header["constant"].items()}  # fmt: skip
+        try:
+            found = {n: np.broadcast_to(np.array(v, t), (len(numbers), *shape))
+                     for n, (v, t, shape) in header["constant"].items()}  # fmt: skip
+        except (KeyError, TypeError, ValueError):  # not as this version writes it
+            return None
         return EncodedFrames(found | arrays), index.times_s[numbers]
 
     def lacking(self, video: Path, times_s: Sequence[float] | Times) -> Times:
@@ -119,7 +122,7 @@ class EncodedStore:
             constant = {n: [a.flat[0].item(), str(a.dtype), list(a.shape[1:])]
                         for n, a in made.arrays.items() if is_constant(a)}  # fmt: skip
             arrays = {n: a for n, a in made.arrays.items() if n not in constant}
-            if header and kept is not None and header["constant"] == constant and _form(kept) == _form(arrays):
+            if header and kept is not None and header.get("constant") == constant and _form(kept) == _form(arrays):
                 new = [i for i, n in enumerate(numbers) if n not in set(header["stored"])]
                 numbers = [*header["stored"], *(numbers[i] for i in new)]
                 arrays = {n: np.concatenate([kept[n], a[new]]) for n, a in arrays.items()}

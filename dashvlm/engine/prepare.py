@@ -38,7 +38,7 @@ class Data:
     moments: tuple[Sample, ...] = ()
     """Anchors of the scored split drawn as those of training are (``data.anchors=stream``), for the audit."""
     times: Mapping[str, Times] = field(default_factory=dict)
-    """Clip -> all times that the sweep looks at."""
+    """Clip -> the times that the sweep looks at; without those that only a scan of the whole clip does."""
     encoded: EncodedStore | None = None
     """What the model makes of the frames, where that is kept."""
 
@@ -78,14 +78,18 @@ def prepare_data(cfg: Config, train: bool = True, split: Split | None = None) ->
     if not train and not wanted and split is None:
         wanted = manifest.split("val")
     times: dict[str, Times] = {}
+    scans: dict[str, Times] = {}
     for part in SPLITS:
         clips = [c for c in wanted if c.split == part]
         scored = part == (split or ("test" if manifest.split("test") else "val"))
         horizons = eval_horizons if scored else [float(options["horizon_s"])]
         times |= union_of_times(clips, grid, horizons)
-        for clip_id, more in stream_times(clips, grid, scored and bool(cfg["task"].get("stream"))).items():
+        for clip_id, more in stream_times(clips, grid, False).items():
             times[clip_id] = np.union1d(times[clip_id], more)
-    failed, bad = decode_once(wanted, times, store, float(options["max_bad_fraction"]))
+        if scored and cfg["task"].get("stream"):
+            whole = stream_times(clips, grid, True)
+            scans |= {clip_id: np.union1d(times[clip_id], more) for clip_id, more in whole.items()}
+    failed, bad = decode_once(wanted, times | scans, store, float(options["max_bad_fraction"]))
     gone = {q.clip_id for q in bad}
     manifest = Manifest(
         manifest.name,

@@ -29,7 +29,8 @@ from dashvlm.engine.build import build_module
 from dashvlm.engine.fit import best_validation, build_trainer, fit, validation_alarms
 from dashvlm.engine.gallery import gallery
 from dashvlm.engine.prepare import Data, prepare_data
-from dashvlm.engine.scoring import plot_run, score, score_start, write_results
+from dashvlm.engine.results import plot_run, write_results
+from dashvlm.engine.scoring import score, score_start
 from dashvlm.engine.streams import score_stream
 from dashvlm.safety import checksums
 from dashvlm.safety.files import read_table, write_json
@@ -105,6 +106,7 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 ),
                 "steps": int(trainer.global_step),
                 "kept": vars(kept),
+                "shared_clips": module.shares("predict"),
                 "peak_memory_gb": _peak_memory_gb(),
                 "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
                 "devices": int(trainer.world_size),

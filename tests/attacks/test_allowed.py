@@ -48,7 +48,7 @@ REASONS = {
     "starts Java on jars of the caption metrics, with files of its own": [
         ("metrics/java.py", "subprocess.run"), ("metrics/java.py", "write_text"),
     ],
-    "asks git for this package's commit": [("engine/scoring.py", "subprocess.run")],
+    "asks git for this package's commit": [("engine/results.py", "subprocess.run")],
     "starts dashvlm.engine.job on a run's folder": [("sweep.py", "subprocess.Popen")],
     "asks the kernel to end a process with its parent": [
         ("safety/signals.py", "ctypes.CDLL(None).prctl"), ("safety/signals.py", "ctypes.CDLL"),
@@ -115,7 +115,7 @@ REASONS = {
         ("safety/files.py", "unlink"),
         ("engine/run.py", "replace(path)"), ("engine/run.py", "to_parquet"), ("engine/run.py", "save_pretrained"),
         ("engine/run.py", "save_file"),
-        ("engine/scoring.py", "to_parquet"), ("engine/scoring.py", "to_csv"), ("training/callbacks.py", "unlink"),
+        ("engine/results.py", "to_parquet"), ("engine/results.py", "to_csv"), ("training/callbacks.py", "unlink"),
         ("sweep.py", "unlink"), ("tasks/crash/__init__.py", "to_csv"),
         ("tasks/mcq/__init__.py", "to_csv"),
         ("training/callbacks.py", "write_text"), ("training/checkpoints.py", "replace(path)"),

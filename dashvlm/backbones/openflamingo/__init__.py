@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from dashvlm.backbones import hf
+from dashvlm.backbones.hf_backbone import HFBackbone
 from dashvlm.backbones.openflamingo.configuration import OpenFlamingoConfig
 from dashvlm.backbones.openflamingo.convert import load_pt
 from dashvlm.backbones.openflamingo.modeling import OpenFlamingoForConditionalGeneration
@@ -34,7 +35,7 @@ def load(
     init_from: str | None = None,
     gate_init: float | None = None,
     revision: str | None = None,
-) -> hf.HFBackbone:
+) -> HFBackbone:
     """Load a native folder, and optionally an open_flamingo ``.pt`` file on top of it.
 
     Args:
