@@ -225,10 +225,10 @@ def test_features_follow_the_weights_that_make_them(config, tmp_path, trainer):
         (["peft=full"], "pixels", "vision half or the connector train"),
         (["data.augmentation={crop: 0.1}"], "nothing", "data.augmentation"),
         (["data.pixels=off"], "nothing", "data.pixels=off"),
-        (["trainer.max_steps=1", "trainer.val_every_n_steps=1", "data.eval_horizons_s=[]"], "nothing", "looked at"),
+        (["trainer.max_steps=1", "trainer.val_every_n_steps=1", "data.eval_horizons_s=[]"], "nothing", "used"),
         (["data.store_gb=0.00001"], "nothing", "data.store_gb"),
         (["++model.loader_options.frames=contact_sheet"], "nothing", "pictures of their own"),
-        ([], "features", "looked at"),
+        ([], "features", "used"),
     ],
 )
 def test_what_is_kept_and_why(config, trainer, words, what, why):
@@ -237,7 +237,7 @@ def test_what_is_kept_and_why(config, trainer, words, what, why):
     assert (kept.what, why in kept.why) == (what, True)
 
 
-@pytest.mark.parametrize("words", [["data.augmentation={crop: 0.1}"], ["peft=full"]])
+@pytest.mark.parametrize("words", [["data.augmentation={crop: 0.1}"], ["peft=full"], ["data.store_gb=0.00001"]])
 def test_what_cannot_be_kept_is_an_error_where_it_is_asked_for(config, trainer, words):
     cfg = config(*WORLD, "model=smolvlm2", "data.features=on", *words)
     with pytest.raises(ConfigError, match=r"data\.features=on"):

@@ -22,7 +22,7 @@ from dashvlm.data.entries import Entries
 from dashvlm.data.sampling import Times
 from dashvlm.engine.kept import Kept, decide, features_of
 from dashvlm.engine.prepare import Data
-from dashvlm.errors import DataError
+from dashvlm.errors import ConfigError, DataError
 from dashvlm.training.module import VLMModule
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def encode_ahead(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer
     """
     kept, made_by = decide(cfg, data, module, trainer)
     if kept.what == "nothing":
-        log.info("frames are encoded each time: %s", kept.why)
+        log.info("frames are encoded each time they are used: %s", kept.why)
         return data, kept
     options, folder = cfg["data"], Path(cfg["paths"]["cache_dir"])
     entries = Entries(folder / kept.what, kept.what, float(options["store_gb"]))
@@ -57,9 +57,11 @@ def encode_ahead(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer
     size_gb = kept.frame_bytes * sum(len(t) for t in data.times.values()) / 1e9
     if size_gb > float(options["store_gb"]):
         why = f"{kept.what} of this sweep take {size_gb:.0f} GB, the store holds data.store_gb={options['store_gb']:g}"
-        log.info("frames are encoded each time: %s", why)
+        if "on" in (options.get("features"), options.get("encoded")):
+            raise ConfigError("data.features=on, data.encoded=on: not possible here", got=why, do="raise data.store_gb")
+        log.info("frames are encoded each time they are used: %s", why)
         return data, Kept("nothing", why)
-    log.info("kept of each frame: %s, %.0f kB (%.2f GB in all): %s; data.%s=off keeps none",
+    log.info("%s are computed once and kept, %.0f kB a frame, %.2f GB in all: %s; data.%s=off switches this off",
              kept.what, kept.frame_bytes / 1e3, size_gb, kept.why,
              "features" if kept.what == "features" else "encoded")  # fmt: skip
     _fill(cfg, tasks, encoded, module, trainer, kept.what == "features")
@@ -144,6 +146,7 @@ def _fill(
     dataset = _Lacking(turned, encoded, backbone.encoder, features)
     loader = DataLoader(dataset, batch_size=1, collate_fn=_first, **loaders.workers())
     total, done, started, told = sum(len(t) for _, t in turned), 0, time.monotonic(), time.monotonic()
+    log.info("computing %s of %d frames", encoded.entries.suffix, total)
     training = backbone.training
     backbone.eval()
     for number, found in enumerate(loader):
@@ -154,6 +157,6 @@ def _fill(
         if time.monotonic() - told > 10:
             told = time.monotonic()
             left = (told - started) * (total - done) / done
-            log.info("%s of frames: %d of %d, %.0f s left", encoded.entries.suffix, done, total, left)
+            log.info("%s: %d of %d frames, %.0f s left", encoded.entries.suffix, done, total, left)
     backbone.train(training)
-    log.info("%s of %d frames made in %.1f s", encoded.entries.suffix, total, time.monotonic() - started)
+    log.info("%s of %d frames computed in %.1f s", encoded.entries.suffix, total, time.monotonic() - started)

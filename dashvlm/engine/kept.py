@@ -29,7 +29,7 @@ from dashvlm.training.module import VLMModule
 
 Config = Mapping[str, Any]
 WORTH = 1.25
-"""Looks at each frame from which on keeping what was made of it pays."""
+"""Uses of each frame from which on keeping what was made of it pays."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def decide(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer) -> t
         "versions": [transformers.__version__, PIL.__version__],
         "processor": [type(processor).__name__, processor.to_dict(), backbone.encoder.image_kwargs],
     }
-    pixel_bytes, looks = _bytes(made), _looks(cfg, data, module)
+    pixel_bytes, uses = _bytes(made), _uses(cfg, data, module)
     why_not, feature_bytes, parts = "data.features=off", 0, list[nn.Module]()
     if features != "off":
         why_not, feature_bytes, parts = _try_features(cfg, backbone, made, trainer)
@@ -83,18 +83,18 @@ def decide(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer) -> t
         raise ConfigError("data.features=on: not possible here", got=why_not, do="use auto, or off")
     if features == "auto" and not why_not and not on_cpu and feature_bytes > pixel_bytes:
         why_not = f"features would be {feature_bytes / pixel_bytes:.1f} times as large as pixels"
-    if not why_not and (features == "on" or looks >= WORTH):
+    if not why_not and (features == "on" or uses >= WORTH):
         by |= {
             "torch": str(torch.__version__), "device": trainer.strategy.root_device.type,
             "precision": str(cfg["trainer"]["precision"]), "attention": backbone.base().config._attn_implementation,
             "weights": _digest(parts),
         }  # fmt: skip
-        why = f"nothing that makes them trains, and each frame is looked at {looks:.1f} times"
+        why = f"the vision half does not train, and each frame is used {uses:.1f} times"
         return Kept("features", why, feature_bytes), json.dumps(by, sort_keys=True, default=str)
-    if pixels == "on" or (pixels == "auto" and looks >= WORTH):
-        why = f"each frame is looked at {looks:.1f} times; no features: {why_not}"
+    if pixels == "on" or (pixels == "auto" and uses >= WORTH):
+        why = f"each frame is used {uses:.1f} times; no features: {why_not}"
         return Kept("pixels", why, pixel_bytes), json.dumps(by, sort_keys=True, default=str)
-    why = "data.encoded=off" if pixels == "off" else f"each frame is looked at {looks:.1f} times only"
+    why = "data.encoded=off" if pixels == "off" else f"each frame is used {uses:.1f} times only"
     return Kept("nothing", f"{why}; no features: {why_not}" if why_not else why), ""
 
 
@@ -182,8 +182,8 @@ def _first_frame(data: Data) -> np.ndarray | None:
     return None
 
 
-def _looks(cfg: Config, data: Data, module: VLMModule) -> float:
-    """How often the sweep looks at a frame, in the mean over all frames that it asks for."""
+def _uses(cfg: Config, data: Data, module: VLMModule) -> float:
+    """How often the sweep uses a frame, in the mean over all frames that it asks for."""
     options, trainer = cfg["data"], cfg["trainer"]
     train, val = len(module.usable(data.samples["train"])), len(data.samples["val"])
     batches = -(-train // int(options["batch_size"])) or 1
