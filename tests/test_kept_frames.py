@@ -13,7 +13,9 @@ from transformers.models.smolvlm.modeling_smolvlm import SmolVLMModel
 
 from dashvlm.backbones.frame_encoder import FrameEncoder
 from dashvlm.data import entries
-from dashvlm.data.encoded import EncodedFrames, joined
+from dashvlm.data.encoded import FORMAT, EncodedFrames, EncodedStore, joined
+from dashvlm.data.entries import Entries
+from dashvlm.data.frames import FrameStore
 from dashvlm.data.items import SampleDataset
 from dashvlm.data.samples import balanced_part
 from dashvlm.engine.ahead import encode_ahead
@@ -307,3 +309,51 @@ def test_a_part_of_the_validation_split_has_all_labels_and_groups(config, tmp_pa
     assert balanced_part(val, 1000) == val
     result = _run(config, tmp_path / "run", "model=smolvlm2", "trainer.max_steps=2", "data.val_limit=2")[0]
     assert any("2 of 4 samples (data.val_limit)" in a for a in result["alarms"])
+
+
+def test_what_was_put_is_what_is_got(counter_video, tmp_path):
+    video, times = counter_video("kept")
+    frames = FrameStore(tmp_path / "frames")
+    store = EncodedStore(Entries(tmp_path / "kept", "kept", 1.0), frames, "a")
+    rng = np.random.default_rng(0)
+
+    def made(count, dtype=np.float32):
+        arrays = {"x": rng.random((count, 3, 2)).astype(dtype), "one": rng.integers(0, 9, (count,))}
+        arrays["bits"] = rng.integers(0, 9, (count, 4), np.uint16)
+        return EncodedFrames(arrays | {"mask": np.broadcast_to(np.int64(1), (count, 20, 20))})
+
+    first, second = made(2), made(2)
+    assert store.get(video, times[:1]) is None
+    assert store.lacking(video, times[:4]).tolist() == times[:4].tolist()
+    store.put(video, times[[0, 2]], first)
+    assert store.lacking(video, times[:4]).tolist() == times[[1, 3]].tolist()
+    assert store.get(video, times[:2]) is None
+    store.put(video, times[[1, 3]], second)
+    found, true = store.get(video, [times[3], times[0], times[3]])
+    assert true.tolist() == [times[3], times[0], times[3]]
+    for name in ("x", "bits", "one"):
+        assert found.arrays[name].dtype == first.arrays[name].dtype
+        wanted = [second.arrays[name][1], first.arrays[name][0], second.arrays[name][1]]
+        assert np.array_equal(found.arrays[name], np.stack(wanted))
+    assert found.arrays["mask"].shape == (3, 20, 20)
+    assert (found.arrays["mask"] == 1).all()
+    again = made(2)
+    store.put(video, times[[0, 4]], again)  # what is there stays
+    assert np.array_equal(store.get(video, times[:1])[0].arrays["x"], first.arrays["x"][:1])
+    assert np.array_equal(store.get(video, times[4:5])[0].arrays["x"], again.arrays["x"][1:])
+    other = made(1, np.float16)
+    store.put(video, times[:1], other)  # of another kind: the file is written anew
+    assert store.get(video, times[:1])[0].arrays["x"].dtype == np.float16
+    assert store.get(video, times[1:2]) is None
+    assert EncodedStore(store.entries, frames, "b").get(video, times[:1]) is None
+
+
+def test_a_header_that_does_not_fit_is_no_entry(counter_video, tmp_path):
+    video, times = counter_video("kept")
+    store = EncodedStore(Entries(tmp_path / "kept", "kept", 1.0), FrameStore(tmp_path / "frames"), "a")
+    key = json.dumps([FORMAT, store.frames.key(video), "a"])
+    for about in ({}, {"constant": {"mask": [1, "float128x", [4]]}}, {"constant": 3}):
+        with store.entries.locked(key):
+            store.entries.write(key, about, [0], {"x": np.zeros((1, 2), np.float32)})
+        entries._headers.clear()
+        assert store.get(video, times[:1]) is None

@@ -179,3 +179,24 @@ def test_resamples_draw_whole_groups():
     assert (weights[:, 0] == weights[:, 1]).all()
     assert (weights[:, [0, 2, 3]].sum(1) == 3).all()  # as many groups as there are
     assert weights.mean(0) == pytest.approx(np.ones(4), abs=0.15)
+
+
+def test_metrics_by_blocks_of_weights_are_those_of_all_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    target, score = rng.integers(0, 2, 40).astype(float), rng.random(40).round(1)
+    weights = rng.multinomial(40, np.full(40, 1 / 40), 23).astype(float)
+    functions = {**F.METRICS, "recall_at": lambda y, s, w: F.recall_at(y, s, 0.2, w)}
+    functions["macro_f1"] = lambda y, s, w: F.macro_f1(y.astype(int), (s > 0.5).astype(int), w)
+    whole = {name: metric(target, score, weights) for name, metric in functions.items()}
+    rows = {name: [metric(target, score, w) for w in weights] for name, metric in functions.items()}
+    for block in (1, 100, 400, 919, 920):
+        monkeypatch.setattr(F, "BLOCK", block)
+        for name, metric in functions.items():
+            found = metric(target, score, weights)
+            assert found.shape == (23,)
+            assert np.allclose(found, whole[name], atol=1e-12, equal_nan=True)
+            assert np.allclose(found, rows[name], atol=1e-12, equal_nan=True)
+    monkeypatch.setattr(F, "BLOCK", 100)
+    assert F.confusion(target, score, weights).shape == (23, 4)
+    assert F.roc_auc(target, score, weight=weights).shape == (23,)
+    assert F.roc_auc(target, score).shape == ()

@@ -101,7 +101,7 @@ class EncodedStore:
         try:
             found = {n: np.broadcast_to(np.array(v, t), (len(numbers), *shape))
                      for n, (v, t, shape) in header["constant"].items()}  # fmt: skip
-        except (KeyError, TypeError, ValueError):  # not as this version writes it
+        except (KeyError, TypeError, ValueError, AttributeError):  # not as this version writes it
             return None
         return EncodedFrames(found | arrays), index.times_s[numbers]
 
