@@ -22,15 +22,15 @@ QUESTION = "Is a vehicle collision likely to happen within 1 to 2 seconds? Answe
 PROPORTIONS = {
     "model": "SmolVLMForConditionalGeneration",
     "config": {
-        "vision_config": {"hidden_size": 96, "intermediate_size": 384, "num_hidden_layers": 2,
-                          "num_attention_heads": 2, "image_size": 512, "patch_size": 16},
-        "text_config": {"hidden_size": 160, "intermediate_size": 427, "num_hidden_layers": 3,
-                        "num_attention_heads": 5, "num_key_value_heads": 5},
+        "vision_config": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 1,
+                          "num_attention_heads": 6, "image_size": 512, "patch_size": 16},
+        "text_config": {"hidden_size": 480, "intermediate_size": 1280, "num_hidden_layers": 2,
+                        "num_attention_heads": 8, "num_key_value_heads": 4},
         "scale_factor": 4,
     },
 }  # fmt: skip
-"""SmolVLM2-500M's picture (512 pixels, 1,024 patches, 64 tokens a frame) and processor; vision : language parameters
-are 0.24 (there 85 : 315 million = 0.27). The vision half has an eighth of the width and a sixth of the depth."""
+"""SmolVLM2-500M's picture (512 pixels, 1,024 patches, 64 tokens a frame) and processor at half its widths, with one of
+twelve and two of 32 layers: a frame costs the vision half 5.2 times what it costs the language half (there 4.7)."""
 
 
 def checkpoint(folder):
@@ -203,25 +203,26 @@ def stock_plan(root):
     return {"points": points, "lr": LR, "epochs": EPOCHS, "batch": BATCH, "question": QUESTION}
 
 
-def bench_sweep(folder, before=None, clips=16):
+def bench_sweep(folder, before=None, clips=8, both=True):
     """CPU of a 12-point sweep with three epochs: ours, an earlier checkout's, the stock loop's."""
     here, root, model = Path(__file__).resolve().parents[1], nexar(folder / "nexar", clips), checkpoint(folder)
     grid = json.dumps(GRID)
     mine = _process(OURS, here, root, model, folder / "ours", grid, *WORDS)
     off = ["data.features=off", "data.encoded=off"]
-    each = _process(OURS, here, root, model, folder / "each", grid, *WORDS, *off)
+    each = _process(OURS, here, root, model, folder / "each", grid, *WORDS, *off) if both else None
     plan = folder / "plan.json"
     plan.write_text(json.dumps(stock_plan(root)))
     stock = _process(STOCK, here, root, model, plan)
     row = {
         "set": f"{clips} clips of 32 s, 12 points, {EPOCHS} epochs, three horizons, LoRA on the language half, fp32",
         "dashvlm_cpu_s": round(mine["cpu_s"], 1),
-        "dashvlm_nothing_kept_cpu_s": round(each["cpu_s"], 1),
         "stock_loop_cpu_s": round(stock["cpu_s"], 1),
         "ratio_stock": round(stock["cpu_s"] / mine["cpu_s"], 2),
-        "ratio_nothing_kept": round(each["cpu_s"] / mine["cpu_s"], 2),
-        "predictions_equal_to_nothing_kept": each["scores"] == mine["scores"],
     }
+    if each is not None:
+        row |= {"nothing_kept_cpu_s": round(each["cpu_s"], 1),
+                "ratio_nothing_kept": round(each["cpu_s"] / mine["cpu_s"], 2),
+                "predictions_equal_to_nothing_kept": each["scores"] == mine["scores"]}  # fmt: skip
     if before is not None:
         old = _process(OURS, before, root, model, folder / "before", grid, *WORDS)
         gap = max(abs(a - b) for one, two in zip(mine["scores"], old["scores"], strict=True)
