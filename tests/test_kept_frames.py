@@ -34,6 +34,11 @@ AS_IMAGES = {"llama32_vision": ["model.loader_options.frames=images"]}
 NO_FEATURES = ["llama32_vision"]  # its vision half mixes the frames of a prompt
 
 
+def _long(names, kept):
+    """Of some names those that run by default; the others take long together."""
+    return [n if n in kept else pytest.param(n, marks=pytest.mark.long) for n in names]
+
+
 def _chat(count):
     return [{"role": "user", "content": [*({"type": "image"} for _ in range(count)), {"type": "text", "text": "?"}]}]
 
@@ -89,7 +94,7 @@ def _same(one, two):
     assert json.dumps(numbers[0]) == json.dumps(numbers[1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", _long(FAMILIES, ["qwen3_vl", "openflamingo"]))
 def test_runs_with_kept_frames_are_the_same_to_the_bit(config, tmp_path, family):
     words = [f"model={family}", *AS_IMAGES.get(family, ()), "trainer.max_steps=6", "trainer.val_every_n_steps=3"]
     plain = _run(config, tmp_path / "plain", *words, *OFF)
@@ -145,9 +150,9 @@ OTHERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("words", OTHERS.values(), ids=OTHERS)
-def test_tasks_and_objectives_do_not_notice(config, tmp_path, words):
-    words = ["model=qwen3_vl", "trainer.max_steps=2", "data.eval_horizons_s=[]", *words]
+@pytest.mark.parametrize("kind", _long(OTHERS, ["mcq by text", "rewards", "demonstrations", "autocast"]))
+def test_tasks_and_objectives_do_not_notice(config, tmp_path, kind):
+    words = ["model=qwen3_vl", "trainer.max_steps=2", "data.eval_horizons_s=[]", *OTHERS[kind]]
     plain = _run(config, tmp_path / "plain", *words, *OFF)
     features = _run(config, tmp_path / "features", *words, "data.features=on")
     _same(plain, features)

@@ -99,8 +99,11 @@ def _close(one, two):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["task.reorder=true"], ["task.answer_with=text"], ["data.features=off"]], ids=str
-)
+    "words",
+    [["task.reorder=true"], *(pytest.param(w, marks=pytest.mark.long)
+                              for w in ([], ["task.answer_with=text"], ["data.features=off"]))],
+    ids=str,
+)  # fmt: skip
 def test_runs_of_questions_are_the_same(config, tmp_path, monkeypatch, words):
     words = ["task=mcq", "model=smolvlm2", "trainer.max_steps=4", "data.by_clip=true", "data.num_workers=0", *words]
     words += ["optim.lr=1e-4", "data.support_frames=never"]

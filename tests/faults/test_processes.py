@@ -21,7 +21,8 @@ from dashvlm.training.checkpoints import LAST, read_checkpoint
 from tests.conftest import ROOT, SMALL, Trials
 
 # Steps enough that a signal meets training, not its end.
-WORDS = [*SMALL, "trainer.max_steps=60", "trainer.val_every_n_steps=20", "callbacks.checkpoint.every_n_steps=10",
+STEPS = 200
+WORDS = [*SMALL, f"trainer.max_steps={STEPS}", "trainer.val_every_n_steps=50", "callbacks.checkpoint.every_n_steps=10",
          "objective.generate=false", "data.eval_horizons_s=[]", "peft.dropout=0.1"]  # fmt: skip
 
 
@@ -130,7 +131,7 @@ def test_a_signal_ends_in_a_checkpoint_and_a_line(whole, cache, tmp_path, name, 
         trials.check(code == 128 + signum, f"exit code {code}: {command.text[-600:]}")
         trials.check("Traceback" not in command.text, command.text[-600:])
         trials.check(f"stopped by {name}" in command.text and "same command" in command.text, command.text[-300:])
-        trials.check(10 <= step < 60 and not (run_of(output) / "result.json").exists(), f"stopped at step {step}")
+        trials.check(10 <= step < STEPS and not (run_of(output) / "result.json").exists(), f"stopped at step {step}")
         assert Command(output, cache).wait() == 0
         trials.check(equal(whole, output), "other bits")
 
