@@ -198,7 +198,7 @@ def test_what_is_kept_is_used_and_never_made_twice(config, tmp_path, monkeypatch
     again = sum(made)
     made.clear()
     _run(config, tmp_path / "three", *cfg, "optim.lr=0.02")
-    assert sum(made) == 1 < again < first  # one frame says how large they are
+    assert sum(made) == 2 < again < first  # a picture of all values, and a frame that says how large they are
 
 
 def test_damaged_entries_cost_time_only(config, tmp_path, cache):
@@ -362,3 +362,15 @@ def test_a_header_that_does_not_fit_is_no_entry(counter_video, tmp_path):
             store.entries.write(key, about, [0], {"x": np.zeros((1, 2), np.float32)})
         entries._headers.clear()
         assert store.get(video, times[:1]) is None
+
+
+def test_a_black_clip_tells_nothing_of_the_arithmetic_and_mixes_with_others(config):
+    backbone = build_backbone(config(*WORLD, "model=smolvlm2"))
+    encoder, black = backbone.encoder, np.zeros((2, 120, 200, 3), np.uint8)
+    kept = [encoder.apart.encode(black), encoder.apart.encode(_frames(2))]
+    assert [k.arrays["pixel_values"].dtype for k in kept] == [np.uint8, np.uint8]
+    plain = encoder.encode([_chat(2)], [_frames(2)])["pixel_values"][0].numpy()
+    mixed = [kept[0], EncodedFrames({**kept[1].arrays, "pixel_values": plain})]
+    found = backbone.ready(encoder.encode([_chat(2)] * 2, mixed))
+    wanted = encoder.encode([_chat(2)] * 2, [black, _frames(2)])
+    assert torch.equal(found["pixel_values"], wanted["pixel_values"])

@@ -12,8 +12,10 @@ from safetensors.torch import load_file
 
 from dashvlm.backbones.encoder import HFEncoder
 from dashvlm.config.identity import run_id
+from dashvlm.data.items import SampleDataset
 from dashvlm.data.samplers import StreamSampler
 from dashvlm.engine.build import build_module
+from dashvlm.engine.prepare import prepare_data
 from dashvlm.engine.run import run
 from dashvlm.errors import ConfigError
 
@@ -179,3 +181,29 @@ def test_a_run_by_length_is_another_run_and_not_by_clip_as_well(config, tmp_path
     assert run(config(*WORLD, "model=smolvlm2", "data.length_window=4", "trainer.max_steps=2"), tmp_path / "run")[
         "steps"
     ]
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_a_prompt_that_asks_before_it_shows_is_not_shared(config, family):
+    backbone = _backbone(config, family).eval()
+    clip = _frames(2)
+    chats = [[{"role": "user", "content": [{"type": "text", "text": q}, {"type": "image"}, {"type": "image"}]}]
+             for q in QUESTIONS[:2]]  # fmt: skip
+    with torch.no_grad():
+        whole = backbone.score(backbone.encoder.encode(chats, [clip, clip]), ["Yes", "No"])
+        batch = backbone.encoder.encode_shared(chats, [clip], [0, 0])
+        assert "clip_of" not in batch
+        assert torch.allclose(whole, backbone.score(batch, ["Yes", "No"]), atol=1e-6)
+
+
+def test_dropout_augmentation_and_mixed_pictures_are_not_shared(config):
+    words = [*WORLD, "model=smolvlm2"]
+    assert build_module(config(*words, "peft.dropout=0.0")).collate("train").share
+    assert not build_module(config(*words, "peft.dropout=0.1")).collate("train").share
+    frames = ["model=llama32_vision", "model.loader_options.frames=images"]
+    assert not build_module(config(*WORLD, *frames, "peft.dropout=0.0")).collate("predict").share
+    cfg = config(*words, "peft.dropout=0.0", "data.augmentation={crop: 0.1}")
+    data, module = prepare_data(cfg), build_module(cfg)
+    dataset = SampleDataset(data.samples["train"], data.store, augmentation=cfg["data"]["augmentation"])
+    batch = module.collate("train")([dataset[0, 0], dataset[0, 1]])
+    assert "clip_of" not in batch["inputs"]

@@ -122,9 +122,19 @@ class HFEncoder(Encoder):
         batch = {k: v for k, v in batch.items() if k in BY_TOKEN}
         batch |= {k: v for k, v in known.items() if k not in (*PIXELS, *BY_TOKEN)}  # grids of the clips' pictures
         belongs = torch.tensor(clip_of)
-        return batch | self.apart.tensors(kept) | {
-            "clip_of": belongs, "prefix": common_prefix(batch, belongs, len(kept))
-        }  # fmt: skip
+        length = common_prefix(batch, belongs, len(kept))
+        if not self._pictures_first(batch, length[belongs]):  # a template of the user's own may ask before it shows
+            return self.encode(chats, rows, answers, prefix)
+        return batch | self.apart.tensors(kept) | {"clip_of": belongs, "prefix": length}  # fmt: skip
+
+    def _pictures_first(self, batch: Batch, length: Tensor) -> bool:
+        """Whether all pictures of each row lie within so many of its first tokens, [B]."""
+        image = getattr(self.processor, "image_token_id", None)
+        if image is None:
+            image = self.tokenizer.convert_tokens_to_ids(getattr(self.processor, "image_token", "<image>"))
+        shown = batch["input_ids"] == image
+        place = batch["attention_mask"].cumsum(1) - 1
+        return bool(shown.any(1).all()) and not bool((shown & (place >= length[:, None])).any())
 
     def _show(self, frames: Sequence[FrameArray]) -> Batch:
         """Encode pictures with no more text than a chat needs."""

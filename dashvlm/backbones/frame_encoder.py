@@ -45,6 +45,7 @@ class FrameEncoder:
         self._stacked = False  # the processor gives [B, N, ...], not the pictures of all clips one behind the other
         self._lists: set[str] = set()  # outputs that are lists, not tensors
         self._fill: dict[str, Tensor] = {}  # what stands where a clip has fewer frames
+        self._learnt = False
         self._arithmetic: int | None = None  # which of the orders of operations is the processor's
 
     def encode(self, frames: FrameArray) -> EncodedFrames:
@@ -53,6 +54,9 @@ class FrameEncoder:
         Pixels are kept as uint8 where normalising them again gives the processor's own values.
         """
         self._look(frames[:1])
+        if not self._learnt:  # from a picture of all values; a black one would not tell the orders apart
+            self._learnt = True
+            self.encode(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8))
         plain = self._rows([Image.fromarray(f) for f in frames[: 1 if self._arithmetic is not None else None]])
         raw = self._rows([Image.fromarray(f) for f in frames], do_rescale=False, do_normalize=False)
         few = len(plain["pixel_values"])
@@ -115,7 +119,7 @@ class FrameEncoder:
     def normalised(self, pixels: Tensor) -> Tensor:
         """Pixel values from whole ones, in the processor's own order of operations."""
         if self._arithmetic is None:
-            self.encode(np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8))
+            self.encode(_grey())
         return self._normalised(pixels, self._arithmetic or 0)
 
     def _normalised(self, pixels: Tensor, order: int) -> Tensor:
@@ -181,6 +185,8 @@ class FrameEncoder:
 
     def _put_together(self, name: str, rows: Sequence[np.ndarray], nested: bool) -> Tensor:
         """[B, N, ...] with zeros where a clip has fewer frames or smaller ones, or all rows one behind the other."""
+        if name == "pixel_values" and len({r.dtype for r in rows}) > 1:
+            rows = [self.normalised(_tensor(r)).numpy() if r.dtype == np.uint8 else r for r in rows]
         constant = all(is_constant(r) for r in rows) and len({(r.flat[0], r.shape[1:]) for r in rows}) == 1
         if not nested:
             if constant:

@@ -31,6 +31,8 @@ class Item:
     epoch: int = 0  # number of the pass over the data, for what varies between passes
     demos: tuple[tuple[FrameArray | EncodedFrames, Times], ...] = ()  # of ``sample.demos``
 
+    augmented: bool = False  # its frames are like those of no other item
+
     @property
     def readable(self) -> bool:
         """Whether there is anything to look at."""
@@ -79,6 +81,8 @@ class SampleDataset(Dataset[Item]):
         sample = self.samples[index]
         if "failed" in sample.clip.extra:
             return self[index, epoch]
+        if sample.demos and self.store.size is None:  # examples are resized to the sample's frames before
+            return None
         try:
             parts = [self.encoded.get(Path(s.clip.path), s.times_s) for s in (*sample.demos, sample)]
         except DataError:
@@ -104,4 +108,5 @@ class SampleDataset(Dataset[Item]):
             demos = [(np.full_like(f, 127), t) for f, t in demos]
         elif self.augmentation:
             frames = augment(frames, self.augmentation, (epoch, index))
-        return Item(index, sample, frames, times, epoch=epoch, demos=tuple(demos))
+        changed = bool(self.augmentation) and not self.blank
+        return Item(index, sample, frames, times, epoch=epoch, demos=tuple(demos), augmented=changed)

@@ -57,7 +57,7 @@ def encode_ahead(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer
     size_gb = kept.frame_bytes * sum(len(t) for t in data.times.values()) / 1e9
     if size_gb > float(options["store_gb"]):
         why = f"{kept.what} of this sweep take {size_gb:.0f} GB, the store holds data.store_gb={options['store_gb']:g}"
-        if "on" in (options.get("features"), options.get("encoded")):
+        if options.get("features" if kept.what == "features" else "encoded") == "on":
             raise ConfigError("data.features=on, data.encoded=on: not possible here", got=why, do="raise data.store_gb")
         log.info("frames are encoded each time they are used: %s", why)
         return data, Kept("nothing", why)
@@ -116,7 +116,7 @@ class _Lacking(Dataset[Any]):
 def _put(encoded: EncodedStore, video: Path, times: Times, made: EncodedFrames) -> None:
     try:
         encoded.put(video, times, made)
-    except OSError as error:
+    except (OSError, DataError) as error:
         log.warning("%s: %s; frames of %s are encoded anew each time", encoded.entries.suffix, error, video)
 
 

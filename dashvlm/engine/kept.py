@@ -6,6 +6,7 @@ Decided by what trains, by size and by how often frames are looked at.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def decide(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer) -> t
     made = backbone.encoder.apart.encode(first)
     processor = backbone.encoder.processor.image_processor
     by: dict[str, Any] = {
-        "versions": [transformers.__version__, PIL.__version__],
+        "versions": [transformers.__version__, PIL.__version__, _torchvision()],
         "processor": [type(processor).__name__, processor.to_dict(), backbone.encoder.image_kwargs],
     }
     pixel_bytes, uses = _bytes(made), _uses(cfg, data, module)
@@ -87,7 +88,7 @@ def decide(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer) -> t
         by |= {
             "torch": str(torch.__version__), "device": trainer.strategy.root_device.type,
             "precision": str(cfg["trainer"]["precision"]), "attention": backbone.base().config._attn_implementation,
-            "weights": _digest(parts),
+            "weights": _digest(parts), "config": _vision_config(backbone),
         }  # fmt: skip
         why = f"the vision half does not train, and each frame is used {uses:.1f} times"
         return Kept("features", why, feature_bytes), json.dumps(by, sort_keys=True, default=str)
@@ -96,6 +97,19 @@ def decide(cfg: Config, data: Data, module: VLMModule, trainer: pl.Trainer) -> t
         return Kept("pixels", why, pixel_bytes), json.dumps(by, sort_keys=True, default=str)
     why = "data.encoded=off" if pixels == "off" else f"each frame is used {uses:.1f} times only"
     return Kept("nothing", f"{why}; no features: {why_not}" if why_not else why), ""
+
+
+def _torchvision() -> str | None:
+    """The version of what resizes in some processors."""
+    try:
+        return importlib.metadata.version("torchvision")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _vision_config(backbone: HFBackbone) -> Any:
+    config: Any = getattr(backbone.base().config, "vision_config", None)
+    return None if config is None else config.to_dict()
 
 
 def _no_pixels(cfg: Config, module: VLMModule) -> str:
@@ -118,6 +132,8 @@ def _try_features(
         return "the family mixes frames before the language model", 0, []
     if str(cfg["trainer"]["precision"]) in ("bf16-true", "16-true", "64-true"):
         return f"trainer.precision={cfg['trainer']['precision']} casts the weights later", 0, []
+    if str(cfg["trainer"]["strategy"]).startswith("fsdp"):
+        return f"trainer.strategy={cfg['trainer']['strategy']} shards the weights later", 0, []
     backbone.to(trainer.strategy.root_device)
     called: list[nn.Module] = []
     hooks = [m.register_forward_hook(lambda m, *_: called.append(m)) for m in backbone.modules()]

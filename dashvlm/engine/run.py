@@ -87,8 +87,8 @@ def run(cfg: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             checksums.note(folder, checksums.WEIGHTS)
             results = write_results(cfg, data, rows, folder, module, stream)
             results["alarms"] += validation_alarms(trainer, cfg)
-            if cfg["data"].get("val_limit") and len(data.samples["val"]) > cfg["data"]["val_limit"]:
-                part, whole = cfg["data"]["val_limit"], len(data.samples["val"])
+            part, whole = cfg["data"].get("val_limit"), len(module.usable(data.samples["val"]))
+            if part and whole > part:
                 results["alarms"].append(f"validation chose the weights by {part} of {whole} samples (data.val_limit)")
             if module.truncated:
                 cut, limit = len(module.truncated), cfg["objective"]["max_tokens"]

@@ -161,12 +161,13 @@ def pixels_off_rows(
         rows: their rows with pixels; what failed there is not asked.
     """
     timed = getattr(module.backbone.encoder, "frames", "images") == "video"  # prints the times that frames truly have
+    drawn = bool((module.options.get("generation") or {}).get("do_sample"))  # each row draws a text of its own
     asked: dict[Any, Sample] = {}
     keys: list[Any] = []
     for sample, row in zip(samples, rows, strict=True):
         times = row.get("frame_times_s")
         size = None if loaders.store.size is not None or times is None else _size(loaders, sample)
-        alone = sample.sample_id if sample.demos else ""
+        alone = sample.sample_id if sample.demos or drawn else ""
         keys.append(None if times is None else (row["prompt"], tuple(times) if timed else len(times), size, alone))
         if keys[-1] is not None:
             asked.setdefault(keys[-1], sample)

@@ -19,6 +19,10 @@ class TextModule(VLMModule):
         backbone: Any = self.backbone
         if self.apart or not self.options.get("shared_clips") or getattr(backbone.encoder, "apart", None) is None:
             return False
+        if not backbone.encoder.frames_apart:
+            return False
+        if stage == "train" and any(isinstance(m, torch.nn.Dropout) and m.p for m in backbone.modules()):
+            return False  # each row draws its own
         if self.task.answer_prefix or (stage == "train" and backbone.base().is_gradient_checkpointing):
             return False
         plain = {"do_sample": False, "num_beams": 1}

@@ -252,8 +252,8 @@ class Collate:
 
 def _looks_at(item: Item) -> Any:
     """What tells the frames of an item from those of others; one with examples shares with none."""
-    if item.demos or item.frame_times_s is None:
-        return item.index
+    if item.demos or item.augmented or item.frame_times_s is None:
+        return item.index, item.epoch
     return item.sample.clip.path, tuple(item.frame_times_s.tolist())
 
 
