@@ -116,16 +116,13 @@ class HFEncoder(Encoder):
         rows = [kept[i] for i in clip_of]
         with self.apart.replaying(rows):
             batch = self._process(chats, {"images": self.apart.pictures(rows)}, answers, prefix)
-        with self.apart.replaying(kept):
-            known = self._process([chats[clip_of.index(i)] for i in range(len(kept))],
-                                  {"images": self.apart.pictures(kept)}, None, "")  # fmt: skip
-        batch = {k: v for k, v in batch.items() if k in BY_TOKEN}
-        batch |= {k: v for k, v in known.items() if k not in (*PIXELS, *BY_TOKEN)}  # grids of the clips' pictures
+        known = self.apart.about(kept)  # grids of pictures: of each clip once
+        batch = {k: v if k in BY_TOKEN else known[k] for k, v in batch.items() if k not in PIXELS}
         belongs = torch.tensor(clip_of)
         length = common_prefix(batch, belongs, len(kept))
         if not self._pictures_first(batch, length[belongs]):  # a template of the user's own may ask before it shows
             return self.encode(chats, rows, answers, prefix)
-        return batch | self.apart.tensors(kept) | {"clip_of": belongs, "prefix": length}  # fmt: skip
+        return batch | self.apart.tensors(kept) | {"clip_of": belongs, "prefix": length}
 
     def _pictures_first(self, batch: Batch, length: Tensor) -> bool:
         """Whether all pictures of each row lie within so many of its first tokens, [B]."""

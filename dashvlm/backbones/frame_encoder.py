@@ -2,7 +2,8 @@
 
 An image processor makes of a frame what it makes of it in any company, so its work can be kept. Text is still the
 processor's own: while it runs, stand-ins take the place of the pictures and of the image processor, which hands out
-what was made before. A batch put together this way equals the processor's bit for bit (checked at the first use).
+what was made before. A batch put together this way equals the processor's bit for bit in every family that is here
+(``tests/test_kept_frames.py``); that pixels may be kept as whole numbers is checked for each clip.
 """
 
 from __future__ import annotations

@@ -32,10 +32,6 @@ class EncodedFrames:
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def __getitem__(self, rows: Sequence[int] | slice) -> EncodedFrames:
-        return EncodedFrames({k: _same(v[:1], len(v[rows])) if is_constant(v) else v[rows]
-                              for k, v in self.arrays.items()})  # fmt: skip
-
     def kinds(self) -> tuple[tuple[str, str], ...]:
         """Names and types of the arrays; what is put together in one batch must agree in them."""
         return tuple(sorted((name, str(a.dtype)) for name, a in self.arrays.items()))
